@@ -1,0 +1,252 @@
+"""Every check on user input, and every message: *name must rule, got value; do this*.
+
+Checks look at types, shapes, dtypes and devices. Values are looked at only where they are already Python numbers or
+NumPy arrays, so nothing here waits for a device or breaks a graph.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+Array = Any  # a NumPy array or a torch tensor; NumPy in, NumPy out, tensors in, tensors out
+Sigma = Any  # a number, a 0-d or 1-D tensor or array, or a sequence of numbers
+Backend = Literal["reference", "cpu", "gpu"]
+Precision = Literal["highest", "high", "medium"]
+Estimator = Literal["biased", "unbiased", "u_statistic", "linear"]
+
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def is_tensor(value: object) -> bool:
+    """True for a torch tensor; torch is not loaded to find out."""
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+
+
+def dtype_name(array: Array) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _array(name: str, value: object) -> None:
+    if not (is_tensor(value) or isinstance(value, np.ndarray)):
+        raise TypeError(
+            f"{name} must be a NumPy array or a torch tensor, got {type(value).__name__}; "
+            f"convert it with numpy.asarray or torch.as_tensor"
+        )
+    kind = dtype_name(value)
+    if kind not in _DTYPES:
+        cast = "x.float()" if is_tensor(value) else "x.astype(numpy.float32)"
+        raise TypeError(
+            f"{name} must have a floating dtype ({', '.join(_DTYPES)}), got {kind}; "
+            f"cast it, for example {cast.replace('x.', name + '.')}"
+        )
+
+
+def same_kind(name: str, value: Array, first_name: str, first: Array) -> None:
+    """value is an array of the same library, dtype and device as first."""
+    _array(name, value)
+    if is_tensor(value) != is_tensor(first):
+        raise TypeError(
+            f"{name} must be of the same library as {first_name}, got {type(value).__name__} and "
+            f"{type(first).__name__}; convert one of them"
+        )
+    if value.dtype != first.dtype:
+        raise ValueError(
+            f"{name} must have the dtype of {first_name} ({dtype_name(first)}), got {dtype_name(value)}; cast one"
+        )
+    if is_tensor(value) and value.device != first.device:
+        raise ValueError(
+            f"{name} must be on the device of {first_name} ({first.device}), got {value.device}; move one with .to()"
+        )
+
+
+def points(name: str, value: Array) -> None:
+    """value is an array of points, (..., N, D)."""
+    _array(name, value)
+    if value.ndim < 2:
+        raise ValueError(
+            f"{name} must have shape (..., N, D), got {tuple(value.shape)}; "
+            f"for N points on a line use {name}.reshape(-1, 1)"
+        )
+
+
+def two_point_sets(x_name: str, x: Array, y_name: str, y: Array) -> None:
+    """x (..., N, D) and y (..., M, D) with the same D and batch dimensions that broadcast."""
+    points(x_name, x)
+    points(y_name, y)
+    same_kind(y_name, y, x_name, x)
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(
+            f"{y_name} must have as many coordinates as {x_name} ({x.shape[-1]}), got {y.shape[-1]}; "
+            f"both are (..., rows, D)"
+        )
+    batch_shape(((x_name, x.shape[:-2]), (y_name, y.shape[:-2])))
+
+
+def batch_shape(named: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
+    """The batch dimensions that all of them broadcast to."""
+    try:
+        return np.broadcast_shapes(*(shape for _, shape in named))
+    except ValueError:
+        shapes = " and ".join(f"{name} {tuple(shape)}" for name, shape in named)
+        raise ValueError(
+            f"batch dimensions must broadcast, got {shapes}; give each leading dimension the same size, or 1"
+        ) from None
+
+
+def bandwidths(sigma: Sigma, weights: Sigma | None) -> None:
+    """sigma is one or more positive numbers, weights as many finite ones."""
+    count = _numbers("sigma", sigma)
+    if weights is not None and _numbers("weights", weights) != count:
+        raise ValueError(
+            f"weights must have one entry per bandwidth ({count}), got {_numbers('weights', weights)}; "
+            f"leave it out for all ones"
+        )
+
+
+def _numbers(name: str, value: Sigma) -> int:
+    if is_tensor(value):
+        if value.ndim > 1 or value.numel() == 0:
+            raise ValueError(
+                f"{name} must be a number or a non-empty 1-D tensor, got shape {tuple(value.shape)}; "
+                f"for one bandwidth per dimension divide the data: rbf(x / ell, y / ell)"
+            )
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must have a floating dtype, got {dtype_name(value)}; cast it with .float()")
+        return int(value.numel())
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be a number or a sequence of numbers, got {value!r}; for example 1.0 or [1.0, 2.0]"
+        ) from None
+    if numbers.ndim > 1 or numbers.size == 0:
+        raise ValueError(
+            f"{name} must be a number or a non-empty 1-D sequence, got shape {numbers.shape}; "
+            f"for one bandwidth per dimension divide the data: rbf(x / ell, y / ell)"
+        )
+    if name == "sigma":
+        if not (np.isfinite(numbers).all() and (numbers > 0).all()):
+            raise ValueError(f"sigma must be positive and finite, got {value!r}; it is a length in the units of x")
+    elif not np.isfinite(numbers).all():
+        raise ValueError(f"{name} must be finite, got {value!r}; remove or replace the entry")
+    return numbers.size
+
+
+def positive_weights(weights: Sigma | None) -> None:
+    """Mixture weights of a density, where values can be seen."""
+    if weights is not None and not is_tensor(weights) and not (np.asarray(weights, dtype=np.float64) > 0).all():
+        raise ValueError(f"weights must be positive for a density, got {weights!r}; leave out what has no weight")
+
+
+def vector(name: str, value: Array, size: int, rows_of: str, like: Array) -> None:
+    """value is (..., size), a number per row of another argument."""
+    same_kind(name, value, rows_of, like)
+    if value.ndim < 1 or value.shape[-1] != size:
+        raise ValueError(
+            f"{name} must have one entry per row of {rows_of} (..., {size}), got shape {tuple(value.shape)}"
+            f"; reshape it"
+        )
+    if isinstance(value, np.ndarray) and not (np.isfinite(value).all() and (value >= 0).all()):
+        raise ValueError(f"{name} must be finite and not negative, got such an entry; remove or replace it")
+
+
+def right_hand_side(v: Array, y: Array) -> bool:
+    """v is (..., M) or (..., M, E) for y (..., M, D); True where it has the column axis.
+
+    v has one where its last axis but one is as long as y has rows and it has as many axes as y, or more.
+    """
+    same_kind("v", v, "y", y)
+    rows = y.shape[-2]
+    if v.ndim >= 2 and v.ndim >= y.ndim and v.shape[-2] == rows:
+        return True
+    if v.ndim >= 1 and v.shape[-1] == rows:
+        return False
+    raise ValueError(
+        f"v must have shape (..., M) or (..., M, E) with M = {rows}, the rows of y, got {tuple(v.shape)}; "
+        f"transpose or reshape it"
+    )
+
+
+def some_rows(name: str, array: Array, least: int, purpose: str) -> None:
+    if array.shape[-2] < least:
+        raise ValueError(
+            f"{name} must have at least {least} row{'s' * (least > 1)} for {purpose}, got {array.shape[-2]}; "
+            f"a mean over nothing has no value"
+        )
+
+
+def estimator(value: str, x: Array, y: Array, weighted: bool) -> None:
+    """value names an estimator that these samples allow."""
+    known = ("biased", "unbiased", "u_statistic", "linear")
+    if value not in known:
+        raise ValueError(f"estimator must be one of {', '.join(known)}, got {value!r}; unbiased is the usual one")
+    least = 1 if value == "biased" else 2
+    some_rows("x", x, least, f"the {value} estimator")
+    some_rows("y", y, least, f"the {value} estimator")
+    if value in ("u_statistic", "linear") and x.shape[-2] != y.shape[-2]:
+        raise ValueError(
+            f"x and y must have the same number of rows for the {value} estimator, got {x.shape[-2]} and "
+            f"{y.shape[-2]}; use unbiased for samples of different sizes"
+        )
+    if value == "linear" and weighted:
+        raise ValueError(
+            "x_weights and y_weights must be left out for the linear estimator, got weights; "
+            "use biased or unbiased for weighted samples"
+        )
+
+
+def leave_one_out(value: bool, x: Array, data: Array) -> None:
+    if value and x.shape[-2] != data.shape[-2]:
+        raise ValueError(
+            f"x must have the rows of data with leave_one_out, got {x.shape[-2]} and {data.shape[-2]}; "
+            f"row i of x leaves row i of data out"
+        )
+    if value:
+        some_rows("data", data, 2, "leave_one_out")
+
+
+def precision(value: str | None) -> None:
+    if value not in (None, "highest", "high", "medium"):
+        raise ValueError(f"precision must be highest, high, medium or None, got {value!r}; None follows torch")
+
+
+def backend(value: str | None, x: Array) -> None:
+    """value names a backend that can run where x is."""
+    if value not in (None, "reference", "cpu", "gpu"):
+        raise ValueError(f"backend must be reference, cpu, gpu or None, got {value!r}; None picks by device")
+    device = x.device.type if is_tensor(x) else "cpu"
+    if value == "cpu" and device != "cpu":
+        raise ValueError(f"backend='cpu' must get data on the CPU, got {x.device}; move it with .cpu()")
+    if value == "gpu" and device != "cuda":
+        where = x.device if is_tensor(x) else "a NumPy array"
+        raise ValueError(f"backend='gpu' must get tensors on a CUDA device, got {where}; move them with .cuda()")
+
+
+def gpu_kernel(name: str, found: bool) -> None:
+    if not found:
+        raise NotImplementedError(
+            f"backend='gpu' must name an operation that has a GPU kernel, got {name}; leave backend out"
+        )
+
+
+def out(value: Array, shape: tuple[int, ...], x: Array, needs_grad: bool) -> None:
+    """value can take a result of this shape as it is."""
+    same_kind("out", value, "x", x)
+    contiguous = value.is_contiguous() if is_tensor(value) else value.flags.c_contiguous and value.flags.writeable
+    if tuple(value.shape) != shape or not contiguous:
+        raise ValueError(
+            f"out must be a writable contiguous array of shape {shape}, got shape {tuple(value.shape)}"
+            f"{'' if contiguous else ', not contiguous or read-only'}; allocate it with empty"
+        )
+    if needs_grad:
+        raise ValueError(
+            "out must be left out where a gradient is wanted, got inputs that require one; "
+            "call under torch.no_grad() or without out"
+        )
+
+
+def max_points(value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+        raise ValueError(f"max_points must be a whole number of at least 2, got {value!r}; 2000 is the default")

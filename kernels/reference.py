@@ -1,0 +1,107 @@
+"""What every operation means, in plain torch: meant to be believed, never to be fast.
+
+    K[i, j] = sum_s w_s exp(-|x_i - y_j|^2 / (2 sigma_s^2))
+
+Every fast kernel is a second spelling of a function in this file, with the same name and arguments. Nothing is
+rearranged for speed: distances are sums of squared differences, and derivatives are torch's own. Give it float64 to
+have an oracle; it computes in the dtype that it is given. Time and memory are O(B N M D).
+
+Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (S,), a (B, N), b (B, M).
+"""
+
+import torch
+from torch import Tensor
+
+
+def squared_distance(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|^2, (B, N, M)."""
+    return (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
+
+
+def log_kernels(x: Tensor, y: Tensor, sigma: Tensor) -> Tensor:
+    """-|x_i - y_j|^2 / (2 sigma_s^2), the logarithm of each bandwidth's kernel, (S, B, N, M)."""
+    return -squared_distance(x, y) / (2 * sigma.to(x).square()[:, None, None, None])
+
+
+def off_diagonal(n: int, m: int, device: torch.device) -> Tensor:
+    """True where i != j, (N, M)."""
+    return ~torch.eye(n, m, dtype=torch.bool, device=device)
+
+
+def rbf(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
+    """K, (B, N, M). See gkfast.rbf."""
+    y = x if y is None else y
+    return torch.einsum("s,sbnm->bnm", weights.to(x), log_kernels(x, y, sigma).exp())
+
+
+def rbf_matmul(x: Tensor, y: Tensor, v: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
+    """K @ v, (B, N, E). See gkfast.rbf_matmul."""
+    return rbf(x, y, sigma, weights) @ v
+
+
+def log_density(
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+) -> Tensor:
+    """log sum_s sum_j exp(log_weights_s + log_data_weights_j - |x_i - y_j|^2 / (2 sigma_s^2)), (B, N).
+
+    With leave_one_out the sum runs over j != i. See gkfast.log_density for what the log weights are.
+    """
+    terms = log_kernels(x, y, sigma) + log_weights.to(x)[:, None, None, None] + log_data_weights[:, None, :]
+    if leave_one_out:
+        terms = terms.where(off_diagonal(x.shape[1], y.shape[1], x.device), -torch.inf)
+    return terms.logsumexp(dim=(0, 3))
+
+
+def score(
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+) -> Tensor:
+    """The gradient of log_density at x, (B, N, D): sum_s sum_j p_sij (y_j - x_i) / sigma_s^2, p the softmax.
+
+    See gkfast.score.
+    """
+    terms = log_kernels(x, y, sigma) + log_weights.to(x)[:, None, None, None] + log_data_weights[:, None, :]
+    if leave_one_out:
+        terms = terms.where(off_diagonal(x.shape[1], y.shape[1], x.device), -torch.inf)
+    p = (terms - terms.logsumexp(dim=(0, 3), keepdim=True)).exp()
+    pull = torch.einsum("s,sbnm->bnm", 1 / sigma.to(x).square(), p)
+    return torch.einsum("bnm,bnmd->bnd", pull, y[:, None, :, :] - x[:, :, None, :])
+
+
+def _three_sums(kernel, x: Tensor, y: Tensor, a: Tensor, b: Tensor, drop: int) -> Tensor:
+    n, m = x.shape[1], y.shape[1]
+
+    def total(p: Tensor, q: Tensor, u: Tensor, v: Tensor, drop_diagonal: bool) -> Tensor:
+        pairs = u[:, :, None] * v[:, None, :] * kernel(p, q)
+        if drop_diagonal:
+            pairs = pairs * off_diagonal(p.shape[1], q.shape[1], p.device)
+        return pairs.sum(dim=(1, 2))
+
+    assert drop < 2 or n == m
+    return torch.stack(
+        [total(x, x, a, a, drop >= 1), total(y, y, b, b, drop >= 1), total(x, y, a, b, drop >= 2)], dim=-1
+    )
+
+
+def kernel_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sigma: Tensor, weights: Tensor, drop: int) -> Tensor:
+    """The three sums behind kernel means and MMD^2: xx, yy, xy, (B, 3).
+
+        xx = sum_ij a_i a_j K(x_i, x_j),  yy = sum_ij b_i b_j K(y_i, y_j),  xy = sum_ij a_i b_j K(x_i, y_j)
+
+    drop = 0 keeps all pairs, 1 drops i = j from xx and yy, 2 from xy as well. See gkfast.kernel_means.
+    """
+    return _three_sums(lambda p, q: rbf(p, q, sigma, weights), x, y, a, b, drop)
+
+
+def mmd2(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Tensor, sigma: Tensor, weights: Tensor, drop: int
+) -> Tensor:
+    """scale_xx xx + scale_yy yy + scale_xy xy of the three sums taken over K - sum_s w_s, (B,).
+
+    Where the weights of all pairs sum to zero, as they do in MMD^2, this equals the same sum over K, and keeps the
+    digits that are lost when nearly equal means are subtracted. See gkfast.mmd2.
+    """
+
+    def kernel_minus_one(p: Tensor, q: Tensor) -> Tensor:
+        return torch.einsum("s,sbnm->bnm", weights.to(p), log_kernels(p, q, sigma).expm1())
+
+    return (scale * _three_sums(kernel_minus_one, x, y, a, b, drop)).sum(-1)
