@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gkfast.gan.data import Data
 
 # enough for the digits; a hundred seconds on two cores together with the control
-_STEPS = 3000
+_STEPS = 2000
 _BATCH_SIZE = 256
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    whole = _number(int, 1, "a whole number of at least 1", "3000")
+    whole = _number(int, 1, "a whole number of at least 1", "2000")
     train.add_argument("--data", default="digits", help="digits, ring, or the path of a .npy file (N, D...)")
     train.add_argument("--loss", default="gan+mmd", help="gan, gan+mmd, mmd, gan+logkde or article")
     train.add_argument("--steps", type=whole, default=_STEPS, help="updates of both networks")
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     train.add_argument(
         "--lam",
-        type=_number(float, 0, "a finite number of at least 0", "20"),
+        type=_number(float, 0, "a finite number of at least 0", "30"),
         help="weight of the kernel term (default: by loss)",
         default=argparse.SUPPRESS,
     )

@@ -4,6 +4,7 @@ Checks look at types, shapes, dtypes and devices. Values are looked at only wher
 NumPy arrays, so nothing here waits for a device or breaks a graph.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -115,28 +116,35 @@ def _numbers(name: str, value: Sigma) -> int:
         if not value.is_floating_point():
             raise TypeError(f"{name} must have a floating dtype, got {dtype_name(value)}; cast it with .float()")
         return int(value.numel())
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must be a number or a sequence of numbers, got {value!r}; for example 1.0 or [1.0, 2.0]"
-        ) from None
-    if numbers.ndim > 1 or numbers.size == 0:
+    # plain Python, so that torch.compile can follow it
+    if isinstance(value, np.ndarray):
+        shape = value.shape
+        value = value.reshape(-1).tolist() if value.ndim < 2 else []
+    else:
+        shape = (len(value),) if isinstance(value, list | tuple) else ()
+    entries = value if isinstance(value, list | tuple) else [value]
+    if len(shape) > 1 or not entries:
         raise ValueError(
-            f"{name} must be a number or a non-empty 1-D sequence, got shape {numbers.shape}; "
+            f"{name} must be a number or a non-empty 1-D sequence, got shape {shape}; "
             f"for one bandwidth per dimension divide the data: rbf(x / ell, y / ell)"
         )
-    if name == "sigma":
-        if not (np.isfinite(numbers).all() and (numbers > 0).all()):
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, int | float | np.integer | np.floating):
+            raise TypeError(
+                f"{name} must be a number or a sequence of numbers, got {value!r}; for example 1.0 or [1.0, 2.0]"
+            )
+        if name == "sigma" and not 0 < entry < math.inf:
             raise ValueError(f"sigma must be positive and finite, got {value!r}; it is a length in the units of x")
-    elif not np.isfinite(numbers).all():
-        raise ValueError(f"{name} must be finite, got {value!r}; remove or replace the entry")
-    return numbers.size
+        if not -math.inf < entry < math.inf:
+            raise ValueError(f"{name} must be finite, got {value!r}; remove or replace the entry")
+    return len(entries)
 
 
 def positive_weights(weights: Sigma | None) -> None:
     """Mixture weights of a density, where values can be seen."""
-    if weights is not None and not is_tensor(weights) and not (np.asarray(weights, dtype=np.float64) > 0).all():
+    if weights is None or is_tensor(weights):
+        return
+    if not all(w > 0 for w in (weights if isinstance(weights, list | tuple | np.ndarray) else [weights])):
         raise ValueError(f"weights must be positive for a density, got {weights!r}; leave out what has no weight")
 
 

@@ -8,6 +8,7 @@ arrays; torch tensors give tensors on the same device, differentiable. dtypes ar
 float16; halves are computed in float32.
 """
 
+import math
 import sys
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ class _Problem:
         checks.backend(backend, first)
         self.tensors = checks.is_tensor(first)
         self.batch = checks.batch_shape([(name, tuple(a.shape[:-2])) for name, a in named.items()])
+        self.count = math.prod(self.batch)
         self.dtype = first.dtype
         self.through_torch = not self.tensors and backend == "reference"
         if self.through_torch:
@@ -83,7 +85,8 @@ class _Problem:
             array = array.to(self.compute) if self.xp is not np else array.astype(self.compute)
         if array.ndim == 2 and not self.batch:
             return array[None]
-        return self.xp.broadcast_to(array, (*self.batch, *array.shape[-2:])).reshape(-1, *array.shape[-2:])
+        whole = self.xp.broadcast_to(array, (*self.batch, *array.shape[-2:]))
+        return whole.reshape((self.count, *array.shape[-2:]))
 
     def give(self, array: Array, dtype: Any = None) -> Array:
         """(B, ...) as (..., ...) in the caller's dtype (or the one named) and library."""
@@ -196,9 +199,9 @@ def rbf(
     if p.run.__name__ == "gkfast.kernels.reference" or p.compute != p.dtype:
         out[...] = p.give(p.run.rbf(x3, y3, p.sigma, p.weights))
     elif p.tensors:
-        p.run.rbf_out(x3, y3, p.sigma, p.weights, out.reshape(-1, *shape[-2:]))
+        p.run.rbf_out(x3, y3, p.sigma, p.weights, out.reshape((p.count, *shape[-2:])))
     else:
-        p.run.rbf(x3, y3, p.sigma, p.weights, out.reshape(-1, *shape[-2:]))
+        p.run.rbf(x3, y3, p.sigma, p.weights, out.reshape((p.count, *shape[-2:])))
     return out
 
 
@@ -384,6 +387,7 @@ def _density(
     checks.two_point_sets("x", x, "data", data)
     checks.some_rows("data", data, 1, "a density")
     checks.leave_one_out(leave_one_out, x, data)
+    checks.bandwidths(sigma, weights)
     checks.positive_weights(weights)
     named = {"x": x, "data": data}
     if data_weights is not None:
@@ -474,7 +478,7 @@ def kernel_means(
     s = _samples("kernel_sums", x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
     p = s.problem
     means = s.per_weight * p.run.kernel_sums(s.x, s.y, s.a, s.b, p.sigma, p.weights, s.drop)
-    means = means.reshape(-1, s.parts, 3).mean(1)
+    means = means.reshape((p.count, s.parts, 3)).mean(1)
     return KernelMeans(*(p.give(means[:, k], p.scalar_dtype) for k in range(3)))
 
 
@@ -526,7 +530,7 @@ def mmd2(
     xx, yy, xy = (s.per_weight[:, k] for k in range(3))
     scale = p.xp.stack([xx, yy, -2 * xy], -1)
     value = p.run.mmd2(s.x, s.y, s.a, s.b, scale, p.sigma, p.weights, s.drop)
-    return p.give(value.reshape(-1, s.parts).mean(1), p.scalar_dtype)
+    return p.give(value.reshape((p.count, s.parts)).mean(1), p.scalar_dtype)
 
 
 class _Samples(NamedTuple):
@@ -566,8 +570,8 @@ def _samples(
     if estimator == "linear":
         # each pair of rows is a small sample of its own, and its u-statistic the term of Gretton's Lemma 14
         parts = x3.shape[1] // 2
-        x3 = x3[:, : 2 * parts].reshape(-1, 2, x3.shape[2])
-        y3 = y3[:, : 2 * parts].reshape(-1, 2, y3.shape[2])
+        x3 = x3[:, : 2 * parts].reshape((p.count * parts, 2, x3.shape[2]))
+        y3 = y3[:, : 2 * parts].reshape((p.count * parts, 2, y3.shape[2]))
     a = _row_weights(p, named.get("x_weights"), x3)
     b = _row_weights(p, named.get("y_weights"), y3)
     drop = {"biased": 0, "unbiased": 1, "u_statistic": 2, "linear": 2}[estimator]

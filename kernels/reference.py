@@ -14,8 +14,11 @@ from torch import Tensor
 
 
 def squared_distance(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2, (B, N, M)."""
-    return (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1)
+    """|x_i - y_j|^2, (B, N, M), one coordinate after the other."""
+    total = x.new_zeros(x.shape[0], x.shape[1], y.shape[1])
+    for d in range(x.shape[2]):
+        total = total + (x[:, :, None, d] - y[:, None, :, d]).square()
+    return total
 
 
 def log_kernels(x: Tensor, y: Tensor, sigma: Tensor) -> Tensor:

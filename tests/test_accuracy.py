@@ -1,0 +1,158 @@
+"""The accuracy contract on data made to break kernels: offsets, far clusters, duplicates, scales, NaN, inf."""
+
+import numpy as np
+import pytest
+import torch
+
+import gkfast
+
+N = 150
+
+
+def offset(rng, dims):
+    return rng.normal(size=(N, dims)) + 1000 * np.sqrt(dims), np.sqrt(dims)
+
+
+def far_clusters(rng, dims):
+    x = rng.normal(size=(N, dims))
+    x[::2] += 100 * np.sqrt(dims) / np.sqrt(dims)
+    return x, np.sqrt(dims)
+
+
+def duplicates(rng, dims):
+    return np.repeat(rng.normal(size=(N // 5, dims)), 5, axis=0), 0.3 * np.sqrt(dims)
+
+
+def narrow(rng, dims):
+    x = rng.normal(size=(N, dims))
+    x[1::3] = x[::3] + 1e-3 * rng.normal(size=x[::3].shape)
+    return x, 1e-3 * np.sqrt(dims)
+
+
+def wide(rng, dims):
+    return rng.normal(size=(N, dims)), 1e3 * np.sqrt(dims)
+
+
+def tiny(rng, dims):
+    return 1e-20 * rng.normal(size=(N, dims)), 1e-20 * np.sqrt(dims)
+
+
+def huge(rng, dims):
+    return 1e20 * rng.normal(size=(N, dims)), 1e20 * np.sqrt(dims)
+
+
+DATA = {f.__name__: f for f in (offset, far_clusters, duplicates, narrow, wide, tiny, huge)}
+DIMS = [1, 2, 3, 16, 17, 33, 64, 513, 784, 3072]
+
+
+def drawn(rng, data, dims, dtype):
+    x, sigma = DATA[data](rng, dims)
+    x = x.astype(dtype)
+    # neighbours stay together, so that near pairs lie between the two sets as well
+    return x[: N // 2], x[N // 3 :], float(sigma)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("data", DATA)
+def test_kernel_matrix(rng, tolerance, exact, data, dims, dtype):
+    x, y, sigma = drawn(rng, data, dims, dtype)
+    error = np.abs(gkfast.rbf(x, y, sigma) - exact(gkfast.rbf, x, y, sigma)).max()
+    assert error <= tolerance("kernel", dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dims", [1, 3, 17, 64, 784])
+@pytest.mark.parametrize("data", DATA)
+def test_gradients(rng, tolerance, data, dims, dtype):
+    x, y, sigma = drawn(rng, data, dims, dtype)
+    g = rng.normal(size=(len(x), len(y)))
+    gradients = {}
+    for backend, kind in (("cpu", dtype), ("reference", np.float64)):
+        xt, yt = (torch.from_numpy(a.astype(kind)).requires_grad_() for a in (x, y))
+        k = gkfast.rbf(xt, yt, sigma, backend=backend)
+        rbf = torch.autograd.grad((k * torch.from_numpy(g.astype(kind))).sum() * sigma, (xt, yt))
+        mmd = torch.autograd.grad(gkfast.mmd2(xt, yt, [sigma, 2 * sigma], backend=backend) * sigma, (xt, yt))
+        log_p = gkfast.log_density(xt, yt, sigma, backend=backend)
+        density = torch.autograd.grad(log_p.sum() * sigma, (xt, yt))
+        gradients[backend] = [*rbf, *mmd, *density]
+    # a softmax over exponents of this size is known to their rounding, by the oracle as well
+    exponents = float(log_p.detach().abs().max()) * 1e-15
+    for ours, truth in zip(gradients["cpu"], gradients["reference"], strict=True):
+        error = (ours.double() - truth).norm() / truth.norm()
+        assert error <= tolerance("gradient", dtype) + exponents
+
+
+def test_mmd2_keeps_its_digits_where_means_are_nearly_equal(rng, exact):
+    # unit-norm embeddings with a wide kernel: every k is near 1
+    x, y = (rng.normal(size=(250, 768)) + shift for shift in (0, 0.01))
+    x, y = ((a / np.linalg.norm(a, axis=1, keepdims=True)).astype(np.float32) for a in (x, y))
+    for sigma, estimator in ((10.0, "biased"), (10.0, "unbiased"), (200.0, "biased")):
+        ours = float(gkfast.mmd2(x, y, sigma, estimator=estimator))
+        truth = float(exact(gkfast.mmd2, x, y, sigma, estimator=estimator))
+        assert ours == pytest.approx(truth, rel=1e-3)
+
+
+def test_means_keep_their_digits_where_kernels_are_small(rng, exact):
+    x, y = (rng.normal(size=(60, 50)).astype(np.float32) for _ in range(2))
+    ours, truth = gkfast.kernel_means(x, y, 1.0), exact(gkfast.kernel_means, x, y, 1.0)
+    assert float(ours.xy) == pytest.approx(float(truth.xy), rel=1e-5)
+    assert float(ours.xy) < 1e-10
+
+
+def test_log_density_is_finite_far_from_the_data(rng, exact):
+    data = rng.normal(size=(50, 64)).astype(np.float32)
+    x = (data[:5] + 1000).astype(np.float32)
+    ours = gkfast.log_density(x, data, 0.1)
+    assert np.isfinite(ours).all()
+    np.testing.assert_allclose(ours, exact(gkfast.log_density, x, data, 0.1), rtol=2e-7)
+
+
+def test_leave_one_out_keeps_its_digits_where_the_own_kernel_dominates(rng, exact, numpy_of):
+    data = (3 * rng.normal(size=(40, 30))).astype(np.float32)
+    for function in (gkfast.log_density, gkfast.score):
+        ours = function(data, data, 0.5, leave_one_out=True)
+        truth = exact(function, data, data, 0.5, leave_one_out=True)
+        np.testing.assert_allclose(ours, truth, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_stays_in_its_entries(rng, dtype):
+    x, y = rng.normal(size=(20, 3)).astype(dtype), rng.normal(size=(15, 3)).astype(dtype)
+    clean = gkfast.rbf(x, y, 1.0)
+    x[4, 1], y[7, 0] = np.nan, np.nan
+    k = gkfast.rbf(x, y, 1.0)
+    assert np.isnan(k[4]).all()
+    assert np.isnan(k[:, 7]).all()
+    others = np.ix_(np.delete(np.arange(20), 4), np.delete(np.arange(15), 7))
+    np.testing.assert_array_equal(k[others], clean[others])
+    product = gkfast.rbf_matmul(x, y[:7], np.ones(7, dtype), 1.0)
+    np.testing.assert_array_equal(np.isnan(product), np.arange(20) == 4)
+    density = gkfast.log_density(x, y[:7], 1.0)
+    np.testing.assert_array_equal(np.isnan(density), np.arange(20) == 4)
+    assert np.isnan(gkfast.mmd2(x, y, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_infinite_distance_is_a_kernel_of_zero(dtype):
+    x = np.array([[np.inf, 0.0], [1.0, 0.0]], dtype)
+    y = np.array([[0.0, 0.0], [-np.inf, 0.0]], dtype)
+    k = gkfast.rbf(x, y, 1.0)
+    assert k[0].tolist() == [0, 0]
+    assert k[1, 1] == 0
+
+
+@pytest.mark.parametrize("sigma", [1e-20, 1.0, 1e20])
+def test_overflowing_squares_are_zero_or_one(sigma):
+    x = np.array([[1e20, -3e38], [1e20, 3e38], [1e-30, 0.0], [2e-30, 0.0]], np.float32)
+    k = gkfast.rbf(x, sigma=sigma)
+    np.testing.assert_array_equal(np.diag(k), 1)
+    assert k[0, 1] == 0
+    assert k[0, 2] == 0
+    np.testing.assert_allclose(k[2, 3], 1, atol=1e-6)
+
+
+def test_bandwidths_far_apart_in_one_mixture():
+    x = np.array([[0.0], [1e-3], [1e3]])
+    k = gkfast.rbf(x, sigma=[1e-3, 1e3])
+    np.testing.assert_allclose(k, sum(gkfast.rbf(x, sigma=s, backend="reference") for s in (1e-3, 1e3)), atol=1e-14)

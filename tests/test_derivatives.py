@@ -1,0 +1,220 @@
+"""Every derivative of every operation: first and second order, alone and through torch.compile."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import gkfast
+import gkfast.ops
+
+D = torch.float64
+
+
+@pytest.fixture
+def leaf():
+    torch.manual_seed(3)
+
+    def make(*shape, positive=False):
+        values = torch.rand(*shape, dtype=D) + 0.2 if positive else torch.randn(*shape, dtype=D)
+        return values.requires_grad_()
+
+    return make
+
+
+def inputs(leaf):
+    return {
+        "x": leaf(2, 4, 3),
+        "y": leaf(2, 5, 3),
+        "z": leaf(5, 3),
+        "v": leaf(2, 5, 2),
+        "sigma": torch.tensor([0.7, 1.5], dtype=D, requires_grad=True),
+        "w": torch.tensor([0.6, 0.3], dtype=D, requires_grad=True),
+        "a": leaf(2, 4, positive=True),
+        "b": leaf(2, 5, positive=True),
+    }
+
+
+# each operation, with every argument that can carry a gradient
+OPERATIONS = {
+    "rbf": (lambda x, y, s, w, **_: gkfast.rbf(x, y, s, weights=w), "x y sigma w"),
+    "rbf of x with itself": (lambda z, s, w, **_: gkfast.rbf(z, None, s, weights=w), "z sigma w"),
+    "rbf_matmul": (lambda x, y, v, s, w, **_: gkfast.rbf_matmul(x, y, v, s, weights=w), "x y v sigma w"),
+    "rbf_matmul of x with itself": (lambda z, s, **_: gkfast.rbf_matmul(z, None, z[:, 0], s), "z sigma"),
+    "log_density": (
+        lambda x, y, s, w, b, **_: gkfast.log_density(x, y, s, weights=w, data_weights=b),
+        "x y sigma w b",
+    ),
+    "log_density, leave one out": (
+        lambda z, s, w, **_: gkfast.log_density(z, z, s, weights=w, leave_one_out=True),
+        "z sigma w",
+    ),
+    "score": (lambda x, y, s, w, **_: gkfast.score(x, y, s, weights=w), "x y sigma w"),
+    "kernel_means": (
+        lambda x, y, s, w, a, **_: torch.stack(gkfast.kernel_means(x, y, s, weights=w, x_weights=a)),
+        "x y sigma w a",
+    ),
+    "mmd2": (lambda x, y, s, w, **_: gkfast.mmd2(x, y, s, weights=w), "x y sigma w"),
+    "mmd2, weighted": (
+        lambda x, y, a, b, s, **_: gkfast.mmd2(x, y, s, x_weights=a, y_weights=b),
+        "x y a b sigma",
+    ),
+    "mmd2, biased": (
+        lambda x, y, a, s, **_: gkfast.mmd2(x, y, s, estimator="biased", x_weights=a),
+        "x y a sigma",
+    ),
+    "mmd2, u_statistic": (lambda x, y, s, **_: gkfast.mmd2(x, y[:, :4], s, estimator="u_statistic"), "x y sigma"),
+    "mmd2, linear": (lambda x, y, s, **_: gkfast.mmd2(x, y[:, :4], s, estimator="linear"), "x y sigma"),
+}
+
+
+@pytest.fixture(params=OPERATIONS)
+def operation(request, leaf):
+    """The function of its tensors alone, and the tensors."""
+    function, names = OPERATIONS[request.param]
+    names = names.split()
+    values = inputs(leaf)
+
+    def positional(*tensors):
+        return function(**{"s" if n == "sigma" else n: t for n, t in zip(names, tensors, strict=True)})
+
+    return positional, tuple(values[n] for n in names)
+
+
+def test_gradcheck(operation):
+    function, tensors = operation
+    assert gradcheck(function, tensors)
+
+
+def test_gradgradcheck(operation):
+    function, tensors = operation
+    assert gradgradcheck(function, tensors)
+
+
+def test_compiled_without_graph_breaks(operation):
+    function, tensors = operation
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*tensors), function(*tensors), rtol=0, atol=0)
+    ours = torch.autograd.grad(compiled(*tensors).square().sum(), tensors)
+    plain = torch.autograd.grad(function(*tensors).square().sum(), tensors)
+    torch.testing.assert_close(ours, plain, rtol=1e-13, atol=1e-13)
+
+
+# inductor itself imports torch.jit.script_method, which torch 2.13 deprecates
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiled_by_inductor(leaf):
+    torch._dynamo.reset()
+    x, y = leaf(8, 3), leaf(9, 3)
+
+    def loss(x, y):
+        return gkfast.mmd2(torch.tanh(x), y, [0.5, 1.0]) + gkfast.rbf(x, y).mean()
+
+    value = torch.compile(loss, fullgraph=True)(x, y)
+    ours = torch.autograd.grad(value, (x, y))
+    torch.testing.assert_close(value, loss(x, y))
+    torch.testing.assert_close(ours, torch.autograd.grad(loss(x, y), (x, y)))
+
+
+def test_opcheck(leaf):
+    t = inputs(leaf)
+    x, y, s, w, a, b = (t[k] for k in ("x", "y", "sigma", "w", "a", "b"))
+    everything = {
+        "rbf": (x, y, s, w),
+        "rbf_out": (x.detach(), y.detach(), s.detach(), w.detach(), torch.empty(2, 4, 5, dtype=D)),
+        "rbf_backward": (leaf(2, 4, 5), x, y, s, w, [True] * 4),
+        "rbf_matmul": (x, y, t["v"], s, w, None, False),
+        "rbf_matmul_backward": (leaf(2, 4, 2), x, y, t["v"], s, w, None, False, [True] * 5),
+        "log_density": (x, y, s, w.detach().log(), b.detach().log(), False),
+        "kernel_sums_with_gradients": (leaf(2, 3), x, y, a, b, s, w, 1, True, [True] * 6),
+        "mmd2": (leaf(2, 3), x, y, a, b, s, w, 1, [True] * 6),
+    }
+    defined = {
+        str(name).removeprefix("gkfast::") for name in torch._C._dispatch_get_all_op_names() if "gkfast" in name
+    }
+    assert defined == set(everything)
+    for name, arguments in everything.items():
+        operator = getattr(torch.ops.gkfast, name).default
+        assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}
+
+
+def test_only_the_wanted_gradients_are_computed(leaf, monkeypatch):
+    from gkfast.kernels import cpu
+
+    seen = []
+    whole = cpu.kernel_sums_with_gradients
+    monkeypatch.setattr(cpu, "kernel_sums_with_gradients", lambda *a: (seen.append(tuple(a[-1])), whole(*a))[1])
+    x, y = leaf(6, 2), leaf(7, 2)
+    gkfast.mmd2(x, y.detach(), 1.0).backward()
+    # one call: backward only scales what the forward sweep has computed
+    assert seen == [(True, False, False, False, False, False)]
+    with torch.no_grad():
+        gkfast.mmd2(x, y, 1.0)
+    assert seen[1:] == [(False,) * 6]
+
+
+def test_hessian_at_coincident_points():
+    # d2/dx2 exp(-|x - y|^2 / (2 sigma^2)) at x = y is -1 / sigma^2; distances through a square root lose it
+    sigma, n, dims = 0.5, 4, 3
+    x = torch.ones(n, dims, dtype=D, requires_grad=True)
+    y = torch.ones(n, dims, dtype=D)
+    (g,) = torch.autograd.grad(gkfast.rbf(x, y, sigma).sum(), x, create_graph=True)
+    (h,) = torch.autograd.grad(g.sum(), x)
+    torch.testing.assert_close(h, torch.full_like(h, -n / sigma**2))
+
+
+def train_with_gradient_penalty(rbf):
+    torch.manual_seed(0)
+    critic = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+    optimiser = torch.optim.Adam(critic.parameters(), lr=1e-2)
+    real, fake = torch.randn(32, 2), torch.randn(32, 2) + 1
+    penalties = []
+    for _ in range(80):
+        points = torch.cat([real, fake]).requires_grad_()
+        f_real, f_fake, f = critic(real), critic(fake), critic(points)
+        witness = rbf(f, f_real).mean(1) - rbf(f, f_fake).mean(1)
+        (slope,) = torch.autograd.grad(witness.sum(), points, create_graph=True)
+        penalty = (slope.norm(dim=1) - 1).square().mean()
+        optimiser.zero_grad()
+        penalty.backward()
+        optimiser.step()
+        penalties.append(penalty.item())
+    return penalties
+
+
+def test_gradient_penalty_on_a_witness_trains_as_with_plain_torch():
+    def plain(p, q):
+        return torch.exp(-(p[:, None] - q[None]).square().sum(-1) / 2)
+
+    penalties = train_with_gradient_penalty(gkfast.rbf)
+    assert penalties == pytest.approx(train_with_gradient_penalty(plain), rel=1e-4)
+    assert penalties[-1] < 0.7 * penalties[0]
+
+
+def test_compiled_with_a_changing_number_for_sigma(leaf):
+    torch._dynamo.reset()
+    x, y = leaf(8, 3), leaf(9, 3)
+    compiled = torch.compile(lambda s: gkfast.mmd2(x, y, [s, 2 * s]), fullgraph=True, backend="aot_eager")
+    for sigma in (0.5, 0.75, 1.5):
+        torch.testing.assert_close(compiled(sigma), gkfast.mmd2(x, y, [sigma, 2 * sigma]), rtol=0, atol=0)
+
+
+def test_gradients_flow_through_shared_tensors(leaf):
+    # y is computed from x: the second derivative must not count that path twice
+    x = leaf(4, 2)
+
+    def loss(x):
+        return gkfast.mmd2(x, torch.sin(2 * x), 0.8) + gkfast.rbf_matmul(x, x.square(), x[:, 0], 1.2).sum()
+
+    assert gradgradcheck(loss, (x,))
+
+
+def test_double_backward_of_float32_is_that_of_float64(leaf):
+    x, y = leaf(30, 5), leaf(40, 5)
+
+    def second(x, y):
+        (g,) = torch.autograd.grad(gkfast.mmd2(x, y, [1.0, 2.0]), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), (x, y))
+
+    narrow = second(*(t.detach().float().requires_grad_() for t in (x, y)))
+    for ours, truth in zip(narrow, second(x, y), strict=True):
+        assert (ours - truth).norm() <= 1e-4 * truth.norm()

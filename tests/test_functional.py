@@ -1,0 +1,289 @@
+"""The public functions against the reference in float64: shapes, dtypes, mixtures, batches, properties."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gkfast
+
+# one more than a tile, primes, one, none; D of 1, 33 and one more than the block over coordinates
+SHAPES = [
+    (1, 1, 1),
+    (3, 5, 2),
+    (257, 31, 33),
+    (13, 513, 3),
+    (64, 256, 65),
+    (37, 41, 129),
+    (2, 300, 784),
+    (5, 7, 3072),
+]
+BANDWIDTHS = [(1.3, None), ([0.5, 1.0, 2.0], None), ([0.7, 1.9], [0.25, 2.0])]
+
+
+def sample(rng, dtype, n, m, dims):
+    # the typical distance is of the order of sigma for every D
+    scale = 1 / np.sqrt(dims)
+    return (rng.normal(size=(n, dims)) * scale).astype(dtype), (rng.normal(size=(m, dims)) * scale).astype(dtype)
+
+
+def relative(ours, truth):
+    return np.abs(ours - truth).max() / max(np.abs(truth).max(), 1e-300)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("sigma", "weights"), BANDWIDTHS)
+def test_rbf(rng, tolerance, exact, numpy_of, library, dtype, shape, sigma, weights):
+    x, y = sample(rng, dtype, *shape)
+    ours = numpy_of(gkfast.rbf(library(x), library(y), sigma, weights=weights))
+    assert ours.dtype == dtype
+    truth = exact(gkfast.rbf, x, y, sigma, weights=weights)
+    assert np.abs(ours - truth).max() <= tolerance("kernel", dtype) * np.abs(weights or np.ones(np.size(sigma))).sum()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rbf_matmul(rng, tolerance, exact, numpy_of, library, dtype, shape):
+    x, y = sample(rng, dtype, *shape)
+    for v in (rng.uniform(size=len(y)), rng.uniform(size=(len(y), 1)), rng.uniform(size=(len(y), 3))):
+        v = v.astype(dtype)
+        ours = numpy_of(gkfast.rbf_matmul(library(x), library(y), library(v), [0.8, 1.6]))
+        truth = exact(gkfast.rbf_matmul, x, y, v, [0.8, 1.6])
+        assert ours.shape == truth.shape
+        assert relative(ours, truth) <= tolerance("sum", dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_density_and_score(rng, tolerance, exact, numpy_of, library, dtype, shape):
+    x, data = sample(rng, dtype, *shape)
+    a = rng.uniform(0.1, 1, size=len(data)).astype(dtype)
+    options = {"weights": [0.3, 0.7]}
+    for function, what in ((gkfast.log_density, "density"), (gkfast.score, "gradient")):
+        ours = numpy_of(function(library(x), library(data), [0.1, 0.5], data_weights=library(a), **options))
+        truth = exact(function, x, data, [0.1, 0.5], data_weights=a, **options)
+        assert relative(ours, truth) <= tolerance(what, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("estimator", ["biased", "unbiased", "u_statistic", "linear"])
+@pytest.mark.parametrize("shape", [(2, 2, 1), (300, 300, 5), (7, 7, 784)])
+def test_means_and_mmd2(rng, tolerance, exact, numpy_of, library, dtype, estimator, shape):
+    x, y = sample(rng, dtype, *shape)
+    for sigma, weights in BANDWIDTHS:
+        options = {"estimator": estimator, "weights": weights}
+        ours = gkfast.kernel_means(library(x), library(y), sigma, **options)
+        truth = exact(gkfast.kernel_means, x, y, sigma, **options)
+        for name in ("xx", "yy", "xy"):
+            assert relative(numpy_of(getattr(ours, name)), getattr(truth, name)) <= tolerance("sum", dtype)
+        value = numpy_of(gkfast.mmd2(library(x), library(y), sigma, **options))
+        expected = exact(gkfast.mmd2, x, y, sigma, **options)
+        # the terms whose difference MMD^2 is
+        size = abs(truth.xx) + abs(truth.yy)
+        assert value.dtype == dtype
+        assert abs(value - expected) <= tolerance("sum", dtype) * size
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_samples_of_different_sizes_and_weights(rng, tolerance, exact, numpy_of, library, estimator):
+    x, y = sample(rng, np.float64, 21, 34, 3)
+    a, b = rng.uniform(size=21), rng.uniform(size=34)
+    ours = gkfast.mmd2(
+        library(x), library(y), [0.5, 1.0], estimator=estimator, x_weights=library(a), y_weights=library(b)
+    )
+    p, q = a / a.sum(), b / b.sum()
+    kxx, kyy, kxy = (
+        sum(gkfast.rbf(u, v, s, backend="reference") for s in (0.5, 1.0)) for u, v in ((x, x), (y, y), (x, y))
+    )
+    if estimator == "unbiased":
+        np.fill_diagonal(kxx, 0)
+        np.fill_diagonal(kyy, 0)
+    within_x = p @ kxx @ p / (1 - (p @ p if estimator == "unbiased" else 0))
+    within_y = q @ kyy @ q / (1 - (q @ q if estimator == "unbiased" else 0))
+    assert float(ours) == pytest.approx(within_x + within_y - 2 * p @ kxy @ q, abs=1e-13)
+
+
+def test_repeated_rows_are_weights(rng):
+    x, y = sample(rng, np.float64, 6, 5, 2)
+    counts = np.array([1, 2, 3, 1, 1, 2])
+    weighted = gkfast.mmd2(x, y, 0.7, estimator="biased", x_weights=counts.astype(float))
+    repeated = gkfast.mmd2(np.repeat(x, counts, 0), y, 0.7, estimator="biased")
+    assert float(weighted) == pytest.approx(float(repeated), abs=1e-14)
+
+
+CALLS = {
+    "rbf": lambda x, y: gkfast.rbf(x, y, 0.9),
+    "rbf_matmul": lambda x, y: gkfast.rbf_matmul(x, y, y[..., :2], 0.9),
+    "log_density": lambda x, y: gkfast.log_density(x, y, 0.9),
+    "score": lambda x, y: gkfast.score(x, y, 0.9),
+    "kernel_means": lambda x, y: gkfast.kernel_means(x, y, 0.9).xy,
+    "mmd2": lambda x, y: gkfast.mmd2(x, y, [0.9, 1.8]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_batch_dimensions_broadcast_and_equal_a_loop(rng, library, numpy_of, name):
+    x, y = rng.normal(size=(4, 1, 11, 3)), rng.normal(size=(5, 13, 3))
+    batched = numpy_of(CALLS[name](library(x), library(y)))
+    assert batched.shape[:2] == (4, 5)
+    for i in range(4):
+        for j in range(5):
+            np.testing.assert_array_equal(batched[i, j], numpy_of(CALLS[name](library(x[i, 0]), library(y[j]))))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_strides_do_not_matter(rng, name):
+    x, y = rng.normal(size=(3, 22)).T, rng.normal(size=(26, 6))[::2, ::2]
+    assert not x.flags.c_contiguous
+    assert not y.flags.c_contiguous
+    np.testing.assert_array_equal(CALLS[name](x, y), CALLS[name](x.copy(), y.copy()))
+    xt, yt = torch.from_numpy(x.copy()).mT.contiguous().mT, torch.from_numpy(np.ascontiguousarray(y))
+    np.testing.assert_array_equal(CALLS[name](xt, yt).numpy(), CALLS[name](x, y))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_halves_are_computed_in_float32(rng, name, half):
+    x = torch.from_numpy(rng.normal(size=(33, 5))).to(half)
+    y = torch.from_numpy(rng.normal(size=(29, 5))).to(half)
+    ours = CALLS[name](x, y)
+    # rounding the result is the only loss; scalar losses and log densities are not rounded to half at all
+    wide = CALLS[name](x.float(), y.float())
+    scalar = name in ("log_density", "kernel_means", "mmd2")
+    assert ours.dtype == (torch.float32 if scalar else half)
+    torch.testing.assert_close(ours, wide if scalar else wide.to(half), atol=0, rtol=0)
+
+
+def test_numpy_float16(rng):
+    x = rng.normal(size=(9, 2)).astype(np.float16)
+    ours = gkfast.rbf(x, sigma=1.0)
+    assert ours.dtype == np.float16
+    np.testing.assert_array_equal(ours, gkfast.rbf(x.astype(np.float32), sigma=1.0).astype(np.float16))
+
+
+def test_empty_inputs_have_defined_results(library, numpy_of):
+    none, some = np.zeros((0, 3)), np.ones((4, 3))
+    assert numpy_of(gkfast.rbf(library(none), library(some))).shape == (0, 4)
+    assert numpy_of(gkfast.rbf(library(some), library(none))).shape == (4, 0)
+    assert numpy_of(gkfast.rbf(library(np.zeros((2, 0, 3))))).shape == (2, 0, 0)
+    assert numpy_of(gkfast.rbf(library(np.zeros((0, 4, 3))))).shape == (0, 4, 4)
+    np.testing.assert_array_equal(
+        numpy_of(gkfast.rbf_matmul(library(some), library(none), library(np.zeros((0, 2))))), np.zeros((4, 2))
+    )
+    assert numpy_of(gkfast.log_density(library(none), library(some), 1.0)).shape == (0,)
+    # no coordinates: all points are the same point
+    np.testing.assert_array_equal(
+        numpy_of(gkfast.rbf(library(np.zeros((2, 0))), weights=[0.5])), np.full((2, 2), 0.5)
+    )
+
+
+def test_out_is_filled_and_nothing_around_it(rng, library, numpy_of):
+    x, y = rng.normal(size=(37, 3)), rng.normal(size=(41, 3))
+    guarded = np.full((39, 41), -7.0)
+    out = library(guarded)[1:-1]
+    result = gkfast.rbf(library(x), library(y), 0.8, out=out)
+    assert result is out
+    np.testing.assert_array_equal(numpy_of(out), gkfast.rbf(x, y, 0.8))
+    np.testing.assert_array_equal(
+        guarded[[0, -1]] if isinstance(out, np.ndarray) else out._base.numpy()[[0, -1]], -7.0
+    )
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_entry_is_written(rng, monkeypatch, name):
+    x, y = rng.normal(size=(37, 3)), rng.normal(size=(300, 3))
+    expected = CALLS[name](x, y)
+
+    def poisoned(shape, dtype=float, **options):
+        return np.full(shape, np.nan, dtype, **options)
+
+    # the kernels allocate with numpy.empty
+    monkeypatch.setattr(np, "empty", poisoned)
+    np.testing.assert_array_equal(CALLS[name](x, y), expected)
+
+
+# properties ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dims", [1, 3, 17, 784])
+def test_kernel_matrix_is_symmetric_with_ones_and_at_most_one(rng, library, numpy_of, dtype, dims):
+    x = (rng.normal(size=(301, dims)) * rng.choice([1e-3, 1, 1e3], size=(301, 1))).astype(dtype)
+    k = numpy_of(gkfast.rbf(library(x), sigma=1.0))
+    np.testing.assert_array_equal(k, k.T)
+    np.testing.assert_array_equal(np.diag(k), 1)
+    assert k.max() <= 1
+    assert k.min() >= 0
+    np.testing.assert_array_equal(k, numpy_of(gkfast.rbf(library(x), library(x.copy()), 1.0)))
+
+
+sizes = st.integers(1, 40)
+samples = {"n": sizes, "m": sizes, "dims": st.integers(1, 20), "seed": st.integers(0, 2**32 - 1)}
+few = settings(max_examples=25, deadline=None)
+
+
+def draw(n, m, dims, seed, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    # multiples of 1/64 below 8: moving them by 4096 rounds nothing, in float32 either
+    x = rng.integers(-512, 512, size=(n, dims)) / 64
+    y = rng.integers(-512, 512, size=(m, dims)) / 64
+    return x.astype(dtype), y.astype(dtype), float(np.sqrt(dims))
+
+
+@few
+@given(**samples)
+def test_translation(n, m, dims, seed):
+    x, y, sigma = draw(n, m, dims, seed, np.float32)
+    np.testing.assert_array_equal(gkfast.rbf(x + 4096, y + 4096, sigma), gkfast.rbf(x, y, sigma))
+
+
+@few
+@given(**samples)
+def test_joint_scaling_by_a_power_of_two(n, m, dims, seed):
+    x, y, sigma = draw(n, m, dims, seed, np.float32)
+    k = gkfast.rbf(x, y, sigma)
+    for power in (2.0**-100, 2.0**-8, 2.0**100):
+        np.testing.assert_array_equal(gkfast.rbf(x * np.float32(power), y * np.float32(power), sigma * power), k)
+
+
+@few
+@given(**samples)
+def test_permutation_and_linearity(n, m, dims, seed):
+    x, y, sigma = draw(n, m, dims, seed)
+    rng = np.random.default_rng(seed)
+    i, j, v, w = rng.permutation(n), rng.permutation(m), rng.normal(size=m), rng.normal(size=m)
+    np.testing.assert_array_equal(gkfast.rbf(x[i], y[j], sigma), gkfast.rbf(x, y, sigma)[i][:, j])
+    both = gkfast.rbf_matmul(x, y, 2 * v - 3 * w, sigma)
+    apart = 2 * gkfast.rbf_matmul(x, y, v, sigma) - 3 * gkfast.rbf_matmul(x, y, w, sigma)
+    np.testing.assert_allclose(both, apart, atol=1e-12)
+    np.testing.assert_allclose(gkfast.rbf_matmul(x, y, v, sigma), gkfast.rbf(x, y, sigma) @ v, atol=1e-12)
+
+
+@few
+@given(**samples)
+def test_rotation(n, m, dims, seed):
+    x, y, sigma = draw(n, m, dims, seed)
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(dims, dims)))
+    np.testing.assert_allclose(gkfast.rbf(x @ q, y @ q, sigma), gkfast.rbf(x, y, sigma), atol=1e-12)
+
+
+@few
+@given(**samples)
+def test_splitting_the_data_and_adding_is_the_whole(n, m, dims, seed):
+    x, y, sigma = draw(n, m, dims, seed)
+    v = np.random.default_rng(seed).normal(size=m)
+    half = m // 2
+    parts = gkfast.rbf_matmul(x, y[:half], v[:half], sigma) + gkfast.rbf_matmul(x, y[half:], v[half:], sigma)
+    np.testing.assert_allclose(parts, gkfast.rbf_matmul(x, y, v, sigma), atol=1e-13)
+
+
+@few
+@given(**samples)
+def test_biased_mmd2_is_a_squared_distance(n, m, dims, seed):
+    x, y, sigma = draw(n, m, dims, seed)
+    assert float(gkfast.mmd2(x, x, sigma, estimator="biased")) == pytest.approx(0, abs=1e-14)
+    assert float(gkfast.mmd2(x, y, sigma, estimator="biased")) >= -1e-14
+    forth, back = (float(gkfast.mmd2(*pair, sigma, estimator="biased")) for pair in ((x, y), (y, x)))
+    assert forth == pytest.approx(back, abs=1e-14)
