@@ -41,17 +41,16 @@ def _squared_distances(x, b, i, yt, j0, n, part, d2):
         # four coordinates at a time: one load and one store of the partial sum for four products
         while k + 4 <= k1:
             x0, x1, x2, x3 = x[b, i, k], x[b, i, k + 1], x[b, i, k + 2], x[b, i, k + 3]
+            y0, y1 = yt[b, k, j0 : j0 + n], yt[b, k + 1, j0 : j0 + n]
+            y2, y3 = yt[b, k + 2, j0 : j0 + n], yt[b, k + 3, j0 : j0 + n]
             for j in range(n):
-                e0 = yt[b, k, j0 + j] - x0
-                e1 = yt[b, k + 1, j0 + j] - x1
-                e2 = yt[b, k + 2, j0 + j] - x2
-                e3 = yt[b, k + 3, j0 + j] - x3
+                e0, e1, e2, e3 = y0[j] - x0, y1[j] - x1, y2[j] - x2, y3[j] - x3
                 part[j] += (e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3)
             k += 4
         while k < k1:
-            x0 = x[b, i, k]
+            x0, y0 = x[b, i, k], yt[b, k, j0 : j0 + n]
             for j in range(n):
-                e0 = yt[b, k, j0 + j] - x0
+                e0 = y0[j] - x0
                 part[j] += e0 * e0
             k += 1
         for j in range(n):
@@ -63,15 +62,6 @@ def _total(u, n):
     total = u.dtype.type(0)
     for j in range(n):
         total += u[j]
-    return total
-
-
-@_sum
-def _dot(u, v, b, e, j0, n):
-    """sum_j u[j] v[b, e, j0 + j]"""
-    total = u.dtype.type(0)
-    for j in range(n):
-        total += u[j] * v[b, e, j0 + j]
     return total
 
 
@@ -92,11 +82,11 @@ def _dot2(u, v, n):
 
 
 @_sum
-def _pull(u, yt, b, k, j0, n, xk):
+def _pull(u, y, xk, n):
     """sum_j u[j] (y_jk - x_ik)"""
     total = u.dtype.type(0)
     for j in range(n):
-        total += u[j] * (yt[b, k, j0 + j] - xk)
+        total += u[j] * (y[j] - xk)
     return total
 
 
@@ -111,14 +101,15 @@ def rbf_rows(x, yt, scale, weights, out, start, stop):
         for j0 in range(0, cols, _J_BLOCK):
             n = min(_J_BLOCK, cols - j0)
             _squared_distances(x, b, i, yt, j0, n, part, d2)
+            row = out[b, i, j0 : j0 + n]
             for s in range(scale.shape[0]):
                 c, w = scale[s], weights[s]
                 if s == 0:
                     for j in range(n):
-                        out[b, i, j0 + j] = w * exp2(-d2[j] * c)
+                        row[j] = w * exp2(-d2[j] * c)
                 else:
                     for j in range(n):
-                        out[b, i, j0 + j] += w * exp2(-d2[j] * c)
+                        row[j] += w * exp2(-d2[j] * c)
 
 
 @_exact
@@ -168,15 +159,16 @@ def sum_rows(
             _squared_distances(x, b, i, yt, j0, n, part, d2)
             if want_c:
                 if from_pairs:
+                    row = pairs[b, i, j0 : j0 + n]
                     for j in range(n):
-                        c[j] = pairs[b, i, j0 + j]
+                        c[j] = row[j]
                 else:
                     for j in range(n):
                         c[j] = 0
                     for e in range(columns):
-                        ge = g[b, i, e]
+                        ge, row = g[b, i, e], v[b, e, j0 : j0 + n]
                         for j in range(n):
-                            c[j] += ge * v[b, e, j0 + j]
+                            c[j] += ge * row[j]
                 if skip:
                     c[i - j0] = 0
             for j in range(n):
@@ -184,16 +176,17 @@ def sum_rows(
                 pull[j] = 0
             for s in range(count):
                 a, w, p, shift = scale[s], weights[s], pull_weights[s], row_shift[b, i, s]
+                shifts = col_shift[b, s, j0 : j0 + n]
                 if minus_one:
                     for j in range(n):
-                        t = -d2[j] * a - shift - col_shift[b, s, j0 + j]
+                        t = -d2[j] * a - shift - shifts[j]
                         k[j] = exp2(t)
                         less[j] = exp2m1(t)
                         total[j] += w * less[j]
                         pull[j] += p * k[j]
                 else:
                     for j in range(n):
-                        k[j] = exp2(-d2[j] * a - shift - col_shift[b, s, j0 + j])
+                        k[j] = exp2(-d2[j] * a - shift - shifts[j])
                         total[j] += w * k[j]
                         pull[j] += p * k[j]
                 if want_parameters:
@@ -203,12 +196,12 @@ def sum_rows(
                 total[i - j0] = 0
             if want_value:
                 for e in range(columns):
-                    value[b, i, e] += _dot(total, v, b, e, j0, n)
+                    value[b, i, e] += _dot2(total, v[b, e, j0 : j0 + n], n)
             if want_dx:
                 for j in range(n):
                     pull[j] *= c[j]
                 for d in range(dims):
-                    dx[b, i, d] += _pull(pull, yt, b, d, j0, n, x[b, i, d])
+                    dx[b, i, d] += _pull(pull, yt[b, d, j0 : j0 + n], x[b, i, d], n)
 
 
 @_exact
@@ -225,10 +218,10 @@ def log_sum_exp_rows(x, yt, scale, log_weights, col_log, skip_diagonal, start, s
             n = min(_J_BLOCK, cols - j0)
             _squared_distances(x, b, i, yt, j0, n, part, d2)
             for s in range(scale.shape[0]):
-                a, w = scale[s], log_weights[s]
+                a, w, logs = scale[s], log_weights[s], col_log[b, j0 : j0 + n]
                 top = -np.inf
                 for j in range(n):
-                    t[j] = w + col_log[b, j0 + j] - d2[j] * a
+                    t[j] = w + logs[j] - d2[j] * a
                 if skip_diagonal and j0 <= i < j0 + n:
                     t[i - j0] = -np.inf
                 for j in range(n):
