@@ -56,9 +56,10 @@ class _Problem:
         self.xp: Any = sys.modules["torch"] if checks.is_tensor(first) else np
         self.compute = self.xp.float64 if first.dtype == self.xp.float64 else self.xp.float32
         self.run = _backend(op, first, backend)
-        if self.run.__name__ == "gkfast.kernels.reference" and getattr(first, "device", None) != "mps":
+        self.by_reference = self.run.__name__ == "gkfast.kernels.reference"
+        if self.by_reference and first.device.type != "mps":
+            # the reference is for believing: in float64, but for a device that has none
             self.compute = self.xp.float64
-        self.like = first
         self.sigma = self.numbers(sigma)
         self.weights = self.numbers(weights) if weights is not None else self.numbers([1.0] * len(self.sigma))
 
@@ -101,9 +102,8 @@ class _Problem:
     @property
     def scalar_dtype(self) -> Any:
         """Losses of half-precision data come back in float32."""
-        if checks.dtype_name(self.like) == "float64":
-            return self.dtype
-        return sys.modules["torch"].float32 if self.tensors else np.float32
+        wide = sys.modules["torch"] if self.tensors else np
+        return wide.float64 if self.dtype == wide.float64 else wide.float32
 
 
 def _backend(op: str, x: Array, backend: Backend | None) -> ModuleType:
@@ -196,7 +196,7 @@ def rbf(
         return p.give(p.run.rbf(x3, y3, p.sigma, p.weights))
     shape = (*p.batch, x.shape[-2], (x if y is None else y).shape[-2])
     checks.out(out, shape, x, _wants_gradient(p, x, y, p.sigma, p.weights))
-    if p.run.__name__ == "gkfast.kernels.reference" or p.compute != p.dtype:
+    if p.by_reference or p.compute != p.dtype:
         out[...] = p.give(p.run.rbf(x3, y3, p.sigma, p.weights))
     elif p.tensors:
         p.run.rbf_out(x3, y3, p.sigma, p.weights, out.reshape((p.count, *shape[-2:])))
