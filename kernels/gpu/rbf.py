@@ -1,0 +1,235 @@
+"""The kernel matrix and its gradients.
+
+Distances are sums of squared differences, as on the CPU: right for every input, at FP32 (not tensor-core) speed.
+Differences are scaled by a power of two taken from sigma, which is exact, so that squares stay in range where the
+kernel is neither 0 nor 1.
+
+The gradients take three kernels: one writes W_ij = g_ij sum_s w_s / sigma_s^2 k_sij, as large as g, and the partial
+sums for sigma and weights; the others pull on x and on y with the rows and the columns of W. Every output has one
+owner, so nothing is added by atomics and results repeat bit for bit.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2_E = math.log2(math.e)
+
+# BN, BM, BD, warps by kernel: few enough entries a thread to compile without spills for sm_80, sm_90 and sm_100 in
+# every dtype (tests/compile_gpu_kernels.py); not yet tuned on a GPU
+TILES = {"matrix": (32, 64, 4, 8), "weight": (32, 32, 4, 4), "pull": (32, 64, 4, 8)}
+_RUNTIME_SIZES = ["N", "M", "D", "S"]
+
+
+@triton.jit
+def _squared_distances(
+    x_ptr,
+    y_ptr,
+    rows,
+    cols,
+    row_in,
+    col_in,
+    unit,
+    D,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """|x_i - y_j|^2 in units of 1 / unit, [BN, BM]; summed in blocks of BD, so that rounding does not grow with D."""
+    total = tl.zeros([BN, BM], ACC)
+    for d0 in range(0, D, BD):
+        part = tl.zeros([BN, BM], ACC)
+        for k in tl.static_range(BD):
+            d = d0 + k
+            xi = tl.load(x_ptr + rows * D + d, mask=row_in & (d < D), other=0.0).to(ACC)
+            yj = tl.load(y_ptr + cols * D + d, mask=col_in & (d < D), other=0.0).to(ACC)
+            e = (xi[:, None] - yj[None, :]) * unit
+            part = tl.fma(e, e, part)
+        total += part
+    return total
+
+
+@triton.jit(do_not_specialize=_RUNTIME_SIZES)
+def _rbf_kernel(
+    x_ptr,
+    y_ptr,
+    out_ptr,
+    table_ptr,
+    N,
+    M,
+    D,
+    S,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BM)
+    pid = tl.program_id(0).to(tl.int64)
+    b = pid // (tiles_n * tiles_m)
+    tile = pid % (tiles_n * tiles_m)
+    i = (tile // tiles_m) * BN + tl.arange(0, BN)
+    j = (tile % tiles_m) * BM + tl.arange(0, BM)
+    row_in, col_in = i < N, j < M
+    unit = tl.load(table_ptr)
+    d2 = _squared_distances(x_ptr, y_ptr, b * N + i, b * M + j, row_in, col_in, unit, D, BN, BM, BD, ACC)
+    total = tl.zeros([BN, BM], ACC)
+    for s in range(S):
+        scale, weight = tl.load(table_ptr + 1 + s), tl.load(table_ptr + 1 + S + s)
+        total += weight * tl.exp2(-d2 * scale)
+    out = out_ptr + (b * N + i)[:, None] * M + j[None, :]
+    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=row_in[:, None] & col_in[None, :])
+
+
+def rbf(x, y, sigma, weights, out=None):
+    """K, (B, N, M). See gkfast.rbf."""
+    other = x if y is None else y
+    batch, n, dims = x.shape
+    m = other.shape[1]
+    if out is None:
+        out = x.new_empty(batch, n, m)
+    acc = _accumulator(x)
+    bn, bm, bd, warps = TILES["matrix"]
+    programs = batch * triton.cdiv(n, bn) * triton.cdiv(m, bm)
+    if programs:
+        table = _table(sigma, weights, acc, x.device)
+        _rbf_kernel[(programs,)](
+            x, other, out, table, n, m, dims, len(sigma),
+            BN=bn, BM=bm, BD=bd, ACC=_triton_dtype(acc), num_warps=warps,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=_RUNTIME_SIZES)
+def _rbf_weight_kernel(
+    g_ptr, x_ptr, y_ptr, w_ptr, moments_ptr, table_ptr, N, M, D, S,
+    WANT_MOMENTS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BM)
+    pid = tl.program_id(0).to(tl.int64)
+    b = pid // (tiles_n * tiles_m)
+    tile = pid % (tiles_n * tiles_m)
+    i = (tile // tiles_m) * BN + tl.arange(0, BN)
+    j = (tile % tiles_m) * BM + tl.arange(0, BM)
+    row_in, col_in = i < N, j < M
+    inside = row_in[:, None] & col_in[None, :]
+    unit = tl.load(table_ptr)
+    d2 = _squared_distances(x_ptr, y_ptr, b * N + i, b * M + j, row_in, col_in, unit, D, BN, BM, BD, ACC)
+    place = (b * N + i)[:, None] * M + j[None, :]
+    g = tl.load(g_ptr + place, mask=inside, other=0.0).to(ACC)
+    w = tl.zeros([BN, BM], ACC)
+    for s in range(S):
+        gk = g * tl.exp2(-d2 * tl.load(table_ptr + 1 + s))
+        w += tl.load(table_ptr + 1 + 2 * S + s) * gk
+        if WANT_MOMENTS:
+            # an infinite distance has a kernel of 0 and no say in the moments
+            spread = tl.where(gk == 0.0, 0.0, gk * d2)
+            tl.store(moments_ptr + pid * 2 * S + s, tl.sum(tl.sum(gk, 1), 0))
+            tl.store(moments_ptr + pid * 2 * S + S + s, tl.sum(tl.sum(spread, 1), 0))
+    tl.store(w_ptr + place, w, mask=inside)
+
+
+@triton.jit(do_not_specialize=_RUNTIME_SIZES)
+def _rbf_pull_kernel(
+    w_ptr, x_ptr, y_ptr, dx_ptr, table_ptr, N, M, D, row_stride, col_stride,
+    BOTH: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    # dx_i = sum_j W_ij (y_j - x_i), for BN rows and BD coordinates; W is read by strides, so that y pulls as x does
+    tiles_n, tiles_d = tl.cdiv(N, BN), tl.cdiv(D, BD)
+    pid = tl.program_id(0).to(tl.int64)
+    b = pid // (tiles_n * tiles_d)
+    tile = pid % (tiles_n * tiles_d)
+    i = (tile // tiles_d) * BN + tl.arange(0, BN)
+    d0 = (tile % tiles_d) * BD
+    row_in = i < N
+    unit = tl.load(table_ptr)
+    dims = tl.arange(0, BD)
+    total = tl.zeros([BN, BD], ACC)
+    for j0 in range(0, M, BM):
+        j = tl.arange(0, BM).to(tl.int64) + j0
+        col_in = j < M
+        inside = row_in[:, None] & col_in[None, :]
+        base = w_ptr + b * N * M
+        w = tl.load(base + i[:, None] * row_stride + j[None, :] * col_stride, mask=inside, other=0.0)
+        if BOTH:
+            w += tl.load(base + i[:, None] * col_stride + j[None, :] * row_stride, mask=inside, other=0.0)
+        # a loop, not unrolled: each turn holds a reduction, and unrolled ones take long to compile
+        for k in range(BD):
+            d = d0 + k
+            xi = tl.load(x_ptr + (b * N + i) * D + d, mask=row_in & (d < D), other=0.0).to(ACC)
+            yj = tl.load(y_ptr + (b * M + j) * D + d, mask=col_in & (d < D), other=0.0).to(ACC)
+            e = (yj[None, :] - xi[:, None]) * unit
+            # a kernel of 0 pulls nothing, from infinitely far either
+            pull = tl.sum(tl.where(w == 0.0, 0.0, w * e), 1)
+            total += tl.where(dims[None, :] == k, pull[:, None], 0.0)
+    out = dx_ptr + (b * N + i)[:, None] * D + d0 + dims[None, :]
+    tl.store(out, (total * unit).to(dx_ptr.dtype.element_ty), mask=row_in[:, None] & (d0 + dims < D)[None, :])
+
+
+def rbf_backward(g, x, y, sigma, weights, wants):
+    """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are None. y None: x is both."""
+    want_x, want_y, want_sigma, want_weights = wants
+    want_moments = want_sigma or want_weights
+    other = x if y is None else y
+    batch, n, dims = x.shape
+    m, count, acc = other.shape[1], len(sigma), _accumulator(x)
+    table = _table(sigma, weights, acc, x.device)
+    options = {"ACC": _triton_dtype(acc)}
+
+    bn, bm, bd, warps = TILES["weight"]
+    programs = batch * triton.cdiv(n, bn) * triton.cdiv(m, bm)
+    w = x.new_empty(batch, n, m, dtype=acc)
+    moments = x.new_empty(programs if want_moments else 0, 2, count, dtype=acc)
+    if programs:
+        _rbf_weight_kernel[(programs,)](
+            g, x, other, w, moments, table, n, m, dims, count,
+            WANT_MOMENTS=want_moments, BN=bn, BM=bm, BD=bd, num_warps=warps, **options,
+        )  # fmt: skip
+
+    def pull(rows, cols, row_stride, col_stride):
+        bn, bm, bd, warps = TILES["pull"]
+        dx = torch.empty_like(rows)
+        programs = batch * triton.cdiv(rows.shape[1], bn) * triton.cdiv(dims, bd)
+        if programs:
+            _rbf_pull_kernel[(programs,)](
+                w, rows, cols, dx, table, rows.shape[1], cols.shape[1], dims, row_stride, col_stride,
+                BOTH=y is None, BN=bn, BM=bm, BD=bd, num_warps=warps, **options,
+            )  # fmt: skip
+        return dx
+
+    dx = pull(x, other, m, 1) if want_x else None
+    dy = pull(other, x, 1, m) if want_y else None
+    dsigma = dweights = None
+    if want_moments:
+        total = moments.double().sum(0)
+        dweights = total[0] if want_weights else None
+        if want_sigma:
+            # the second moment is in units of table[0] to the power -2
+            dsigma = weights.to(total) * total[1] / (sigma.to(total) * table[0].double()) ** 2 / sigma.to(total)
+    return dx, dy, dsigma, dweights
+
+
+def _accumulator(x):
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _triton_dtype(dtype):
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def _table(sigma, weights, dtype, device):
+    """[1 / unit, log2(e) / (2 sigma^2), weights, weights / sigma^2], lengths in unit, a power of two near sigma.
+
+    Computed where sigma is; numbers on the CPU are copied without waiting for the device.
+    """
+    sigma, weights = sigma.detach().double(), weights.detach().to(sigma.device).double()
+    inverse = torch.exp2(-torch.log2(sigma).mean().floor())
+    units = sigma * inverse
+    limits = torch.finfo(dtype)
+    # clamped, because 0 times infinity would be NaN where equal points must give 1
+    scale = (LOG2_E / 2 / units.square()).clamp(limits.tiny, limits.max)
+    pull = (weights / units.square()).clamp(limits.min, limits.max)
+    return torch.cat([inverse[None], scale, weights, pull]).to(device, dtype, non_blocking=True)
