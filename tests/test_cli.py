@@ -1,0 +1,186 @@
+"""gkfast train: what a run leaves, and that nothing is written when it is refused."""
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+
+from gkfast.__main__ import main
+from gkfast.gan import metrics
+
+FILES = [
+    "config.json",
+    "curves.png",
+    "generator.pt",
+    "metrics.json",
+    "metrics.jsonl",
+    "report.html",
+    "samples.png",
+]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    # --threads is for the whole process
+    torch.set_num_threads(threads)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def png_size(path):
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", head[16:24])
+
+
+def test_digits_run_is_complete(tmp_path, capsys, monkeypatch):
+    # a tenth of the usual samples: the density estimate takes most of so short a run
+    monkeypatch.setattr(metrics, "SAMPLES", 1000)
+    assert main(["train", "--data", "digits", "--steps", "6", "--batch", "32", "--seed", "5"]) == 0
+    folder = tmp_path / "runs" / "digits-001"
+    assert names(folder) == FILES
+
+    summary = json.loads((folder / "metrics.json").read_text())
+    assert summary.keys() >= {"seconds", "steps", "seed", "loss", "data", "sigma", "control"}
+    assert (summary["steps"], summary["seed"], summary["loss"], summary["data"]) == (6, 5, "gan+mmd", "digits")
+    assert len(summary["sigma"]) == 5
+    for figures in (summary, summary["control"], summary["real"]):
+        assert figures.keys() >= {"mmd2", "parzen", "classes", "class_kl"}
+    # six steps: far from the data, which score best
+    assert summary["real"]["mmd2"] < 0.01 < summary["mmd2"]
+
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["run"] for record in records] == ["gan+mmd"] * 6 + ["gan"] * 6
+
+    for picture in ("samples.png", "curves.png"):
+        width, height = png_size(folder / picture)
+        assert width > 1000
+        assert height > 300
+    page = (folder / "report.html").read_text()
+    assert len(re.findall('src="data:image/png;base64,', page)) == 2
+    assert not re.search(r"https?:|<script|<link|@import|url\(", page)
+    for key in ("parzen", "mmd2"):
+        form = ".1f" if key == "parzen" else ".5f"
+        for figures in (summary, summary["control"]):
+            assert format(figures[key], form) in page
+
+    weights = torch.load(folder / "generator.pt", weights_only=True)
+    assert all(w.isfinite().all() for w in weights.values())
+    printed = capsys.readouterr()
+    assert str(folder.relative_to(tmp_path)) in printed.out
+    assert "6/6" in printed.err
+
+
+def test_next_free_folder_and_no_control(tmp_path):
+    (tmp_path / "runs" / "ring-004").mkdir(parents=True)
+    arguments = ["train", "--data", "ring", "--steps", "2", "--batch", "16", "--no-control", "--loss", "gan+logkde"]
+    assert main(arguments) == 0
+    folder = tmp_path / "runs" / "ring-005"
+    assert names(folder) == FILES
+    summary = json.loads((folder / "metrics.json").read_text())
+    assert "control" not in summary
+    assert summary.keys() >= {"modes", "strict_modes", "high_quality", "reverse_kl", "mmd2"}
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (40, 5), (40, 6, 6), (40, 4, 4, 3)])
+def test_file_run_is_complete(tmp_path, shape):
+    np.save("mine.npy", np.random.default_rng(0).normal(3, 2, shape))
+    (tmp_path / "out").mkdir()
+    # a batch larger than the 28 rows to train on is cut to them where it was not asked for
+    assert main(["train", "--data", "mine.npy", "--steps", "2", "--out", "out", "--no-control"]) == 0
+    assert names(tmp_path / "out") == FILES
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["batch_size"] == 28
+
+
+def test_title_is_escaped(tmp_path):
+    np.save("<b>.npy", np.random.default_rng(0).normal(size=(40, 2)))
+    assert main(["train", "--data", "<b>.npy", "--steps", "1", "--out", "out", "--no-control"]) == 0
+    assert "<b>" not in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "none.npy"], '--data must be "digits", "ring" or an existing .npy file, got \'none.npy\''),
+        (["--data", "flat.npy"], "flat.npy must hold an array of shape (N, D...), got shape (40,)"),
+        (["--out", "full"], "--out must be a new or empty folder, got 'full'"),
+        (["--out", "flat.npy"], "--out must be a new or empty folder, got 'flat.npy'"),
+        (["--out", "flat.npy/run"], "--out must be a folder that can be made, got 'flat.npy/run' (Not a directory)"),
+        (["--steps", "0"], "--steps must be a whole number of at least 1, got '0'"),
+        (["--steps", "1.5"], "--steps must be a whole number of at least 1, got '1.5'"),
+        (["--batch", "1"], "--batch must be a whole number of at least 2, got '1'"),
+        (["--batch", "1001"], "--batch must be at most the 1000 samples to train on, got 1001"),
+        (["--lr", "nan"], "--lr must be a positive finite number, got 'nan'"),
+        (["--lr", "0"], "--lr must be a positive finite number, got '0'"),
+        (["--lam", "-1"], "--lam must be a finite number of at least 0, got '-1'"),
+        (["--seed", "-1"], "--seed must be a whole number of at least 0, got '-1'"),
+        (["--sigma", "0,1"], "--sigma must be median, mean, or positive numbers with commas between, got '0,1'"),
+        (["--loss", "wgan"], "--loss must be one of gan, gan+mmd, mmd, gan+logkde, article, got 'wgan'"),
+        (["--threads", "0"], "--threads must be a whole number of at least 1, got '0'"),
+        (["--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
+        (["--stpes", "3"], "unrecognized arguments: --stpes 3"),
+    ],
+)
+def test_refusal_is_one_sentence_and_writes_nothing(tmp_path, capsys, arguments, message):
+    np.save("flat.npy", np.arange(40.0))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *arguments])
+    assert stop.value.code == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert message in said.err
+
+
+def test_missing_extra_is_named_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    # None in sys.modules is how Python marks what must not be imported
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--steps", "1"])
+    assert stop.value.code == 2
+    assert 'pip install "gkfast[train]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_divergence_is_one_sentence(tmp_path, capsys):
+    assert main(["train", "--steps", "50", "--batch", "16", "--lr", "1e30", "--out", "out"]) == 1
+    # the progress line comes first
+    assert "finite, got" in capsys.readouterr().err.splitlines()[-1]
+    assert "interrupted" in json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+
+def test_interruption_is_one_sentence(capsys, monkeypatch):
+    from gkfast.gan import trainer
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "run", interrupted)
+    assert main(["train", "--data", "ring", "--out", "out"]) == 130
+    assert capsys.readouterr().err == "gkfast train: interrupted; out holds what was done so far\n"
+
+
+def test_help_and_version_do_not_load_torch():
+    for argument in ("--help", "--version"):
+        code = (
+            "import sys; from gkfast.__main__ import main\n"
+            f"try: main([{argument!r}])\n"
+            "finally: assert not {'torch', 'numba', 'sklearn', 'matplotlib'} & sys.modules.keys()"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert (version("gkfast") if argument == "--version" else "train") in done.stdout

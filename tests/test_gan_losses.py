@@ -1,0 +1,197 @@
+"""The GAN losses against formulas written out by hand, in float64."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gkfast.gan import (
+    LOSSES,
+    compute_distance,
+    discriminator_loss,
+    gan_loss,
+    generator_loss,
+    log_kde_ratio,
+    mmd,
+    objective,
+    similarity,
+)
+
+# float64 throughout: what is left is rounding
+TOLERANCE = {"rtol": 1e-12, "atol": 1e-13}
+
+
+def points(n, seed, dims=3):
+    return torch.randn(n, dims, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def k(a, b, sigma):
+    """One kernel value, spelled out."""
+    return math.exp(-sum((p - q) ** 2 for p, q in zip(a.tolist(), b.tolist(), strict=True)) / (2 * sigma**2))
+
+
+def test_compute_distance_is_the_kernel_matrix():
+    x, y = points(4, 0), points(3, 1)
+    K = torch.tensor([[k(a, b, 0.8) for b in y] for a in x], dtype=torch.float64)
+    torch.testing.assert_close(compute_distance(x, y, 0.8), K, **TOLERANCE)
+
+
+def test_similarity_is_the_kernel_of_each_pair():
+    x, y = points(5, 0), points(5, 1)
+    s = torch.tensor([k(a, b, 1.3) for a, b in zip(x, y, strict=True)], dtype=torch.float64)
+    torch.testing.assert_close(similarity(x, y, 1.3), s, **TOLERANCE)
+    torch.testing.assert_close(similarity(x[0], y[0], 1.3), s[0], **TOLERANCE)
+    torch.testing.assert_close(torch.from_numpy(similarity(x.numpy(), y.numpy(), 1.3)), s, **TOLERANCE)
+
+
+def test_similarity_wants_pairs():
+    with pytest.raises(ValueError, match=r"x and y must have the same shape, got \(4, 3\) and \(5, 3\)"):
+        similarity(points(4, 0), points(5, 0), 1.0)
+
+
+def test_losses_from_logits_are_the_cross_entropies():
+    real, fake = points(6, 0)[:, 0], points(6, 1)[:, 0]
+    D = lambda d: [1 / (1 + math.exp(-v)) for v in d.tolist()]  # noqa: E731
+    expected_d = -sum(map(math.log, D(real))) / 6 - sum(math.log(1 - p) for p in D(fake)) / 6
+    expected_g = -sum(map(math.log, D(fake))) / 6
+    assert discriminator_loss(real, fake).item() == pytest.approx(expected_d, rel=1e-12)
+    assert generator_loss(fake).item() == pytest.approx(expected_g, rel=1e-12)
+
+
+def test_losses_from_logits_stay_finite():
+    far = torch.tensor([1e4, -1e4])
+    assert discriminator_loss(far, far).item() == pytest.approx(1e4)
+    assert generator_loss(far).item() == pytest.approx(5e3)
+
+
+def test_mmd_is_unbiased_and_averaged_over_the_bandwidths():
+    g, x, sigmas = points(5, 0), points(4, 1), [0.5, 2.0]
+    expected = 0.0
+    for s in sigmas:
+        gg = sum(k(a, b, s) for i, a in enumerate(g) for j, b in enumerate(g) if i != j) / (5 * 4)
+        xx = sum(k(a, b, s) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / (4 * 3)
+        gx = sum(k(a, b, s) for a in g for b in x) / (5 * 4)
+        expected += (gg + xx - 2 * gx) / len(sigmas)
+    assert mmd(g, x, sigmas).item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_log_kde_ratio_is_its_formula():
+    g, x, sigmas = points(5, 0), points(7, 1), [0.6, 1.5]
+    expected = 0.0
+    for s in sigmas:
+        for i, a in enumerate(g):
+            q = sum(k(a, b, s) for j, b in enumerate(g) if j != i) / 4
+            p = sum(k(a, b, s) for b in x) / 7
+            expected += s**2 * (math.log(q) - math.log(p)) / 5 / len(sigmas)
+    assert log_kde_ratio(g, x, sigmas).item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_gradient_of_log_kde_ratio_is_the_scaled_difference_of_scores():
+    g, x, sigma = points(6, 0).requires_grad_(), points(8, 1), 0.9
+    log_kde_ratio(g, x, [sigma]).backward()
+
+    def score(at, data):
+        """grad log sum_j k = mean shift / sigma^2, the others held constant."""
+        weights = torch.tensor([k(at, b, sigma) for b in data], dtype=torch.float64)
+        return ((weights[:, None] * data).sum(0) / weights.sum() - at) / sigma**2
+
+    d = g.detach()
+    expected = torch.stack([score(d[i], torch.cat([d[:i], d[i + 1 :]])) - score(d[i], x) for i in range(6)])
+    torch.testing.assert_close(g.grad, sigma**2 / 6 * expected, **TOLERANCE)
+
+
+def test_gan_loss_is_the_cross_entropy():
+    y = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    d = torch.tensor([0.9, 0.2, 0.4, 0.7], dtype=torch.float64)
+    expected = -(math.log(0.9) + math.log(0.8) + math.log(0.4) + math.log(0.3)) / 4
+    assert gan_loss(y, d).item() == pytest.approx(expected, rel=1e-14)
+
+
+def test_gan_loss_takes_certain_discriminators():
+    d = torch.tensor([0.0, 1.0], requires_grad=True)
+    # right and certain costs nothing, wrong and certain the clamped 100
+    assert gan_loss(torch.tensor([0, 1]), d).item() == 0
+    wrong = gan_loss(torch.tensor([1, 0]), d)
+    assert wrong.item() == 100
+    wrong.backward()
+    assert d.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sigma", [1e-3, 0.7, 1e3])
+def test_literal_term_is_exactly_zero(dtype, sigma):
+    y, d = torch.tensor([1.0, 0.0], dtype=dtype), torch.tensor([0.3, 0.6], dtype=dtype)
+    x = (4096 + 100 * points(11, 0)).to(dtype).requires_grad_()
+    assert gan_loss(y, d, fake=x, sigma=sigma, lam=7.0) == gan_loss(y, d)
+    (dx,) = torch.autograd.grad(gan_loss(y, d, fake=x, sigma=sigma, lam=7.0), x)
+    assert (dx == 0).all()
+
+
+def test_log_ratio_adds_lambda_times_the_ratio():
+    y, d, g, x = torch.ones(3), torch.tensor([0.3, 0.6, 0.9]), points(6, 0), points(8, 1)
+    loss = gan_loss(y, d, fake=g, real=x, sigma=0.9, lam=2.5, regularizer="log_ratio")
+    expected = gan_loss(y, d).item() + 2.5 * log_kde_ratio(g, x, [0.9]).item()
+    # the cross-entropy is float32
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"d": torch.ones(3)}, r"y and d must have the same shape, got \(2,\) and \(3,\)"),
+        ({"regularizer": "kde"}, 'regularizer must be "literal" or "log_ratio", got \'kde\''),
+        ({"lam": 1.0}, "fake and sigma must be given when lam is not 0, got None"),
+        ({"lam": 1.0, "fake": torch.ones(2, 2)}, "fake and sigma must be given"),
+        (
+            {"lam": 1.0, "fake": torch.ones(2, 2), "sigma": 1.0, "regularizer": "log_ratio"},
+            'real must be given for regularizer="log_ratio"',
+        ),
+    ],
+)
+def test_gan_loss_names_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        gan_loss(**{"y": torch.ones(2), "d": torch.ones(2), **arguments})
+
+
+def test_objectives_are_made_of_the_losses():
+    g, x, sigmas = points(6, 0), points(8, 1), [0.5, 1.0]
+    assert objective("gan", sigmas).kernel is None
+    assert objective("gan+mmd", sigmas, 3.0).lam == 3.0
+    assert objective("gan+mmd", sigmas).kernel(g, x) == mmd(g, x, sigmas)
+    only = objective("mmd", sigmas)
+    assert only.discriminator is None
+    assert only.generator is None
+    ratio = objective("gan+logkde", sigmas).kernel(g, x)
+    assert ratio.item() == pytest.approx(log_kde_ratio(g, x, sigmas).item() / ((0.25 + 1) / 2), rel=1e-12)
+
+
+def test_article_is_the_gan_with_nothing_added():
+    article = objective("article", [1.0])
+    d, e = points(6, 0)[:, :1], points(6, 1)[:, :1]
+    # the article averages over both halves at once
+    torch.testing.assert_close(article.discriminator(d, e), discriminator_loss(d, e) / 2, **TOLERANCE)
+    torch.testing.assert_close(article.generator(d), generator_loss(d), **TOLERANCE)
+    assert article.kernel(points(6, 0), points(6, 1)) == 0
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "gan"])
+def test_kernel_terms_have_no_units(loss):
+    g, x = points(6, 0), points(8, 1)
+    small, large = objective(loss, [0.5, 1.0]), objective(loss, [50.0, 100.0])
+    torch.testing.assert_close(large.kernel(100 * g, 100 * x), small.kernel(g, x), **TOLERANCE)
+
+
+def test_unknown_objective_is_named():
+    with pytest.raises(ValueError, match=r"loss must be one of gan, .*, got 'wgan'"):
+        objective("wgan", [1.0])
+
+
+def test_import_leaves_the_extra_alone():
+    code = (
+        "import sys, gkfast.gan; dir(gkfast.gan); gkfast.gan.train_gan; gkfast.gan.gan_loss; "
+        "print([m for m in ('matplotlib', 'sklearn', 'accelerate') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

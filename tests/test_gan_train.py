@@ -1,0 +1,244 @@
+"""The training loop: what it does to the networks, what it records, and what it refuses."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import gkfast
+from gkfast.gan import generate_data, train_gan, trainer
+from gkfast.gan.data import Data
+from gkfast.gan.losses import Objective, objective
+
+Y = 2 + torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+
+
+def networks(seed=0, noise=3, sigmoid=True):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        G = nn.Sequential(nn.Linear(noise, 16), nn.Tanh(), nn.Linear(16, 2))
+        D = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 1))
+    return G, D.append(nn.Sigmoid()) if sigmoid else D
+
+
+def train(G=None, D=None, x=None, y=Y, sigma=1.0, epochs=2, batch_size=16, **options):
+    default_G, default_D = networks()
+    return train_gan(G or default_G, D or default_D, x, y, sigma, epochs, batch_size, noise_dim=2, **options)
+
+
+def weights(module):
+    return [w.detach().clone() for w in module.parameters()]
+
+
+def moved(module, before):
+    return [not torch.equal(w, b) for w, b in zip(module.parameters(), before, strict=True)]
+
+
+@pytest.mark.parametrize("loss", ["gan", "gan+mmd", "gan+logkde", "article"])
+def test_both_networks_are_trained(loss):
+    G, D = networks()
+    before = weights(G), weights(D)
+    result = train(G, D, loss=loss)
+    assert (result.generator, result.discriminator) == (G, D)
+    assert all(moved(G, before[0]))
+    assert all(moved(D, before[1]))
+    # two passes over 64 rows in batches of 16
+    assert result.steps == 8
+    assert [record["step"] for record in result.history] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert all(math.isfinite(value) for record in result.history for value in record.values())
+    assert result.history[-1].keys() >= {
+        "seconds",
+        "d_loss",
+        "g_loss",
+        "k_xx",
+        "k_yy",
+        "k_xy",
+        "mmd2",
+        "steps_per_second",
+    }
+    assert ("kernel_share" in result.history[-1]) == (loss != "gan")
+
+
+def test_without_a_discriminator_only_the_generator_moves():
+    G, D = networks()
+    before = weights(D)
+    result = train(G, D, loss="mmd")
+    assert not any(moved(D, before))
+    assert "d_loss" not in result.history[-1]
+
+
+def test_same_seed_same_numbers():
+    timed = ("seconds", "steps_per_second", "kernel_share")
+
+    def numbers(seed):
+        history = train(seed=seed).history
+        return [{key: value for key, value in record.items() if key not in timed} for record in history]
+
+    torch.manual_seed(1)
+    first = numbers(3)
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert numbers(3) == first
+    assert numbers(4) != first
+    torch.manual_seed(1)
+    numbers(5)
+    assert torch.equal(torch.get_rng_state(), torch.manual_seed(1).get_state())
+    assert len(state) > 0
+
+
+def test_mmd_training_reaches_the_data():
+    G, D = networks()
+    result = train(G, D, loss="mmd", sigma=[0.5, 1.0, 2.0, 4.0], epochs=75, batch_size=64, learning_rate=3e-2)
+    assert result.history[0]["mmd2"] > 0.3
+    # the floor: an unbiased estimate between two samples of 64 has a standard deviation of about 0.01
+    assert result.history[-1]["mmd2"] < 0.03
+    samples = trainer.sample(G, generate_data(2000, 2, generator=torch.Generator().manual_seed(9)))
+    torch.testing.assert_close(samples.mean(0), Y.mean(0), rtol=0, atol=0.3)
+
+
+def test_one_step_is_adam_on_the_stated_gradient():
+    """With batches of all rows and rows of noise given, the first generator step can be done by hand."""
+    x, sigma = torch.tensor([[1.0, -1.0, 0.5]]).repeat(64, 1), [1.0, 3.0]
+    G, D = networks()
+    by_hand, _ = networks()
+    result = train(G, D, x=x, sigma=sigma, epochs=1, batch_size=64, loss="mmd", learning_rate=1e-3)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    loss = sum(gkfast.mmd2(by_hand(x), Y, s) for s in sigma) / 2
+    loss.backward()
+    optimizer.step()
+    assert result.history[0]["g_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    # the rows may come in another order: Adam's first step is nearly the sign of the gradient, so 1e-3 is its size
+    for w, expected in zip(G.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(w, expected, rtol=0, atol=1e-5)
+
+
+def test_probabilities_and_logits_train_alike():
+    G, D = networks()
+    H, E = networks(sigmoid=False)
+    train(G, D, loss="gan")
+    train(H, E, loss="gan", output="logit")
+    for w, v in zip(G.parameters(), H.parameters(), strict=True):
+        torch.testing.assert_close(w, v, rtol=0, atol=1e-4)
+
+
+def test_images_reach_the_kernel_flattened():
+    G = nn.Sequential(nn.Linear(3, 8), nn.Unflatten(1, (2, 2, 2)))
+    D = nn.Sequential(nn.Flatten(), nn.Linear(8, 1), nn.Sigmoid())
+    result = train(G, D, y=Y.repeat(1, 4).reshape(64, 2, 2, 2), epochs=1)
+    assert math.isfinite(result.history[-1]["kernel_term"])
+
+
+def test_frozen_weights_stay():
+    G, D = networks()
+    D[0].requires_grad_(False)
+    before = weights(D)
+    train(G, D)
+    assert moved(D, before) == [False, False, True, True]
+    assert [w.requires_grad for w in D.parameters()] == [False, False, True, True]
+
+
+def test_any_callable_may_be_the_kernel_term():
+    seen = []
+
+    def term(fake, real):
+        seen.append((fake.shape, real.shape))
+        return fake.square().mean()
+
+    result = train(loss=Objective(kernel=term, lam=2.0), epochs=1)
+    assert set(seen) == {((16, 2), (16, 2))}
+    assert result.history[-1]["kernel_term"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2 and at most the 64 rows of y, got 1"),
+        ({"batch_size": 65}, "at most the 64 rows of y, got 65"),
+        ({"x": torch.zeros(8, 3)}, "at most the 8 rows of x, got 16"),
+        ({"output": "score"}, 'output must be "probability" or "logit", got \'score\''),
+        ({"loss": "hinge"}, "loss must be one of gan, .* got 'hinge'"),
+        ({"y": torch.zeros(64, 5)}, r"generator must return rows of the shape of y's, \(5,\), got \(2,\)"),
+        ({"D": nn.Linear(2, 3)}, r"discriminator must return one number per sample, got shape \(2, 3\)"),
+        (
+            {"D": networks(sigmoid=False)[1].append(nn.Threshold(9.0, 9.0))},
+            r"probabilities in \[0, 1\], got \[9.0, 9.0\]",
+        ),
+        ({"sigma": -1.0}, "sigma must be positive"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(**options)
+
+
+def test_integer_data_are_refused():
+    with pytest.raises(
+        TypeError, match=r"y must hold floating-point numbers, got torch.int64; cast it with .float\(\)"
+    ):
+        train(y=torch.arange(128).reshape(64, 2))
+
+
+def test_loss_that_is_not_finite_stops_the_training():
+    loss = Objective(kernel=lambda fake, real: (fake - fake).log().sum(), lam=1.0)
+    with pytest.raises(FloatingPointError, match="training must keep g_loss finite, got -inf at step 1; lower"):
+        train(loss=loss)
+
+
+def small_data():
+    return Data("mine", train=Y, validation=Y[:20] + 0.1, test=Y[:30] - 0.1, shape=(2,))
+
+
+def test_interruption_leaves_complete_files(tmp_path, monkeypatch):
+    fit = trainer.fit
+
+    def interrupted(*arguments, on_record, **options):
+        def stop(record):
+            on_record(record)
+            if record["step"] == 3:
+                raise KeyboardInterrupt
+
+        return fit(*arguments, on_record=stop, **options)
+
+    monkeypatch.setattr(trainer, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(small_data(), tmp_path, loss="gan+mmd", sigma=[1.0], steps=9, batch_size=16, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "metrics.json", "metrics.jsonl"]
+    summary = json.loads((tmp_path / "metrics.json").read_text())
+    assert summary["steps"] == 3
+    assert summary["interrupted"] == "gan+mmd: by the user"
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_control_is_the_same_gan_without_the_kernel(tmp_path):
+    options = {"sigma": [1.0], "steps": 5, "batch_size": 16, "progress": False}
+    for name in ("both", "alone"):
+        (tmp_path / name).mkdir()
+    both = trainer.run(small_data(), tmp_path / "both", loss="gan+mmd", **options)
+    alone = trainer.run(small_data(), tmp_path / "alone", loss="gan", **options)
+    assert both["control"]["mmd2"] == alone["mmd2"] != both["mmd2"]
+    assert "control" not in alone
+
+
+def test_bandwidth_rules():
+    median, mean = float(gkfast.median_sigma(Y)), float(gkfast.mean_sigma(Y))
+    assert trainer.bandwidths(small_data(), "median") == pytest.approx(
+        [median * f for f in (1 / 8, 1 / 4, 1 / 2, 1, 2)]
+    )
+    assert trainer.bandwidths(small_data(), "mean")[3] == pytest.approx(mean)
+    assert trainer.bandwidths(small_data(), "0.5,2") == [0.5, 2.0]
+    for bad in ("", "0", "-1", "nan", "1,inf", "wide"):
+        with pytest.raises(ValueError, match="--sigma must be median, mean, or positive numbers"):
+            trainer.bandwidths(small_data(), bad)
+
+
+def test_literal_term_changes_nothing_in_training():
+    goal = objective("article", [1.0])
+    G, D = networks(sigmoid=False)
+    H, E = networks(sigmoid=False)
+    train(G, D, loss=goal, output="logit")
+    train(H, E, loss=Objective(goal.discriminator, goal.generator), output="logit")
+    assert all(torch.equal(w, v) for w, v in zip(G.parameters(), H.parameters(), strict=True))
