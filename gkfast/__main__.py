@@ -86,13 +86,10 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
     try:
         import torch
 
-        from gkfast.gan import data, losses, trainer
+        from gkfast.gan import checks, data, losses, trainer
 
         trainer.require_extra()
-        if options.loss not in losses.LOSSES:
-            raise ValueError(
-                f"--loss must be one of {', '.join(losses.LOSSES)}, got {options.loss!r}; choose one of them"
-            )
+        checks.loss("--loss", options.loss, losses.LOSSES)
         _check_device(options.device)
         _check_folder(options.out)
         real = data.load(options.data)

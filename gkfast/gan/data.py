@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gkfast.gan import checks
+
 RING_MODES = 8
 RING_STD = 0.01
 
@@ -17,8 +19,6 @@ LADDER = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 
 # the split is the same for every training seed, so that runs with different seeds can be compared
 _SPLIT_SEED = 0
-# of fewer rows the held-out fifth is too small for any figure
-_MIN_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def generate_data(
     torch.Size([5, 4])
     """
     for name, size in (("num_samples", num_samples), ("noise_dim", noise_dim)):
-        if size < 0:
-            raise ValueError(f"{name} must not be negative, got {size}; pass 0 or more")
+        checks.not_negative(name, size)
     normal = torch.randn(num_samples, noise_dim, generator=generator, device=device, dtype=dtype)
     uniform = torch.rand(num_samples, 1, generator=generator, device=device, dtype=dtype)
     return torch.cat([normal, uniform], dim=1)
@@ -99,9 +98,7 @@ def digits() -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
-            'the digits need scikit-learn, which is not installed; run pip install "gkfast[train]"'
-        ) from error
+        raise checks.missing("the digits", "scikit-learn") from error
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(images))
     # the file holds the integers 0 to 16
@@ -147,29 +144,12 @@ def from_file(path: Path) -> Data:
     ValueError
         If it holds anything else.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'--data must be "digits", "ring" or an existing .npy file, got {str(path)!r}; check the path'
-        )
+    checks.existing(path)
     array = _read(path)
-    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
-        raise ValueError(f"{path} must hold real numbers, got dtype {array.dtype}; save it as float32")
-    if array.ndim < 2:
-        raise ValueError(
-            f"{path} must hold an array of shape (N, D...), got shape {array.shape}; reshape it to one row per sample"
-        )
-    if len(array) < _MIN_ROWS:
-        raise ValueError(f"{path} must hold at least {_MIN_ROWS} rows, got {len(array)}; give more samples")
-    if math.prod(array.shape[1:]) == 0:
-        raise ValueError(f"{path} must hold at least one number per row, got shape {array.shape}; save it anew")
     # the check comes after the cast: a float64 above 3e38 is infinite in float32
     with np.errstate(over="ignore"):
         rows = array.reshape(len(array), -1).astype(np.float32)
-    bad = int((~np.isfinite(rows)).sum())
-    if bad:
-        raise ValueError(f"{path} must hold finite float32 numbers, got {bad} that are not; remove or clip them")
-    if (rows == rows[0]).all():
-        raise ValueError(f"{path} must hold rows that differ, got {len(rows)} equal ones; check how it was saved")
+    checks.float32_rows(path, rows)
     x = torch.from_numpy(rows[np.random.default_rng(_SPLIT_SEED).permutation(len(rows))])
     tenth = len(x) // 10
     return Data(
@@ -195,11 +175,11 @@ def _read(path: Path) -> np.ndarray[Any, Any]:
         array = np.load(path, allow_pickle=False)
     # what NumPy raises for pickles and foreign bytes, for an empty file, and for what may not be read
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} must be a .npy file of plain numbers, got what NumPy cannot load without pickle; "
-            "save it with numpy.save"
-        ) from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"{path} must be a .npy file, got an .npz archive; save one array with numpy.save")
+        raise checks.plain_numbers(path) from error
+    try:
+        checks.array(path, array)
+    finally:
+        if not isinstance(array, np.ndarray):
+            # an archive keeps its file open
+            array.close()
     return array

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gkfast
+from gkfast.gan import checks
 
 LOSSES = ("gan", "gan+mmd", "mmd", "gan+logkde", "article")
 
@@ -88,11 +89,7 @@ def similarity(x: Tensor, y: Tensor, sigma: float = 1.0) -> Tensor:
     >>> similarity(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]]), sigma=0.5)
     tensor([1., 1.])
     """
-    if x.shape != y.shape:
-        raise ValueError(
-            f"x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}; "
-            "for all pairs of two sets call compute_distance"
-        )
+    checks.same_shape("x", x, "y", y, "for all pairs of two sets call compute_distance")
     K: Tensor = gkfast.rbf(x[..., None, :], y[..., None, :], sigma)
     return K[..., 0, 0]
 
@@ -229,21 +226,17 @@ def gan_loss(
     >>> gan_loss(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
     tensor(0.6931)
     """
-    if y.shape != d.shape:
-        raise ValueError(
-            f"y and d must have the same shape, got {tuple(y.shape)} and {tuple(d.shape)}; reshape one of them"
-        )
-    if regularizer not in ("literal", "log_ratio"):
-        raise ValueError(f'regularizer must be "literal" or "log_ratio", got {regularizer!r}; pass one of them')
+    checks.same_shape("y", y, "d", d, "reshape one of them")
+    checks.regularizer(regularizer)
     loss = F.binary_cross_entropy(d, y.to(d))
     if lam == 0:
         return loss
-    if fake is None or sigma is None:
-        raise ValueError("fake and sigma must be given when lam is not 0, got None; pass the generated samples")
+    checks.gaussian_term(regularizer, fake, real, sigma)
+    assert fake is not None
+    assert sigma is not None
     if regularizer == "literal":
         return loss + lam * literal_term(fake, sigma)
-    if real is None:
-        raise ValueError('real must be given for regularizer="log_ratio", got None; pass the real samples')
+    assert real is not None
     return loss + lam * log_kde_ratio(fake, real, [sigma])
 
 
@@ -290,7 +283,8 @@ def objective(loss: str, sigma: Sequence[float], lam: float | None = None) -> Ob
     lam : float, optional
         By default DEFAULT_LAM[loss].
     """
-    lam = DEFAULT_LAM.get(loss, 0.0) if lam is None else lam
+    checks.loss("loss", loss, LOSSES)
+    lam = DEFAULT_LAM[loss] if lam is None else lam
     match loss:
         case "gan":
             return Objective()
@@ -309,7 +303,7 @@ def objective(loss: str, sigma: Sequence[float], lam: float | None = None) -> Ob
                 kernel=lambda fake, real: literal_term(fake, sigma[0]),
                 lam=lam,
             )
-    raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}; choose one of them")
+    raise AssertionError(f"{loss} is in LOSSES but has no objective")
 
 
 def _article_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

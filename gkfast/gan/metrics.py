@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import gkfast
+from gkfast.gan import checks
 from gkfast.gan.data import RING_STD, Data, ring_centres
 
 # samples drawn to evaluate: 10 000 for the Parzen window (Goodfellow et al. 2014), 2500 for the rest
@@ -88,9 +89,7 @@ def class_metrics(samples: Tensor, train: Tensor, labels: Tensor) -> dict[str, f
     try:
         from sklearn.svm import SVC
     except ImportError as error:
-        raise ImportError(
-            'the class metrics need scikit-learn, which is not installed; run pip install "gkfast[train]"'
-        ) from error
+        raise checks.missing("the class KL", "scikit-learn") from error
     classifier = SVC(C=10).fit(train.numpy(), labels.numpy())
     K = int(labels.max()) + 1
     counts = torch.bincount(torch.from_numpy(classifier.predict(samples.numpy())), minlength=K)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from gkfast.gan import checks
 from gkfast.gan.data import Data
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ def write(
     try:
         import matplotlib  # noqa: F401 - asked for here, so that what is missing is named once
     except ImportError as error:
-        raise ImportError(
-            'the report needs matplotlib, which is not installed; run pip install "gkfast[train]"'
-        ) from error
+        raise checks.missing("the report", "matplotlib") from error
     pictures = {
         "samples.png": _png(samples_figure(data, samples)),
         "curves.png": _png(curves_figure(histories)),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import gkfast
-from gkfast.gan import metrics, networks, report
+from gkfast.gan import checks, metrics, networks, report
 from gkfast.gan.data import Data, generate_data
 from gkfast.gan.losses import DEFAULT_LAM, Objective, objective
 
@@ -139,13 +139,11 @@ def train_gan(
     4
     """
     sigmas = [float(sigma)] if isinstance(sigma, int | float) else [float(s) for s in sigma]
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}; pass the number of passes over y")
-    if output not in ("probability", "logit"):
-        raise ValueError(f'output must be "probability" or "logit", got {output!r}; say what D returns')
-    _check_rows("y", y, batch_size)
+    checks.epochs(epochs)
+    checks.output(output)
+    checks.rows("y", y, batch_size)
     if x is not None:
-        _check_rows("x", x, batch_size)
+        checks.rows("x", x, batch_size)
     return fit(
         generator,
         discriminator,
@@ -197,24 +195,20 @@ def fit(
         from accelerate import Accelerator
         from tqdm import tqdm
     except ImportError as error:
-        raise ImportError(
-            f'training needs {error.name}, which is not installed; run pip install "gkfast[train]"'
-        ) from error
+        raise checks.missing("training", str(error.name)) from error
 
     device = next(generator.parameters()).device
     accelerator = Accelerator(cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise RuntimeError(
-            f"training must run in one process, got {accelerator.num_processes}; "
-            "start it without torchrun or accelerate launch"
-        )
+    checks.one_process(accelerator.num_processes)
     real = real.to(device)
     held_out = real[:500] if held_out is None else held_out.to(device)
     rng = torch.Generator().manual_seed(seed)
     noise_batches = _noise_batches(noise, noise_dim, batch_size, rng, real)
     real_batches = _batches(real, batch_size, rng)
     fixed_noise = next(_noise_batches(noise, noise_dim, min(500, len(real)), rng, real))
-    _check_networks(generator, discriminator, fixed_noise[:2], real, probabilities)
+    # both networks once, so that a wrong shape is named before the first step
+    checks.generated(sample(generator, fixed_noise[:2]), real)
+    checks.judged(sample(discriminator, real[:2]), probabilities)
 
     g_optimizer = torch.optim.Adam(generator.parameters(), betas=(0.5, 0.999))
     d_optimizer = torch.optim.Adam(discriminator.parameters(), betas=(0.5, 0.999))
@@ -290,7 +284,7 @@ def fit(
                 record["kernel_share"] = min(1.0, speed * _kernel_seconds(goal.kernel, x, y))
             record["steps_per_second"] = speed
             record |= _kernel_means(sample(generator, fixed_noise), held_out, sigma)
-            _check_finite(record)
+            checks.finite(record)
             history.append(record)
             line.set_postfix_str(_line(record), refresh=False)
             if on_record is not None:
@@ -319,11 +313,7 @@ def bandwidths(data: Data, rule: str) -> list[float]:
         sigma = [float(part) for part in rule.split(",")]
     except ValueError:
         sigma = []
-    if not sigma or not all(0 < s < math.inf for s in sigma):
-        raise ValueError(
-            f"--sigma must be median, mean, or positive numbers with commas between, got {rule!r}; "
-            "for example --sigma 0.5,1,2"
-        )
+    checks.sigma_rule(rule, sigma)
     return sigma
 
 
@@ -424,7 +414,7 @@ def require_extra() -> None:
     """ImportError if anything that a run needs at its end is missing, so that it is known at its start."""
     for module in ("accelerate", "tqdm", "matplotlib", "sklearn"):
         if importlib.util.find_spec(module) is None:
-            raise ImportError(f'training needs {module}, which is not installed; run pip install "gkfast[train]"')
+            raise checks.missing("training", module)
 
 
 def _batches(rows: Tensor, size: int, rng: torch.Generator) -> Iterator[Tensor]:
@@ -475,49 +465,6 @@ def _line(record: Record) -> str:
     if "kernel_share" in record:
         parts.append(f"kernel {record['kernel_share']:.0%}")
     return ", ".join(parts)
-
-
-def _check_rows(name: str, rows: Tensor, batch_size: int) -> None:
-    if not rows.is_floating_point():
-        raise TypeError(f"{name} must hold floating-point numbers, got {rows.dtype}; cast it with .float()")
-    # an unbiased MMD needs two of each
-    if not 2 <= batch_size <= len(rows):
-        raise ValueError(
-            f"batch_size must be at least 2 and at most the {len(rows)} rows of {name}, got {batch_size}; "
-            "pass one in between"
-        )
-
-
-def _check_networks(
-    generator: nn.Module, discriminator: nn.Module, noise: Tensor, real: Tensor, probabilities: bool
-) -> None:
-    """Both networks once, so that a wrong shape is named before the first step."""
-    samples = sample(generator, noise)
-    if samples.shape[1:] != real.shape[1:]:
-        raise ValueError(
-            f"generator must return rows of the shape of y's, {tuple(real.shape[1:])}, "
-            f"got {tuple(samples.shape[1:])}; change its last layer"
-        )
-    d = sample(discriminator, real[:2])
-    if d.numel() != 2:
-        raise ValueError(
-            f"discriminator must return one number per sample, got shape {tuple(d.shape)} for two; "
-            "change its last layer"
-        )
-    if probabilities and not ((d >= 0) & (d <= 1)).all():
-        raise ValueError(
-            f"discriminator must return probabilities in [0, 1], got {d.flatten().tolist()}; "
-            'end it with a sigmoid, or pass output="logit"'
-        )
-
-
-def _check_finite(record: Record) -> None:
-    for name, value in record.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"training must keep {name} finite, got {value} at step {record['step']}; "
-                "lower the learning rate or lam"
-            )
 
 
 def _write(path: Path, save: Callable[[Path], object]) -> None:
