@@ -12,9 +12,6 @@ if not torch.cuda.is_available():
     # read when Triton is first imported: the GPU kernels then run on the CPU, interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 
-# samples are small: a second thread would only wait for its core; test_threads.py sets its own numbers
-torch.set_num_threads(1)
-
 # absolute error of kernel values, relative (to the norm) of gradients and sums, against float64 on the same input
 TOLERANCE = {
     # the contract: rounding of the difference, its square, the exponent and the polynomial
@@ -31,6 +28,12 @@ TOLERANCE = {
     ("density", np.float32): 2e-7,
     ("density", np.float64): 1e-13,
 }
+
+
+def pytest_configure(config):
+    if not config.getoption("benchmark_only", default=False):
+        # samples are small: a second thread would only wait for its core; test_threads.py sets its own numbers
+        torch.set_num_threads(1)
 
 
 def pytest_ignore_collect(collection_path, config):

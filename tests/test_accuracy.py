@@ -142,14 +142,34 @@ def test_infinite_distance_is_a_kernel_of_zero(dtype):
     assert k[1, 1] == 0
 
 
-@pytest.mark.parametrize("sigma", [1e-20, 1.0, 1e20])
-def test_overflowing_squares_are_zero_or_one(sigma):
-    x = np.array([[1e20, -3e38], [1e20, 3e38], [1e-30, 0.0], [2e-30, 0.0]], np.float32)
+def test_infinitely_far_points_pull_nothing():
+    x = torch.tensor([[torch.inf, 0.0], [1e-30, 0.0]], requires_grad=True)
+    y = torch.tensor([[0.0, 0.0], [1e20, 0.0]], requires_grad=True)
+    for sigma in (1e-30, 1.0, 1e30):
+        bandwidth = torch.tensor(sigma, dtype=torch.float64, requires_grad=True)
+        dx, dy, dsigma = torch.autograd.grad(gkfast.rbf(x, y, bandwidth).sum(), (x, y, bandwidth))
+        assert dx[0].tolist() == [0, 0]
+        assert dx.isfinite().all()
+        assert dy.isfinite().all()
+        assert dsigma.isfinite()
+
+
+@pytest.mark.parametrize("sigma", [1e-38, 1e-20, 1.0, 1e20, 1e38])
+def test_overflowing_squares(exact, sigma):
+    x = np.array([[1e20, -3e38], [1e20, 3e38], [1e-30, 0.0], [1e20, 3e38], [-3e38, 3e38]], np.float32)
     k = gkfast.rbf(x, sigma=sigma)
     np.testing.assert_array_equal(np.diag(k), 1)
-    assert k[0, 1] == 0
-    assert k[0, 2] == 0
-    np.testing.assert_allclose(k[2, 3], 1, atol=1e-6)
+    np.testing.assert_allclose(k, exact(gkfast.rbf, x, sigma=sigma), atol=1e-6)
+    xt, bandwidth = torch.from_numpy(x).requires_grad_(), torch.tensor(sigma, dtype=torch.float64, requires_grad=True)
+    for gradient in torch.autograd.grad(gkfast.rbf(xt, None, bandwidth).sum(), (xt, bandwidth)):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("spread", [1e6, 1e18, 1e30])
+def test_points_at_all_scales_between_two_bandwidths(rng, exact, spread):
+    x = np.concatenate([rng.normal(size=(12, 1)) * spread**p for p in (-0.5, -0.25, 0, 0.25, 0.5)]).astype(np.float32)
+    sigma = [spread**-0.5, spread**0.5]
+    np.testing.assert_allclose(gkfast.rbf(x, sigma=sigma), exact(gkfast.rbf, x, sigma=sigma), atol=2e-6)
 
 
 def test_bandwidths_far_apart_in_one_mixture():

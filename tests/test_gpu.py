@@ -125,15 +125,38 @@ def test_bandwidths_far_apart():
     check(x, y, torch.tensor([1e-3, 1e3]).double(), torch.ones(2).double())
 
 
+@pytest.mark.parametrize("count", [5, 9])
+def test_many_bandwidths(count):
+    x, y = sample(1, 40, 35, 3, torch.float32)
+    check(x, y, torch.linspace(0.3, 2, count).double(), torch.linspace(-1, 1, count).double())
+
+
+def test_many_coordinates():
+    check(*sample(1, 5, 6, 3072, torch.float32), ONE, ONE)
+
+
 # the interpreter is NumPy, which warns where a GPU only returns infinity or NaN
 overflows = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 
 @overflows
-def test_huge_values_are_zero_or_one():
+@pytest.mark.parametrize("spread", [1e6, 1e18, 1e30])
+def test_points_at_all_scales_between_two_bandwidths(spread):
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(12, 1) * spread**p for p in (-0.5, -0.25, 0, 0.25, 0.5)])[None].to(DEVICE)
+    sigma, weights = torch.tensor([spread**-0.5, spread**0.5]).double(), torch.ones(2).double()
+    truth = reference.rbf(x.double(), None, sigma, weights)
+    assert (gpu.rbf(x, None, sigma, weights) - truth).abs().max() <= 2e-6
+
+
+@overflows
+def test_huge_values():
     x = torch.tensor([[[1e20, -3e38], [1e20, 3e38], [1e-30, 0.0]]], device=DEVICE)
-    for sigma in (1e-20, 1.0, 1e20):
-        assert torch.equal(gpu.rbf(x, None, sigma * ONE, ONE), torch.eye(3, device=DEVICE)[None])
+    for sigma in (1e-38, 1e-20, 1.0, 1e20, 1e38):
+        k = gpu.rbf(x, None, sigma * ONE, ONE)
+        assert (k - reference.rbf(x.double(), None, sigma * ONE, ONE)).abs().max() <= 1e-6
+        gradients = gpu.rbf_backward(torch.ones_like(k), x, None, sigma * ONE, ONE, (True, False, True, True))
+        assert all(t.isfinite().all() for t in gradients if t is not None)
 
 
 def test_nan_stays_in_its_entries():
@@ -152,11 +175,12 @@ def test_nan_stays_in_its_entries():
 def test_infinite_distance_is_a_kernel_of_zero_and_pulls_nothing():
     x = torch.tensor([[[torch.inf, 0.0], [1.0, 0.0]]], device=DEVICE)
     y = torch.tensor([[[0.0, 0.0]]], device=DEVICE)
-    k = gpu.rbf(x, y, ONE, ONE)
-    assert k[0, 0, 0] == 0
-    dx, dy, _, _ = gpu.rbf_backward(torch.ones_like(k), x, y, ONE, ONE, (True, True, False, False))
-    assert dx[0, 0].tolist() == [0, 0]
-    assert dy.isfinite().all()
+    for sigma in (1e-30, 1.0, 1e30):
+        k = gpu.rbf(x, y, sigma * ONE, ONE)
+        assert k[0, 0, 0] == 0
+        gradients = gpu.rbf_backward(torch.ones_like(k), x, y, sigma * ONE, ONE, (True,) * 4)
+        assert gradients[0][0, 0].tolist() == [0, 0]
+        assert all(t.isfinite().all() for t in gradients)
 
 
 def test_nothing_around_the_output_is_touched():

@@ -48,7 +48,9 @@ def sweep(
     value = np.empty((batch, n, vt.shape[1] if want_value else 0))
     dx = np.empty((batch, n, dims if want_dx else 0))
     parameters = np.empty((batch, n, 2 * count if want_parameters else 0))
-    pull_weights = np.clip(weights / packed.sigma**2, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
+    # clipped well inside the range, because infinity times a difference of 0 would be NaN
+    most = np.finfo(dtype).max / 2**20
+    pull_weights = np.clip(weights / packed.sigma**2, -most, most).astype(dtype)
     wide_weights, weights = weights, weights.astype(dtype)
 
     def task(start, stop):

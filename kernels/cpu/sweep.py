@@ -67,9 +67,11 @@ def _total(u, n):
 
 @_sum
 def _dot3(u, v, w, n):
-    total = u.dtype.type(0)
+    """sum_j u[j] v[j] w[j]; a kernel v of 0 counts for nothing, at an infinite distance w either"""
+    zero = u.dtype.type(0)
+    total = zero
     for j in range(n):
-        total += u[j] * v[j] * w[j]
+        total += u[j] * v[j] * w[j] if v[j] != zero else zero
     return total
 
 
@@ -83,10 +85,11 @@ def _dot2(u, v, n):
 
 @_sum
 def _pull(u, y, xk, n):
-    """sum_j u[j] (y_jk - x_ik)"""
-    total = u.dtype.type(0)
+    """sum_j u[j] (y_jk - x_ik); a kernel of 0 pulls nothing, from infinitely far either"""
+    zero = u.dtype.type(0)
+    total = zero
     for j in range(n):
-        total += u[j] * (y[j] - xk)
+        total += u[j] * (y[j] - xk) if u[j] != zero else zero
     return total
 
 
