@@ -150,7 +150,7 @@ def pytest_terminal_summary(terminalreporter, config):
     rates = ", ".join(f"{ceilings.fma_rate(dtype) / 1e9:.0f} G/s {dtype}" for dtype in ("float32", "float64"))
     write(f"{torch.get_num_threads()} threads; multiply-adds {rates}; load before the run {config.stash[_LOAD]:.1f}.")
     if config.stash[_LOAD] > 0.5:
-        write("BUSY: other processes had the cores; run again on a quiet machine before any of this is quoted.")
+        write("BUSY: other processes had the cores; quote ratios with the load beside them, and no times.")
     write("")
     write(
         f"{'case':42} {'gkfast ms':>9} {'first s':>7} {'error':>6} {'share of bound':>14}"
