@@ -24,6 +24,17 @@ _RUNTIME_SIZES = ["N", "M", "D", "S"]
 
 
 @triton.jit
+def _tile(N, M, BN: tl.constexpr, BM: tl.constexpr):
+    """This program's batch, rows [BN] and columns [BM], int64, since N times M may pass 2^31."""
+    tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BM)
+    pid = tl.program_id(0).to(tl.int64)
+    tile = pid % (tiles_n * tiles_m)
+    i = (tile // tiles_m) * BN + tl.arange(0, BN)
+    j = (tile % tiles_m) * BM + tl.arange(0, BM)
+    return pid // (tiles_n * tiles_m), i, j
+
+
+@triton.jit
 def _squared_distances(
     x_ptr,
     y_ptr,
@@ -67,12 +78,7 @@ def _rbf_kernel(
     BD: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BM)
-    pid = tl.program_id(0).to(tl.int64)
-    b = pid // (tiles_n * tiles_m)
-    tile = pid % (tiles_n * tiles_m)
-    i = (tile // tiles_m) * BN + tl.arange(0, BN)
-    j = (tile % tiles_m) * BM + tl.arange(0, BM)
+    b, i, j = _tile(N, M, BN, BM)
     row_in, col_in = i < N, j < M
     unit = tl.load(table_ptr)
     d2 = _squared_distances(x_ptr, y_ptr, b * N + i, b * M + j, row_in, col_in, unit, D, BN, BM, BD, ACC)
@@ -108,12 +114,7 @@ def _rbf_weight_kernel(
     g_ptr, x_ptr, y_ptr, w_ptr, moments_ptr, table_ptr, N, M, D, S,
     WANT_MOMENTS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BM)
-    pid = tl.program_id(0).to(tl.int64)
-    b = pid // (tiles_n * tiles_m)
-    tile = pid % (tiles_n * tiles_m)
-    i = (tile // tiles_m) * BN + tl.arange(0, BN)
-    j = (tile % tiles_m) * BM + tl.arange(0, BM)
+    b, i, j = _tile(N, M, BN, BM)
     row_in, col_in = i < N, j < M
     inside = row_in[:, None] & col_in[None, :]
     unit = tl.load(table_ptr)
@@ -127,8 +128,8 @@ def _rbf_weight_kernel(
         if WANT_MOMENTS:
             # an infinite distance has a kernel of 0 and no say in the moments
             spread = tl.where(gk == 0.0, 0.0, gk * d2)
-            tl.store(moments_ptr + pid * 2 * S + s, tl.sum(tl.sum(gk, 1), 0))
-            tl.store(moments_ptr + pid * 2 * S + S + s, tl.sum(tl.sum(spread, 1), 0))
+            tl.store(moments_ptr + tl.program_id(0).to(tl.int64) * 2 * S + s, tl.sum(tl.sum(gk, 1), 0))
+            tl.store(moments_ptr + tl.program_id(0).to(tl.int64) * 2 * S + S + s, tl.sum(tl.sum(spread, 1), 0))
     tl.store(w_ptr + place, w, mask=inside)
 
 
@@ -138,15 +139,10 @@ def _rbf_pull_kernel(
     BOTH: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     # dx_i = sum_j W_ij (y_j - x_i), for BN rows and BD coordinates; W is read by strides, so that y pulls as x does
-    tiles_n, tiles_d = tl.cdiv(N, BN), tl.cdiv(D, BD)
-    pid = tl.program_id(0).to(tl.int64)
-    b = pid // (tiles_n * tiles_d)
-    tile = pid % (tiles_n * tiles_d)
-    i = (tile // tiles_d) * BN + tl.arange(0, BN)
-    d0 = (tile % tiles_d) * BD
+    b, i, coordinates = _tile(N, D, BN, BD)
     row_in = i < N
     unit = tl.load(table_ptr)
-    dims = tl.arange(0, BD)
+    d0 = tl.min(coordinates, 0)
     total = tl.zeros([BN, BD], ACC)
     for j0 in range(0, M, BM):
         j = tl.arange(0, BM).to(tl.int64) + j0
@@ -164,9 +160,9 @@ def _rbf_pull_kernel(
             e = (yj[None, :] - xi[:, None]) * unit
             # a kernel of 0 pulls nothing, from infinitely far either
             pull = tl.sum(tl.where(w == 0.0, 0.0, w * e), 1)
-            total += tl.where(dims[None, :] == k, pull[:, None], 0.0)
-    out = dx_ptr + (b * N + i)[:, None] * D + d0 + dims[None, :]
-    tl.store(out, (total * unit).to(dx_ptr.dtype.element_ty), mask=row_in[:, None] & (d0 + dims < D)[None, :])
+            total += tl.where(coordinates[None, :] == d, pull[:, None], 0.0)
+    out = dx_ptr + (b * N + i)[:, None] * D + coordinates[None, :]
+    tl.store(out, (total * unit).to(dx_ptr.dtype.element_ty), mask=row_in[:, None] & (coordinates < D)[None, :])
 
 
 def rbf_backward(g, x, y, sigma, weights, wants):
