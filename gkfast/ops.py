@@ -485,7 +485,7 @@ def _matmul_change(
     product of K' with a few more columns, and K stays unstored.
     """
     first, second = _about_their_mean(x, y)
-    total: Any = torch.zeros_like(x[..., :1]) * v[:, :1].sum()
+    total: Any = x.new_zeros(x.shape[0], x.shape[1], v.shape[2])
     if tx is not None or ty is not None:
         pull = weights / sigma.square()
         columns = [v]

@@ -218,3 +218,11 @@ def test_double_backward_of_float32_is_that_of_float64(leaf):
     narrow = second(*(t.detach().float().requires_grad_() for t in (x, y)))
     for ours, truth in zip(narrow, second(x, y), strict=True):
         assert (ours - truth).norm() <= 1e-4 * truth.norm()
+
+
+def test_second_derivatives_without_coordinates(leaf):
+    # all points are the same point, so K is constant and linear in its weight
+    x, y, v = leaf(1, 4, 0), leaf(1, 5, 0), leaf(1, 5, 2)
+    weights = torch.tensor([0.5], dtype=D, requires_grad=True)
+    assert gradgradcheck(lambda v, w: gkfast.rbf_matmul(x, y, v, 1.0, weights=w), (v, weights))
+    assert gkfast.mmd2(x, y[:, :4], 1.0).item() == 0
