@@ -135,9 +135,6 @@ def row(benchmark, pytestconfig):
     return measure_row
 
 
-# the table ---------------------------------------------------------------------------------------------------------
-
-
 # after pytest-benchmark's tables
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):

@@ -47,8 +47,6 @@ def inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     return x, y + 0.5, torch.randn(case.n, case.n, generator=rng, dtype=dtype)
 
 
-# the check ---------------------------------------------------------------------------------------------------------
-
 # the greatest error against the reference in float64; "kernel" absolute, the others relative in norm
 TOLERANCE = {
     # gkfast's contract
@@ -100,9 +98,6 @@ def wrong(case: Case, whose: str, errors: dict[str, float]) -> str | None:
         if not error <= tolerance:
             return f"WRONG: error of {name} {error:.1e}, allowed {tolerance:.0e}"
     return None
-
-
-# the clock ---------------------------------------------------------------------------------------------------------
 
 
 def first_call(run: Run) -> tuple[float, Outputs]:

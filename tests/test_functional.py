@@ -204,9 +204,6 @@ def test_every_entry_is_written(rng, monkeypatch, name):
     np.testing.assert_array_equal(CALLS[name](x, y), expected)
 
 
-# properties ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("dims", [1, 3, 17, 784])
 def test_kernel_matrix_is_symmetric_with_ones_and_at_most_one(rng, library, numpy_of, dtype, dims):

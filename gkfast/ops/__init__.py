@@ -1,0 +1,33 @@
+"""The torch operators `gkfast::*`: schema, device kernels, fake kernels, derivatives.
+
+Each operator has one `torch.autograd.Function`; the function of the operator's name calls it. The same formulas are
+registered with the operator itself, which is what a compiled graph holds.
+
+One algebra gives all derivatives. With S = sum_ij K_ij g_i . v_j, every first derivative of an operator here is a
+first derivative of S, with fused kernels (`*_backward`, and `mmd2`, which computes its gradients in the forward
+sweep). A derivative of those is a derivative of the change of S along a direction, and that change is again a product
+with the kernel matrix (`matmul_change` in rbf_matmul.py): so second and higher orders need no kernels of their own
+and O(N) memory.
+"""
+
+from gkfast.ops.kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2
+from gkfast.ops.log_density import log_density, score
+from gkfast.ops.rbf import rbf, rbf_backward, rbf_out
+from gkfast.ops.rbf_matmul import rbf_matmul, rbf_matmul_backward
+
+# the operations that have a GPU kernel; the others run the reference there
+ON_GPU = frozenset({"rbf"})
+
+__all__ = [
+    "ON_GPU",
+    "kernel_sums",
+    "kernel_sums_with_gradients",
+    "log_density",
+    "mmd2",
+    "rbf",
+    "rbf_backward",
+    "rbf_matmul",
+    "rbf_matmul_backward",
+    "rbf_out",
+    "score",
+]

@@ -1,0 +1,118 @@
+"""The log-sum-exp behind a density, and its gradient at x, the score."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gkfast.ops.define import Wants, array, call, define, derive, numbers
+from gkfast.ops.rbf_matmul import rbf_matmul_backward
+
+
+def log_density(
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+) -> Tensor:
+    """The log-sum-exp behind a density, (B, N) float64. See gkfast.log_density."""
+    return call("log_density", _LogDensity, x, y, sigma, log_weights, log_data_weights, leave_one_out)
+
+
+def score(
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+) -> Tensor:
+    """The gradient of log_density at x, (B, N, D), itself differentiable. See gkfast.score."""
+    log_p = log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out)
+    wants = (True, False, False, False, False)
+    one = torch.ones_like(log_p)
+    return _density_gradients(one, log_p, x, y, sigma, log_weights, log_data_weights, leave_one_out, wants)[0].to(
+        x.dtype
+    )
+
+
+def _density_gradients(
+    g: Tensor,
+    log_p: Tensor,
+    x: Tensor,
+    y: Tensor,
+    sigma: Tensor,
+    log_weights: Tensor,
+    log_data_weights: Tensor,
+    leave_one_out: bool,
+    wants: Wants,
+) -> tuple[Tensor, ...]:
+    """Gradients of sum_i g_i log_p_i to (x, y, data weights, sigma, weights), weights and their logs all at one.
+
+    The shares p_sij = exp(log k_sij + log_weights_s + log_data_weights_j - log_p_i) are shifted kernels. In float64,
+    because the exponents that cancel here may be in the thousands.
+    """
+    return rbf_matmul_backward(
+        g[..., None],
+        x.double(),
+        y.double(),
+        log_data_weights.exp()[..., None],
+        sigma.double(),
+        torch.ones_like(log_weights),
+        log_p[..., None] - log_weights,
+        leave_one_out,
+        wants,
+    )
+
+
+def _log_density_fake(
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=torch.float64)
+
+
+def _log_density_cpu(
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+) -> Tensor:
+    from gkfast.kernels import cpu
+
+    arrays = (array(x), array(y), numbers(sigma), numbers(log_weights), array(log_data_weights))
+    return torch.from_numpy(cpu.log_density(*arrays, leave_one_out))
+
+
+define(
+    "log_density(Tensor x, Tensor y, Tensor sigma, Tensor log_weights, Tensor log_data_weights, bool leave_one_out)"
+    " -> Tensor",
+    _log_density_fake,
+    _log_density_cpu,
+)
+
+
+class _LogDensity(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor,
+        y: Tensor,
+        sigma: Tensor,
+        log_weights: Tensor,
+        log_data_weights: Tensor,
+        leave_one_out: bool,
+    ) -> Tensor:
+        return torch.ops.gkfast.log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:5], output)
+        ctx.leave_one_out = inputs[5]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, y, sigma, log_weights, log_data_weights, log_p = ctx.saved_tensors
+        need_x, need_y, need_sigma, need_weights, need_data = ctx.needs_input_grad[:5]
+        wants = [need_x, need_y, need_data, need_sigma, need_weights]
+        dx, dy, da, dsigma, dw = _density_gradients(
+            g, log_p, x, y, sigma, log_weights, log_data_weights, ctx.leave_one_out, wants
+        )
+        return (
+            dx.to(x.dtype) if need_x else None,
+            dy.to(y.dtype) if need_y else None,
+            dsigma.to(sigma.dtype) if need_sigma else None,
+            dw.to(log_weights.dtype) if need_weights else None,
+            da[..., 0] * log_data_weights.exp() if need_data else None,
+            None,
+        )
+
+
+derive("log_density", _LogDensity)
