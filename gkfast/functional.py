@@ -387,13 +387,12 @@ def _density(
     checks.two_point_sets("x", x, "data", data)
     checks.some_rows("data", data, 1, "a density")
     checks.leave_one_out(leave_one_out, x, data)
-    checks.bandwidths(sigma, weights)
-    checks.positive_weights(weights)
     named = {"x": x, "data": data}
     if data_weights is not None:
         checks.vector("data_weights", data_weights, data.shape[-2], "data", data)
         named["data_weights"] = data_weights[..., None]
     p = _Problem(op, named, sigma, weights, precision, backend)
+    checks.positive_weights(weights)
     xp, dims = p.xp, x.shape[-1]
     w, s = _double(p, p.weights), _double(p, p.sigma)
     log_weights = xp.log(w / w.sum()) - dims * xp.log(s) - 0.5 * dims * np.log(2 * np.pi)

@@ -61,6 +61,27 @@ def _kernel_sums_fake(
     return scale.new_empty(x.shape[0], 3), *gradients
 
 
+def _by_batch_cpu(
+    scale: Tensor,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    drop: int,
+    minus_one: bool,
+    wants: Wants,
+) -> tuple[Tensor, ...]:
+    """The sums and the gradients, those to sigma and weights one row for each of the batch."""
+    from gkfast.kernels import cpu
+
+    arrays = (array(scale), array(x), array(y), array(a), array(b), numbers(sigma), numbers(weights))
+    sums, *gradients = cpu.kernel_sums_with_gradients(*arrays, drop, minus_one, wants)
+    likes = (x, y, a, b, sigma, weights)
+    return torch.from_numpy(sums), *(tensor(d, like) for d, like in zip(gradients, likes, strict=True))
+
+
 def _kernel_sums_cpu(
     scale: Tensor,
     x: Tensor,
@@ -73,13 +94,10 @@ def _kernel_sums_cpu(
     minus_one: bool,
     wants: Wants,
 ) -> tuple[Tensor, ...]:
-    from gkfast.kernels import cpu
-
-    arrays = (array(scale), array(x), array(y), array(a), array(b), numbers(sigma), numbers(weights))
-    sums, *gradients = cpu.kernel_sums_with_gradients(*arrays, drop, minus_one, wants)
-    gradients[4:] = [None if d is None else d.sum(0) for d in gradients[4:]]
-    likes = (x, y, a, b, sigma, weights)
-    return torch.from_numpy(sums), *(tensor(d, like) for d, like in zip(gradients, likes, strict=True))
+    sums, *gradients = _by_batch_cpu(scale, x, y, a, b, sigma, weights, drop, minus_one, wants)
+    # what is not wanted is empty, and stays so
+    gradients[4:] = [d.sum(0) if want else d for d, want in zip(gradients[4:], wants[4:], strict=True)]
+    return sums, *gradients
 
 
 def _mmd2_fake(
@@ -113,17 +131,8 @@ def _mmd2_cpu(
     drop: int,
     wants: Wants,
 ) -> tuple[Tensor, ...]:
-    from gkfast.kernels import cpu
-
-    arrays = (array(scale), array(x), array(y), array(a), array(b), numbers(sigma), numbers(weights))
-    sums, *gradients = cpu.kernel_sums_with_gradients(*arrays, drop, True, wants)
-    value = torch.from_numpy((arrays[0] * sums).sum(-1))
-    likes = (x, y, a, b, sigma, weights)
-    return (
-        value,
-        torch.from_numpy(sums),
-        *(tensor(d, like) for d, like in zip(gradients, likes, strict=True)),
-    )
+    sums, *gradients = _by_batch_cpu(scale, x, y, a, b, sigma, weights, drop, True, wants)
+    return (scale.detach() * sums).sum(-1), sums, *gradients
 
 
 define(
@@ -144,18 +153,8 @@ class _Mmd2(torch.autograd.Function):
     """Returns the value, and beside it what backward needs: the sums and the gradients of the value."""
 
     @staticmethod
-    def forward(
-        scale: Tensor,
-        x: Tensor,
-        y: Tensor,
-        a: Tensor,
-        b: Tensor,
-        sigma: Tensor,
-        weights: Tensor,
-        drop: int,
-        wants: Wants,
-    ) -> tuple[Tensor, ...]:
-        return torch.ops.gkfast.mmd2(scale, x, y, a, b, sigma, weights, drop, wants)
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return torch.ops.gkfast.mmd2(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -186,19 +185,8 @@ def _along_batch(g: Tensor, like: Tensor) -> Tensor:
 
 class _KernelSumsWithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(
-        scale: Tensor,
-        x: Tensor,
-        y: Tensor,
-        a: Tensor,
-        b: Tensor,
-        sigma: Tensor,
-        weights: Tensor,
-        drop: int,
-        minus_one: bool,
-        wants: Wants,
-    ) -> tuple[Tensor, ...]:
-        return torch.ops.gkfast.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_one, wants)
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return torch.ops.gkfast.kernel_sums_with_gradients(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -82,15 +82,8 @@ define(
 
 class _LogDensity(torch.autograd.Function):
     @staticmethod
-    def forward(
-        x: Tensor,
-        y: Tensor,
-        sigma: Tensor,
-        log_weights: Tensor,
-        log_data_weights: Tensor,
-        leave_one_out: bool,
-    ) -> Tensor:
-        return torch.ops.gkfast.log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out)
+    def forward(*arguments: Any) -> Tensor:
+        return torch.ops.gkfast.log_density(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -103,8 +103,8 @@ define(
 
 class _Rbf(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
-        return torch.ops.gkfast.rbf(x, y, sigma, weights)
+    def forward(*arguments: Any) -> Tensor:
+        return torch.ops.gkfast.rbf(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -119,10 +119,8 @@ class _Rbf(torch.autograd.Function):
 
 class _RbfBackward(torch.autograd.Function):
     @staticmethod
-    def forward(
-        g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, wants: Wants
-    ) -> tuple[Tensor, ...]:
-        return torch.ops.gkfast.rbf_backward(g, x, y, sigma, weights, wants)
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return torch.ops.gkfast.rbf_backward(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

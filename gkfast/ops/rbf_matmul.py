@@ -117,16 +117,8 @@ define(
 
 class _RbfMatmul(torch.autograd.Function):
     @staticmethod
-    def forward(
-        x: Tensor,
-        y: Tensor,
-        v: Tensor,
-        sigma: Tensor,
-        weights: Tensor,
-        shift: Tensor | None,
-        skip_diagonal: bool,
-    ) -> Tensor:
-        return torch.ops.gkfast.rbf_matmul(x, y, v, sigma, weights, shift, skip_diagonal)
+    def forward(*arguments: Any) -> Tensor:
+        return torch.ops.gkfast.rbf_matmul(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -164,18 +156,8 @@ def _by_bandwidth(
 
 class _RbfMatmulBackward(torch.autograd.Function):
     @staticmethod
-    def forward(
-        g: Tensor,
-        x: Tensor,
-        y: Tensor,
-        v: Tensor,
-        sigma: Tensor,
-        weights: Tensor,
-        shift: Tensor | None,
-        skip_diagonal: bool,
-        wants: Wants,
-    ) -> tuple[Tensor, ...]:
-        return torch.ops.gkfast.rbf_matmul_backward(g, x, y, v, sigma, weights, shift, skip_diagonal, wants)
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return torch.ops.gkfast.rbf_matmul_backward(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
