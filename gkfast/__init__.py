@@ -14,14 +14,18 @@ __all__ = [
     "mean_sigma",
     "median_sigma",
     "mmd2",
+    "mmd2_and_variance",
+    "mmd_test",
     "rbf",
     "rbf_matmul",
     "score",
+    "witness",
 ]
 
 if TYPE_CHECKING:
     from gkfast.bandwidth import mean_sigma, median_sigma
-    from gkfast.functional import kernel_means, log_density, mmd2, rbf, rbf_matmul, score
+    from gkfast.functional import kernel_means, log_density, mmd2, rbf, rbf_matmul, score, witness
+    from gkfast.two_sample import mmd2_and_variance, mmd_test
 
 _HOME = {
     "kernel_means": "functional",
@@ -29,11 +33,14 @@ _HOME = {
     "mean_sigma": "bandwidth",
     "median_sigma": "bandwidth",
     "mmd2": "functional",
+    "mmd2_and_variance": "two_sample",
+    "mmd_test": "two_sample",
     "rbf": "functional",
     "rbf_matmul": "functional",
     "score": "functional",
+    "witness": "functional",
 }
-_MODULES = ("bandwidth", "functional", "gan", "kernels", "ops")
+_MODULES = ("bandwidth", "functional", "gan", "kernels", "nn", "ops", "two_sample")
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@
 Everywhere x is (..., N, D), y is (..., M, D), leading batch dimensions broadcast, and sigma is a length in the units
 of x: one number, or S bandwidths whose kernels are summed with `weights` (default all ones). NumPy arrays give NumPy
 arrays; torch tensors give tensors on the same device, differentiable. dtypes are float64, float32, bfloat16 and
-float16; halves are computed in float32.
+float16; halves are computed in float32, and under torch.autocast count as float32.
 """
 
 import math
@@ -27,8 +27,19 @@ class KernelMeans(NamedTuple):
     xy: Array
 
 
-class _Problem:
-    """The arguments of one call in the form that backends take: (B, N, D), float32 or float64, sigma (S,)."""
+def under_autocast(*arrays: Array) -> list[Any]:
+    """Halves as float32 where torch.autocast is on, as torch's own distances and exponentials take them."""
+    return [a.float() if _autocast_half(a) else a for a in arrays]
+
+
+def _autocast_half(array: Array) -> bool:
+    if not checks.is_tensor(array) or array.dtype.itemsize != 2 or not array.is_floating_point():
+        return False
+    return bool(sys.modules["torch"].is_autocast_enabled(array.device.type))
+
+
+class Problem:
+    """The arguments of one call in the form that backends take: (B, N, D), float32 or float64, sigma (B, S)."""
 
     def __init__(
         self,
@@ -77,6 +88,11 @@ class _Problem:
         values = list(values) if isinstance(values, list | tuple) else [values]
         # numbers stay on the CPU: kernels read them there without waiting for the device
         return self.xp.tensor(values, dtype=self.xp.float64)
+
+    def bandwidths(self, count: int | None = None) -> tuple[Array, Array]:
+        """sigma and weights for each of a batch, (B, S), by default this problem's batch."""
+        shape = (self.count if count is None else count, len(self.sigma))
+        return self.xp.broadcast_to(self.sigma, shape), self.xp.broadcast_to(self.weights, shape)
 
     def rows(self, array: Array) -> Array:
         """(..., R, C) as (B, R, C) in the dtype that is computed in."""
@@ -185,27 +201,28 @@ def rbf(
     array([[1.    , 0.6065],
            [0.6065, 1.    ]])
     """
+    x, y = under_autocast(x, y)
     if y is None:
         checks.points("x", x)
     else:
         checks.two_point_sets("x", x, "y", y)
     named = {"x": x} if y is None else {"x": x, "y": y}
-    p = _Problem("rbf", named, sigma, weights, precision, backend)
+    p = Problem("rbf", named, sigma, weights, precision, backend)
     x3, y3 = p.rows(x), None if y is None else p.rows(y)
     if out is None:
-        return p.give(p.run.rbf(x3, y3, p.sigma, p.weights))
+        return p.give(p.run.rbf(x3, y3, *p.bandwidths()))
     shape = (*p.batch, x.shape[-2], (x if y is None else y).shape[-2])
     checks.out(out, shape, x, _wants_gradient(p, x, y, p.sigma, p.weights))
     if p.by_reference or p.compute != p.dtype:
-        out[...] = p.give(p.run.rbf(x3, y3, p.sigma, p.weights))
+        out[...] = p.give(p.run.rbf(x3, y3, *p.bandwidths()))
     elif p.tensors:
-        p.run.rbf_out(x3, y3, p.sigma, p.weights, out.reshape((p.count, *shape[-2:])))
+        p.run.rbf_out(x3, y3, *p.bandwidths(), out.reshape((p.count, *shape[-2:])))
     else:
-        p.run.rbf(x3, y3, p.sigma, p.weights, out.reshape((p.count, *shape[-2:])))
+        p.run.rbf(x3, y3, *p.bandwidths(), out.reshape((p.count, *shape[-2:])))
     return out
 
 
-def _wants_gradient(p: _Problem, *arrays: Array | None) -> bool:
+def _wants_gradient(p: Problem, *arrays: Array | None) -> bool:
     if not p.tensors or not sys.modules["torch"].is_grad_enabled():
         return False
     return any(a.requires_grad for a in arrays if a is not None)
@@ -253,6 +270,7 @@ def rbf_matmul(
     >>> gkfast.rbf_matmul(x, None, numpy.array([1.0, 1.0])).round(4)
     array([1.6065, 1.6065])
     """
+    x, y, v = under_autocast(x, y, v)
     if y is None:
         checks.points("x", x)
         y = x
@@ -260,8 +278,8 @@ def rbf_matmul(
         checks.two_point_sets("x", x, "y", y)
     has_columns = checks.right_hand_side(v, y)
     v = v if has_columns else v[..., None]
-    p = _Problem("rbf_matmul", {"x": x, "y": y, "v": v}, sigma, weights, precision, backend)
-    result = p.give(p.run.rbf_matmul(p.rows(x), p.rows(y), p.rows(v), p.sigma, p.weights))
+    p = Problem("rbf_matmul", {"x": x, "y": y, "v": v}, sigma, weights, precision, backend)
+    result = p.give(p.run.rbf_matmul(p.rows(x), p.rows(y), p.rows(v), *p.bandwidths()))
     return result if has_columns else result[..., 0]
 
 
@@ -382,8 +400,9 @@ def _density(
     leave_one_out: bool,
     precision: Precision | None,
     backend: Backend | None,
-) -> tuple[_Problem, tuple[Array, ...], Array | None]:
+) -> tuple[Problem, tuple[Array, ...], Array | None]:
     """The arguments of the log-sum-exp, and what leave-one-out subtracts: log(1 - a_i), (B, N)."""
+    x, data, data_weights = under_autocast(x, data, data_weights)
     checks.two_point_sets("x", x, "data", data)
     checks.some_rows("data", data, 1, "a density")
     checks.leave_one_out(leave_one_out, x, data)
@@ -391,18 +410,18 @@ def _density(
     if data_weights is not None:
         checks.vector("data_weights", data_weights, data.shape[-2], "data", data)
         named["data_weights"] = data_weights[..., None]
-    p = _Problem(op, named, sigma, weights, precision, backend)
+    p = Problem(op, named, sigma, weights, precision, backend)
     checks.positive_weights(weights)
     xp, dims = p.xp, x.shape[-1]
-    w, s = _double(p, p.weights), _double(p, p.sigma)
-    log_weights = xp.log(w / w.sum()) - dims * xp.log(s) - 0.5 * dims * np.log(2 * np.pi)
+    s, w = (double(p, numbers) for numbers in p.bandwidths())
+    log_weights = xp.log(w / w.sum(-1)[:, None]) - dims * xp.log(s) - 0.5 * dims * np.log(2 * np.pi)
     x3, data3 = p.rows(x), p.rows(data)
     if data_weights is None:
         count = data.shape[-2]
         share = 1 / count
-        log_data_weights = xp.full(data3.shape[:2], -np.log(count), dtype=xp.float64, **_on(p, data3))
+        log_data_weights = xp.full(data3.shape[:2], -np.log(count), dtype=xp.float64, **on(p, data3))
     else:
-        a = _double(p, p.rows(named["data_weights"])[..., 0])
+        a = double(p, p.rows(named["data_weights"])[..., 0])
         share = a / a.sum(-1)[..., None]
         log_data_weights = xp.log(share)
     if not leave_one_out:
@@ -411,14 +430,14 @@ def _density(
         correction = float(np.log1p(-share))
     else:
         correction = xp.log1p(-share)
-    return p, (x3, data3, p.sigma, log_weights, log_data_weights), correction
+    return p, (x3, data3, s, log_weights, log_data_weights), correction
 
 
-def _double(p: _Problem, array: Array) -> Array:
+def double(p: Problem, array: Array) -> Array:
     return array.astype(np.float64) if p.xp is np else array.double()
 
 
-def _on(p: _Problem, array: Array) -> dict[str, Any]:
+def on(p: Problem, array: Array) -> dict[str, Any]:
     return {} if p.xp is np else {"device": array.device}
 
 
@@ -474,9 +493,9 @@ def kernel_means(
     >>> [round(float(m), 4) for m in gkfast.kernel_means(x, y, 1.0)]
     [1.0, 1.0, 0.6065]
     """
-    s = _samples("kernel_sums", x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
+    s = samples("kernel_sums", x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
     p = s.problem
-    means = s.per_weight * p.run.kernel_sums(s.x, s.y, s.a, s.b, p.sigma, p.weights, s.drop)
+    means = s.per_weight * p.run.kernel_sums(s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop)
     means = means.reshape((p.count, s.parts, 3)).mean(1)
     return KernelMeans(*(p.give(means[:, k], p.scalar_dtype) for k in range(3)))
 
@@ -524,16 +543,16 @@ def mmd2(
     >>> round(float(gkfast.mmd2(x, y, 1.0)), 4)
     0.7869
     """
-    s = _samples("mmd2", x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
+    s = samples("mmd2", x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
     p = s.problem
     xx, yy, xy = (s.per_weight[:, k] for k in range(3))
     scale = p.xp.stack([xx, yy, -2 * xy], -1)
-    value = p.run.mmd2(s.x, s.y, s.a, s.b, scale, p.sigma, p.weights, s.drop)
+    value = p.run.mmd2(s.x, s.y, s.a, s.b, scale, *p.bandwidths(s.x.shape[0]), s.drop)
     return p.give(value.reshape((p.count, s.parts)).mean(1), p.scalar_dtype)
 
 
-class _Samples(NamedTuple):
-    problem: _Problem
+class Samples(NamedTuple):
+    problem: Problem
     x: Array  # (B, N, D)
     y: Array
     a: Array  # (B, N) row weights, as given
@@ -543,7 +562,7 @@ class _Samples(NamedTuple):
     parts: int  # how many consecutive B are averaged into one result
 
 
-def _samples(
+def samples(
     op: str,
     x: Array,
     y: Array,
@@ -554,7 +573,8 @@ def _samples(
     y_weights: Array | None,
     precision: Precision | None,
     backend: Backend | None,
-) -> _Samples:
+) -> Samples:
+    x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
     checks.two_point_sets("x", x, "y", y)
     checks.estimator(estimator, x, y, x_weights is not None or y_weights is not None)
     named = {"x": x, "y": y}
@@ -562,7 +582,7 @@ def _samples(
         if value is not None:
             checks.vector(name, value, like.shape[-2], name[0], like)
             named[name] = value[..., None]
-    p = _Problem(op, named, sigma, weights, precision, backend)
+    p = Problem(op, named, sigma, weights, precision, backend)
     xp = p.xp
     x3, y3 = p.rows(x), p.rows(y)
     parts = 1
@@ -575,17 +595,91 @@ def _samples(
     b = _row_weights(p, named.get("y_weights"), y3)
     drop = {"biased": 0, "unbiased": 1, "u_statistic": 2, "linear": 2}[estimator]
     # in float64, and outside the sums: 1/N and 1/M rounded in float32 would not cancel in MMD^2
-    wide_a, wide_b = _double(p, a), _double(p, b)
+    wide_a, wide_b = double(p, a), double(p, b)
     total_a, total_b = wide_a.sum(-1), wide_b.sum(-1)
     xx, yy, xy = total_a * total_a, total_b * total_b, total_a * total_b
     if drop >= 1:
         xx, yy = xx - (wide_a * wide_a).sum(-1), yy - (wide_b * wide_b).sum(-1)
     if drop >= 2:
         xy = xy - (wide_a * wide_b).sum(-1)
-    return _Samples(p, x3, y3, a, b, drop, 1 / xp.stack([xx, yy, xy], -1), parts)
+    return Samples(p, x3, y3, a, b, drop, 1 / xp.stack([xx, yy, xy], -1), parts)
 
 
-def _row_weights(p: _Problem, given: Array | None, like: Array) -> Array:
+def _row_weights(p: Problem, given: Array | None, like: Array) -> Array:
     if given is None:
-        return p.xp.ones(like.shape[:2], dtype=p.compute, **_on(p, like))
+        return p.xp.ones(like.shape[:2], dtype=p.compute, **on(p, like))
     return p.rows(given)[..., 0]
+
+
+def witness(
+    points: Array,
+    x: Array,
+    y: Array,
+    sigma: Sigma,
+    *,
+    weights: Sigma | None = None,
+    x_weights: Array | None = None,
+    y_weights: Array | None = None,
+    precision: Precision | None = None,
+    backend: Backend | None = None,
+) -> Array:
+    """Witness function of the MMD: where sample x lies denser than sample y, seen through the kernel.
+
+    .. code-block:: text
+
+        f(p) = mean_i K(p, x_i) - mean_j K(p, y_j)
+
+    With x generated and y real, it is positive where the generator puts too much and negative where it puts too
+    little.
+
+    Parameters
+    ----------
+    points : array of shape (..., P, D)
+        Where the function is wanted; see `rbf` for sigma, weights, precision, backend, dtypes and errors.
+    x : array of shape (..., N, D)
+        First sample; at least one row.
+    y : array of shape (..., M, D)
+        Second sample; at least one row.
+    x_weights, y_weights : arrays of shape (..., N) and (..., M), optional
+        Weights of the rows, not negative, normalised to sum to one.
+
+    Returns
+    -------
+    array of shape (..., P)
+        Float32 for half-precision input.
+
+    Notes
+    -----
+    The weights of all terms sum to zero, so k - 1 is summed in place of k, which keeps the digits of a wide kernel.
+    O(P (N + M) (D + S)) time, O((P + N + M) D) memory. Gradients to points, x, y, sigma and all weights, of every
+    order.
+
+    References
+    ----------
+    A. Gretton et al., "A kernel two-sample test", JMLR 2012, section 2.3.
+
+    Examples
+    --------
+    >>> import numpy, gkfast
+    >>> gkfast.witness(numpy.array([[0.0], [1.0]]), numpy.zeros((3, 1)), numpy.ones((2, 1)), 1.0).round(4)
+    array([ 0.3935, -0.3935])
+    """
+    points, x, y, x_weights, y_weights = under_autocast(points, x, y, x_weights, y_weights)
+    named = {"points": points}
+    for name, sample, row_weights in (("x", x, x_weights), ("y", y, y_weights)):
+        checks.two_point_sets("points", points, name, sample)
+        checks.some_rows(name, sample, 1, "a mean")
+        named[name] = sample
+        if row_weights is not None:
+            checks.vector(f"{name}_weights", row_weights, sample.shape[-2], name, sample)
+            named[f"{name}_weights"] = row_weights[..., None]
+    p = Problem("rbf_matmul", named, sigma, weights, precision, backend)
+    at = p.rows(points)
+
+    def mean(name: str, sample: Array) -> Array:
+        rows = p.rows(sample)
+        a = _row_weights(p, named.get(f"{name}_weights"), rows)
+        sums = p.run.rbf_matmul(at, rows, a[..., None], *p.bandwidths(), None, False, True)
+        return double(p, sums[..., 0]) / double(p, a).sum(-1)[..., None]
+
+    return p.give(mean("x", x) - mean("y", y), p.scalar_dtype)

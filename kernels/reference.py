@@ -6,7 +6,7 @@ Every fast kernel is a second spelling of a function in this file, with the same
 rearranged for speed: distances are sums of squared differences, and derivatives are torch's own. Give it float64 to
 have an oracle; it computes in the dtype that it is given. Time and memory are O(B N M D).
 
-Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (S,), a (B, N), b (B, M).
+Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S), a (B, N), b (B, M).
 """
 
 import torch
@@ -22,8 +22,8 @@ def squared_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def log_kernels(x: Tensor, y: Tensor, sigma: Tensor) -> Tensor:
-    """-|x_i - y_j|^2 / (2 sigma_s^2), the logarithm of each bandwidth's kernel, (S, B, N, M)."""
-    return -squared_distance(x, y) / (2 * sigma.to(x).square()[:, None, None, None])
+    """-|x_i - y_j|^2 / (2 sigma_s^2), the logarithm of each bandwidth's kernel, (B, S, N, M)."""
+    return -squared_distance(x, y)[:, None] / (2 * sigma.to(x).square()[:, :, None, None])
 
 
 def off_diagonal(n: int, m: int, device: torch.device) -> Tensor:
@@ -34,12 +34,32 @@ def off_diagonal(n: int, m: int, device: torch.device) -> Tensor:
 def rbf(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
     """K, (B, N, M). See gkfast.rbf."""
     y = x if y is None else y
-    return torch.einsum("s,sbnm->bnm", weights.to(x), log_kernels(x, y, sigma).exp())
+    return torch.einsum("bs,bsnm->bnm", weights.to(x), log_kernels(x, y, sigma).exp())
 
 
-def rbf_matmul(x: Tensor, y: Tensor, v: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
-    """K @ v, (B, N, E). See gkfast.rbf_matmul."""
-    return rbf(x, y, sigma, weights) @ v
+def rbf_minus_one(x: Tensor, y: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
+    """K - sum_s w_s, (B, N, M), with the digits that a subtraction would lose.
+
+    Where weights of pairs sum to zero, as they do in MMD^2, K and this have the same sum.
+    """
+    return torch.einsum("bs,bsnm->bnm", weights.to(x), log_kernels(x, y, sigma).expm1())
+
+
+def rbf_matmul(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    shift: None = None,
+    skip_diagonal: bool = False,
+    minus_one: bool = False,
+) -> Tensor:
+    """K @ v, (B, N, E), or (K - sum_s w_s) @ v; with skip_diagonal over j != i. See gkfast.rbf_matmul."""
+    k = (rbf_minus_one if minus_one else rbf)(x, y, sigma, weights)
+    if skip_diagonal:
+        k = k * off_diagonal(x.shape[1], y.shape[1], x.device)
+    return k @ v
 
 
 def log_density(
@@ -49,10 +69,10 @@ def log_density(
 
     With leave_one_out the sum runs over j != i. See gkfast.log_density for what the log weights are.
     """
-    terms = log_kernels(x, y, sigma) + log_weights.to(x)[:, None, None, None] + log_data_weights[:, None, :]
+    terms = log_kernels(x, y, sigma) + log_weights.to(x)[:, :, None, None] + log_data_weights[:, None, None, :]
     if leave_one_out:
         terms = terms.where(off_diagonal(x.shape[1], y.shape[1], x.device), -torch.inf)
-    return terms.logsumexp(dim=(0, 3))
+    return terms.logsumexp(dim=(1, 3))
 
 
 def score(
@@ -62,11 +82,11 @@ def score(
 
     See gkfast.score.
     """
-    terms = log_kernels(x, y, sigma) + log_weights.to(x)[:, None, None, None] + log_data_weights[:, None, :]
+    terms = log_kernels(x, y, sigma) + log_weights.to(x)[:, :, None, None] + log_data_weights[:, None, None, :]
     if leave_one_out:
         terms = terms.where(off_diagonal(x.shape[1], y.shape[1], x.device), -torch.inf)
-    p = (terms - terms.logsumexp(dim=(0, 3), keepdim=True)).exp()
-    pull = torch.einsum("s,sbnm->bnm", 1 / sigma.to(x).square(), p)
+    p = (terms - terms.logsumexp(dim=(1, 3), keepdim=True)).exp()
+    pull = torch.einsum("bs,bsnm->bnm", 1 / sigma.to(x).square(), p)
     return torch.einsum("bnm,bnmd->bnd", pull, y[:, None, :, :] - x[:, :, None, :])
 
 
@@ -98,13 +118,6 @@ def kernel_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sigma: Tensor, weigh
 def mmd2(
     x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Tensor, sigma: Tensor, weights: Tensor, drop: int
 ) -> Tensor:
-    """scale_xx xx + scale_yy yy + scale_xy xy of the three sums taken over K - sum_s w_s, (B,).
-
-    Where the weights of all pairs sum to zero, as they do in MMD^2, this equals the same sum over K, and keeps the
-    digits that are lost when nearly equal means are subtracted. See gkfast.mmd2.
-    """
-
-    def kernel_minus_one(p: Tensor, q: Tensor) -> Tensor:
-        return torch.einsum("s,sbnm->bnm", weights.to(p), log_kernels(p, q, sigma).expm1())
-
-    return (scale * _three_sums(kernel_minus_one, x, y, a, b, drop)).sum(-1)
+    """scale_xx xx + scale_yy yy + scale_xy xy of the three sums taken over K - sum_s w_s, (B,). See gkfast.mmd2."""
+    sums = _three_sums(lambda p, q: rbf_minus_one(p, q, sigma, weights), x, y, a, b, drop)
+    return (scale * sums).sum(-1)

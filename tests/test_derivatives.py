@@ -1,4 +1,4 @@
-"""Every derivative of every operation: first and second order, alone and through torch.compile."""
+"""Every derivative of every operation: both modes, both orders, batched by vmap, and through torch.compile."""
 
 import pytest
 import torch
@@ -8,6 +8,8 @@ import gkfast
 import gkfast.ops
 
 D = torch.float64
+# torch loads its own forward-mode formulas by what it deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
 @pytest.fixture
@@ -82,12 +84,65 @@ def operation(request, leaf):
 
 def test_gradcheck(operation):
     function, tensors = operation
-    assert gradcheck(function, tensors)
+    assert gradcheck(function, tensors, check_forward_ad=True, check_batched_grad=True)
 
 
 def test_gradgradcheck(operation):
     function, tensors = operation
-    assert gradgradcheck(function, tensors)
+    assert gradgradcheck(function, tensors, check_fwd_over_rev=True, check_batched_grad=True)
+
+
+def test_func_transforms_compose(operation):
+    function, tensors = operation
+    points, others = tensors[0].detach(), [t.detach() for t in tensors[1:]]
+
+    def loss(points):
+        return function(points, *others).square().sum()
+
+    truth = torch.autograd.functional.hessian(loss, points)
+    for outer in (torch.func.jacfwd, torch.func.jacrev):
+        for inner in (torch.func.jacfwd, torch.func.jacrev):
+            torch.testing.assert_close(outer(inner(loss))(points), truth, rtol=1e-9, atol=1e-9)
+    _, change = torch.func.jvp(loss, (points,), (torch.ones_like(points),))
+    torch.testing.assert_close(change, torch.func.grad(loss)(points).sum())
+
+
+def test_vmap_is_the_loop(operation):
+    function, tensors = operation
+    factors = (1.0, 1.1, 0.9)
+    stacked = [torch.stack([t.detach() * f for f in factors]) for t in tensors]
+    loop = torch.stack([function(*(t.detach() * f for t in tensors)) for f in factors])
+    torch.testing.assert_close(torch.func.vmap(function)(*stacked), loop, rtol=1e-13, atol=1e-13)
+    # each argument alone, along its last axis; the others are shared
+    for k, batched in enumerate(stacked):
+        dims = [None] * len(tensors)
+        dims[k] = -1
+        mixed = [t.detach() for t in tensors]
+        mixed[k] = batched.movedim(0, -1)
+        loop = torch.stack([function(*mixed[:k], part, *mixed[k + 1 :]) for part in batched])
+        torch.testing.assert_close(torch.func.vmap(function, tuple(dims))(*mixed), loop, rtol=1e-13, atol=1e-13)
+
+
+def test_gradients_of_each_sample(operation):
+    function, tensors = operation
+    factors = (1.0, 1.1)
+    stacked = [torch.stack([t.detach() * f for f in factors]) for t in tensors]
+    every = tuple(range(len(tensors)))
+    grad = torch.func.grad(lambda *t: function(*t).square().sum(), argnums=every)
+    batched = torch.func.vmap(grad)(*stacked)
+    for k, f in enumerate(factors):
+        alone = grad(*(t.detach() * f for t in tensors))
+        torch.testing.assert_close([b[k] for b in batched], list(alone), rtol=1e-12, atol=1e-12)
+
+
+def test_third_derivatives(leaf):
+    x, y = leaf(3, 2), leaf(4, 2)
+
+    def second(x):
+        (g,) = torch.autograd.grad(gkfast.mmd2(x, y, [0.7, 1.4]), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), x, create_graph=True)[0]
+
+    assert gradcheck(second, (x,))
 
 
 def test_compiled_without_graph_breaks(operation):
@@ -117,16 +172,17 @@ def test_compiled_by_inductor(leaf):
 
 def test_opcheck(leaf):
     t = inputs(leaf)
-    x, y, s, w, a, b = (t[k] for k in ("x", "y", "sigma", "w", "a", "b"))
+    x, y, a, b = (t[k] for k in ("x", "y", "a", "b"))
+    s, w = (t[k].detach().expand(2, 2).clone().requires_grad_() for k in ("sigma", "w"))
     everything = {
         "rbf": (x, y, s, w),
         "rbf_out": (x.detach(), y.detach(), s.detach(), w.detach(), torch.empty(2, 4, 5, dtype=D)),
         "rbf_backward": (leaf(2, 4, 5), x, y, s, w, [True] * 4),
-        "rbf_matmul": (x, y, t["v"], s, w, None, False),
-        "rbf_matmul_backward": (leaf(2, 4, 2), x, y, t["v"], s, w, None, False, [True] * 5),
+        "rbf_matmul": (x, y, t["v"], s, w, None, False, False),
+        "rbf_matmul_backward": (leaf(2, 4, 2), x, y, t["v"], s, w, None, False, False, [True] * 5),
         "log_density": (x, y, s, w.detach().log(), b.detach().log(), False),
+        "kernel_sums": (leaf(2, 2, 3), x, y, a, b, s, w, 1, True, [True] * 6),
         "kernel_sums_with_gradients": (leaf(2, 3), x, y, a, b, s, w, 1, True, [True] * 6),
-        "mmd2": (leaf(2, 3), x, y, a, b, s, w, 1, [True] * 6),
     }
     defined = {
         str(name).removeprefix("gkfast::") for name in torch._C._dispatch_get_all_op_names() if "gkfast" in name

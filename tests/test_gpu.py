@@ -25,7 +25,7 @@ TOLERANCE = {  # kernel absolute, gradients relative to the norm
     torch.bfloat16: (2**-7, 2**-7),
     torch.float16: (2**-10, 2**-10),
 }
-ONE = torch.ones(1, dtype=torch.float64)
+ONE = torch.ones(1, 1, dtype=torch.float64)
 
 
 def sample(batch, n, m, dims, dtype, scale=1.0, offset=0.0):
@@ -36,7 +36,8 @@ def sample(batch, n, m, dims, dtype, scale=1.0, offset=0.0):
 
 
 def check(x, y, sigma, weights):
-    """Kernel and all gradients against float64."""
+    """Kernel and all gradients against float64; sigma and weights (S,) serve the whole batch."""
+    sigma, weights = (t.expand(x.shape[0], -1).contiguous() for t in (sigma, weights))
     absolute, relative = TOLERANCE[x.dtype]
     wide = [
         t.detach().double().requires_grad_() for t in ((x, sigma, weights) if y is None else (x, y, sigma, weights))
@@ -45,7 +46,7 @@ def check(x, y, sigma, weights):
     ours = gpu.rbf(x, y, sigma, weights)
     assert ours.dtype == x.dtype
     if truth.numel():
-        assert (ours.double() - truth).abs().max() <= absolute * float(weights.abs().sum())
+        assert (ours.double() - truth).abs().max() <= absolute * float(weights[0].abs().sum())
     g = torch.randn_like(truth).to(x.dtype)
     # without coordinates nothing depends on x
     expected = torch.autograd.grad((truth * g.double()).sum(), wide, allow_unused=True, materialize_grads=True)
@@ -76,14 +77,14 @@ def test_dtypes(shape, dtype):
 
 @pytest.mark.parametrize("shape", SHAPES[5:] + NONE)
 def test_shapes(shape):
-    check(*sample(*shape, torch.float32), ONE, ONE)
+    check(*sample(*shape, torch.float32), ONE[0], ONE[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_x_with_itself(dtype):
     x, _ = sample(2, 67, 1, 5, dtype)
-    check(x, None, 0.9 * ONE, ONE)
-    k = gpu.rbf(x, None, 0.9 * ONE, ONE)
+    check(x, None, 0.9 * ONE[0], ONE[0])
+    k = gpu.rbf(x, None, (0.9 * ONE).expand(2, 1), ONE.expand(2, 1))
     assert torch.equal(k, k.mT)
     assert (k.diagonal(dim1=1, dim2=2) == 1).all()
     assert k.max() <= 1
@@ -110,14 +111,14 @@ def test_sigma_on_the_device_and_on_the_cpu_agree():
     ("scale", "offset"), [(1, 1000), (1e20, 0), (1e-20, 0), (1e3, 0), (1e-3, 0)], ids=lambda v: f"{v:g}"
 )
 def test_offset_and_scale(scale, offset):
-    check(*sample(1, 65, 40, 3, torch.float32, scale, offset), scale * ONE, ONE)
+    check(*sample(1, 65, 40, 3, torch.float32, scale, offset), scale * ONE[0], ONE[0])
 
 
 def test_far_clusters_and_duplicates():
     x, _ = sample(1, 60, 1, 16, torch.float32)
     x[:, ::2] += 100
     x[:, 1::4] = x[:, 3::4]
-    check(x[:, :35], x[:, 25:].contiguous(), ONE, ONE)
+    check(x[:, :35], x[:, 25:].contiguous(), ONE[0], ONE[0])
 
 
 def test_bandwidths_far_apart():
@@ -132,7 +133,7 @@ def test_many_bandwidths(count):
 
 
 def test_many_coordinates():
-    check(*sample(1, 5, 6, 3072, torch.float32), ONE, ONE)
+    check(*sample(1, 5, 6, 3072, torch.float32), ONE[0], ONE[0])
 
 
 # the interpreter is NumPy, which warns where a GPU only returns infinity or NaN
@@ -144,7 +145,7 @@ overflows = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encounte
 def test_points_at_all_scales_between_two_bandwidths(spread):
     torch.manual_seed(0)
     x = torch.cat([torch.randn(12, 1) * spread**p for p in (-0.5, -0.25, 0, 0.25, 0.5)])[None].to(DEVICE)
-    sigma, weights = torch.tensor([spread**-0.5, spread**0.5]).double(), torch.ones(2).double()
+    sigma, weights = torch.tensor([[spread**-0.5, spread**0.5]]).double(), torch.ones(1, 2).double()
     truth = reference.rbf(x.double(), None, sigma, weights)
     assert (gpu.rbf(x, None, sigma, weights) - truth).abs().max() <= 2e-6
 

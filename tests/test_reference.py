@@ -12,7 +12,7 @@ from sklearn.neighbors import KernelDensity
 import gkfast
 from gkfast.kernels import reference
 
-one = torch.ones(1, dtype=torch.float64)
+one = torch.ones(1, 1, dtype=torch.float64)
 
 
 def points(*rows):
@@ -26,7 +26,7 @@ def test_rbf_by_hand():
 
 def test_mixture_is_the_weighted_sum():
     x, y = points([0.0]), points([2.0])
-    k = reference.rbf(x, y, torch.tensor([1.0, 2.0]).double(), torch.tensor([3.0, 0.5]).double())
+    k = reference.rbf(x, y, torch.tensor([[1.0, 2.0]]).double(), torch.tensor([[3.0, 0.5]]).double())
     assert k.item() == pytest.approx(3 * math.exp(-2) + 0.5 * math.exp(-0.5), abs=1e-15)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import gkfast
 from gkfast.gan import checks
+from gkfast.nn import ArticleRegularizer, KDERatioLoss, MMDLoss
 
 LOSSES = ("gan", "gan+mmd", "mmd", "gan+logkde", "article")
 
@@ -117,54 +118,27 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 def mmd(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> Tensor:
     """The unbiased squared MMD, averaged over the bandwidths (Gretton et al. 2012, equation 3).
 
-    .. code-block:: text
-
-        mean_s [ mean_{i != j} k_s(g_i, g_j) + mean_{i != j} k_s(x_i, x_j) - 2 mean_{ij} k_s(g_i, x_j) ]
-
-    Scale-free: data and bandwidths multiplied by one number leave it as it is. O(N) memory.
+    Scale-free: data and bandwidths multiplied by one number leave it as it is. O(N) memory. See
+    gkfast.nn.MMDLoss, which also finds the bandwidths itself.
     """
-    value: Tensor = gkfast.mmd2(fake, real, list(sigma), weights=[1 / len(sigma)] * len(sigma))
+    value: Tensor = MMDLoss(sigma)(fake, real)
     return value
 
 
 def log_kde_ratio(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> Tensor:
     """How much likelier generated samples are among themselves than among the real ones, scaled by sigma^2.
 
-    .. code-block:: text
-
-        mean_s sigma_s^2 mean_i [ log mean_{j != i} k_s(g_i, sg g_j) - log mean_j k_s(g_i, x_j) ]
-
-    sg is stop-gradient. The Gaussians' normaliser is the same in both densities and cancels. The gradient at
-    g_i is sigma^2 / N times the difference of the scores of the two kernel density estimates, q of the other
-    generated samples and p of the real ones:
-
-    .. code-block:: text
-
-        dL/dg_i = mean_s sigma_s^2 / N [ grad log q_s(g_i) - grad log p_s(g_i) ]
-
-    which is the mean shift of q less the mean shift of p: the samples are drawn to the data and pushed apart.
-    For the Gaussian kernel this is the drifting field (Deng, Li and He 2026, arXiv 2602.04770; the identity
-    with the scores: arXiv 2603.07514). It is the article's term with pairs in place of the sample with
-    itself.
-
-    Needs two generated samples or more.
+    See gkfast.nn.KDERatioLoss for the formula. It is the article's term with pairs in place of the sample with
+    itself. Needs two generated samples or more.
     """
-    terms = [
-        s**2
-        * (gkfast.log_density(fake, fake.detach(), s, leave_one_out=True) - gkfast.log_density(fake, real, s)).mean()
-        for s in sigma
-    ]
-    return torch.stack(terms).mean()
+    value: Tensor = KDERatioLoss(sigma)(fake, real)
+    return value
 
 
 def literal_term(x: Tensor, sigma: float) -> Tensor:
-    """The article's regulariser as printed, which is zero for every input, and so is its gradient.
-
-    .. code-block:: text
-
-        mean_i log K(x_i, x_i) = mean_i log 1 = 0
-    """
-    return similarity(x, x, sigma).log().mean()
+    """The article's regulariser as printed, zero for every input; see gkfast.nn.ArticleRegularizer."""
+    value: Tensor = ArticleRegularizer(sigma, form="literal")(x, x)
+    return value
 
 
 def gan_loss(

@@ -4,10 +4,10 @@ Each operator has one `torch.autograd.Function`; the function of the operator's 
 registered with the operator itself, which is what a compiled graph holds.
 
 One algebra gives all derivatives. With S = sum_ij K_ij g_i . v_j, every first derivative of an operator here is a
-first derivative of S, with fused kernels (`*_backward`, and `mmd2`, which computes its gradients in the forward
-sweep). A derivative of those is a derivative of the change of S along a direction, and that change is again a product
-with the kernel matrix (`matmul_change` in rbf_matmul.py): so second and higher orders need no kernels of their own
-and O(N) memory.
+first derivative of S, with fused kernels (`*_backward`, and `kernel_sums`, which computes its gradients in the
+forward sweep). Forward mode asks for the change of S along a direction, and that is again a product with the kernel
+matrix (`matmul_change` in rbf_matmul.py); a second derivative, in either mode, is a derivative of that change. So
+these need no kernels of their own and O(N) memory.
 """
 
 from gkfast.ops.kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2

@@ -1,4 +1,8 @@
-"""How an operator is made: defined with its kernels and its fake, given derivatives, and called."""
+"""How an operator is made: defined with its kernels and its fake, given derivatives and a vmap rule, and called.
+
+Every tensor that an operator takes or returns has the batch dimension B first. So vmap needs one rule for all of
+them: the dimension that it adds is folded into B.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 library = torch.library.Library("gkfast", "DEF")
 Wants = Sequence[bool]
@@ -22,10 +27,11 @@ def define(
         library.impl(name, gpu, "CUDA")
 
 
-def derive(name: str, function: type[torch.autograd.Function]) -> None:
+def derive(name: str, function: Any) -> None:
     torch.library.register_autograd(
         f"gkfast::{name}", function.backward, setup_context=function.setup_context, lib=library
     )
+    torch.library.register_vmap(f"gkfast::{name}", folded(getattr(torch.ops.gkfast, name)), lib=library)
 
 
 def call(name: str, function: Any, *arguments: Any) -> Any:
@@ -33,6 +39,44 @@ def call(name: str, function: Any, *arguments: Any) -> Any:
     if torch.compiler.is_dynamo_compiling():
         return getattr(torch.ops.gkfast, name)(*arguments)
     return function.apply(*arguments)
+
+
+def folded(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """The vmap rule of a function all of whose tensors have B first: V more of them are a batch of V B."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
+        size = info.batch_size
+
+        def fold(argument: Any, dim: int | None) -> Any:
+            if not isinstance(argument, Tensor):
+                return argument
+            whole = argument.expand(size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+            return whole.flatten(0, 1)
+
+        def unfold(result: Tensor) -> Tensor:
+            return result.unflatten(0, (size, -1)) if size else result.new_empty(0, 0, *result.shape[1:])
+
+        results = function(*(fold(a, d) for a, d in zip(arguments, in_dims, strict=True)))
+        if isinstance(results, Tensor):
+            return unfold(results), 0
+        return tuple(unfold(r) for r in results), tuple(0 for _ in results)
+
+    return rule
+
+
+def forward_mode(rule: Callable[..., Any]) -> Any:
+    """rule(ctx, saved, *tangents) as an autograd.Function's jvp, which forward mode can differentiate again.
+
+    PyTorch turns forward mode off around a jvp, and so would lose the tangents of an outer level, silently. Here
+    it stays on, and the saved tensors come without their tangents of this level.
+    """
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        saved = [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
+        with forward_ad._set_fwd_grad_enabled(True):
+            return rule(ctx, saved, *tangents)
+
+    return staticmethod(jvp)
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -44,18 +88,35 @@ def numbers(tensor: Tensor) -> np.ndarray:
 
 
 def tensor(array: np.ndarray | None, like: Tensor) -> Tensor:
-    """A result as a tensor; what was not wanted is an empty one, since operators return no None."""
+    """A result as a tensor; what was not wanted is (B, 0), since operators return no None."""
     if array is None:
-        return like.new_empty(0)
+        return unwanted(like)
     return torch.from_numpy(np.ascontiguousarray(array)).to(like.dtype)
 
 
+def unwanted(like: Tensor) -> Tensor:
+    return like.new_empty(like.shape[0], 0)
+
+
 def fake(like: Tensor, wanted: bool) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format) if wanted else like.new_empty(0)
+    return torch.empty_like(like, memory_format=torch.contiguous_format) if wanted else unwanted(like)
 
 
 def wanted(gradients: Sequence[Tensor | None], wants: Wants) -> list[Tensor | None]:
     return [gradient if want else None for gradient, want in zip(gradients, wants, strict=True)]
+
+
+def mark_unwanted(ctx: Any, gradients: Sequence[Tensor], wants: Wants) -> None:
+    ctx.mark_non_differentiable(*(d for d, want in zip(gradients, wants, strict=True) if not want))
+
+
+def double(*tensors: Tensor | None) -> list[Any]:
+    return [None if t is None else t.double() for t in tensors]
+
+
+def add(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Sums of two lists of gradients, where None stands for zero."""
+    return [b if a is None else a if b is None else a + b for a, b in zip(first, second, strict=True)]
 
 
 def vjp(

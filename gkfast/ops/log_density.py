@@ -1,12 +1,13 @@
 """The log-sum-exp behind a density, and its gradient at x, the score."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gkfast.ops.define import Wants, array, call, define, derive, numbers
-from gkfast.ops.rbf_matmul import rbf_matmul_backward
+from gkfast.ops.define import Wants, array, call, define, derive, double, folded, forward_mode, numbers
+from gkfast.ops.rbf_matmul import matmul_change, rbf_matmul_backward
 
 
 def log_density(
@@ -51,8 +52,9 @@ def _density_gradients(
         log_data_weights.exp()[..., None],
         sigma.double(),
         torch.ones_like(log_weights),
-        log_p[..., None] - log_weights,
+        log_p[..., None] - log_weights[:, None],
         leave_one_out,
+        False,
         wants,
     )
 
@@ -81,6 +83,8 @@ define(
 
 
 class _LogDensity(torch.autograd.Function):
+    vmap = staticmethod(folded(log_density))
+
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
         return torch.ops.gkfast.log_density(*arguments)
@@ -88,10 +92,14 @@ class _LogDensity(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:5], output)
+        ctx.save_for_forward(*inputs[:5], output)
         ctx.leave_one_out = inputs[5]
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        if g is None:
+            return (None,) * 6
         x, y, sigma, log_weights, log_data_weights, log_p = ctx.saved_tensors
         need_x, need_y, need_sigma, need_weights, need_data = ctx.needs_input_grad[:5]
         wants = [need_x, need_y, need_data, need_sigma, need_weights]
@@ -106,6 +114,19 @@ class _LogDensity(torch.autograd.Function):
             da[..., 0] * log_data_weights.exp() if need_data else None,
             None,
         )
+
+    @forward_mode
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
+        x, y, sigma, log_weights, log_data_weights, log_p = saved
+        tx, ty, tsigma, tlog_weights, tlog_data = double(*tangents[:5])
+        a = log_data_weights.exp()
+        # the shares sum to one, so log p changes by the mean change of the exponents
+        shift = log_p[..., None] - log_weights[:, None]
+        tv = None if tlog_data is None else (a * tlog_data)[..., None]
+        directions = (tx, ty, tv, tsigma, tlog_weights)
+        one = torch.ones_like(log_weights)
+        change = matmul_change(x, y, a[..., None], sigma, one, shift, directions, None, ctx.leave_one_out)
+        return change[..., 0]
 
 
 derive("log_density", _LogDensity)

@@ -1,11 +1,29 @@
 """The kernel matrix."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gkfast.ops.define import Wants, array, call, define, derive, fake, numbers, tensor, vjp, wanted
+from gkfast.ops.define import (
+    Wants,
+    add,
+    array,
+    call,
+    define,
+    derive,
+    double,
+    fake,
+    folded,
+    forward_mode,
+    mark_unwanted,
+    numbers,
+    tensor,
+    unwanted,
+    vjp,
+    wanted,
+)
 
 
 def rbf(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
@@ -21,7 +39,7 @@ def rbf_out(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, out: Te
 def rbf_backward(
     g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, wants: Wants
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are empty."""
+    """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are (B, 0)."""
     return call("rbf_backward", _RbfBackward, g, x, y, sigma, weights, list(wants))
 
 
@@ -82,7 +100,7 @@ def _rbf_backward_gpu(
     y = None if y is None else y.contiguous()
     gradients = gpu.rbf_backward(g.contiguous(), x.contiguous(), y, sigma, weights, tuple(wants))
     likes = (x, x, sigma, weights)
-    return tuple(like.new_empty(0) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True))
+    return tuple(unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True))
 
 
 define("rbf(Tensor x, Tensor? y, Tensor sigma, Tensor weights) -> Tensor", _rbf_fake, _rbf_cpu, _rbf_gpu)
@@ -102,6 +120,8 @@ define(
 
 
 class _Rbf(torch.autograd.Function):
+    vmap = staticmethod(folded(rbf))
+
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
         return torch.ops.gkfast.rbf(*arguments)
@@ -109,15 +129,26 @@ class _Rbf(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        if g is None:
+            return (None,) * 4
         x, y, sigma, weights = ctx.saved_tensors
         wants = list(ctx.needs_input_grad[:4])
         return tuple(wanted(rbf_backward(g, x, y, sigma, weights, wants), wants))
 
+    @forward_mode
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Tensor | None) -> Tensor:
+        x, y, sigma, weights = saved
+        return _rbf_change(x, y, sigma, weights, tangents).to(x.dtype)
+
 
 class _RbfBackward(torch.autograd.Function):
+    vmap = staticmethod(folded(rbf_backward))
+
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         return torch.ops.gkfast.rbf_backward(*arguments)
@@ -125,53 +156,75 @@ class _RbfBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:5])
+        ctx.save_for_forward(*inputs[:5])
         ctx.wants = inputs[5]
+        mark_unwanted(ctx, output, ctx.wants)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> Any:
-        tx, ty, tsigma, tweights = wanted(directions, ctx.wants)
+        moved = wanted(directions, ctx.wants)
+        return *_second_order(ctx.saved_tensors, moved, ctx.needs_input_grad[:5]), None
 
-        def change(g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
-            return (g * _rbf_change(x, y, sigma, weights, tx, ty, tsigma, tweights)).sum()
+    @forward_mode
+    def jvp(ctx: Any, saved: Sequence[Any], tg: Tensor | None, *tangents: Any) -> Any:
+        # a gradient moves as the gradient of the change that its arguments' motion makes
+        moved = tangents[:4]
+        total = _second_order(saved, moved, [False, *ctx.wants])[1:]
+        if tg is not None:
+            _, x, y, sigma, weights = saved
+            total = add(total, wanted(rbf_backward(tg, x, y, sigma, weights, ctx.wants), ctx.wants))
+        return tuple(total)
 
-        return *vjp(change, ctx.saved_tensors, ctx.needs_input_grad[:5]), None
+
+def _second_order(
+    saved: Sequence[Tensor | None], directions: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the change of sum_ij g_ij K_ij along the directions, to those of (g, x, y, sigma, weights)."""
+    if all(t is None for t in directions):
+        return [None] * 5
+
+    def change(g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
+        return (g * _rbf_change(x, y, sigma, weights, directions)).sum()
+
+    return vjp(change, saved, needed)
 
 
 def _rbf_change(
-    x: Tensor,
-    y: Tensor | None,
-    sigma: Tensor,
-    weights: Tensor,
-    tx: Tensor | None,
-    ty: Tensor | None,
-    tsigma: Tensor | None,
-    tweights: Tensor | None,
+    x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, directions: Sequence[Tensor | None]
 ) -> Tensor:
-    """How K (B, N, M) changes when x, y, sigma, weights move along tx, ty, tsigma, tweights.
+    """How K (B, N, M) changes when x, y, sigma, weights move along the directions tx, ty, tsigma, tweights.
 
         dK_ij = K'_ij (tx_i - ty_j) . (y_j - x_i) + sum_s (tsigma_s w_s |x_i - y_j|^2 / sigma_s^3 + tweights_s) k_sij
 
-    with K' = sum_s w_s / sigma_s^2 k_s. With y None, y is x and ty is tx.
+    with K' = sum_s w_s / sigma_s^2 k_s. With y None, y is x and ty is tx. In float64, because the products of
+    coordinates cancel.
     """
-    first, second = about_their_mean(x, x if y is None else y)
-    if y is None:
+    symmetric = y is None
+    y = x if y is None else y
+    x, y, sigma, weights, tx, ty, tsigma, tweights = double(x, y, sigma, weights, *directions)
+    first, second = about_their_mean(x, y)
+    if symmetric:
         ty = tx
-    total: Any = 0.0
+
+    def kernel(factors: Tensor) -> Tensor:
+        return rbf(x, None if symmetric else y, sigma, factors)
+
+    total: Any = x.new_zeros(())
     if tx is not None or ty is not None:
         motion: Any = 0.0
         if tx is not None:
             motion = tx @ second.mT - (tx * first).sum(-1)[..., :, None]
         if ty is not None:
             motion = motion + first @ ty.mT - (ty * second).sum(-1)[..., None, :]
-        total = rbf(x, y, sigma, weights / sigma.square()) * motion
+        total = kernel(weights / sigma.square()) * motion
     if tsigma is not None:
         squares = (
             first.square().sum(-1)[..., :, None] + second.square().sum(-1)[..., None, :]
         ) - 2 * first @ second.mT
-        total = total + rbf(x, y, sigma, tsigma * weights / sigma**3) * squares
+        total = total + kernel(tsigma * weights / sigma**3) * squares
     if tweights is not None:
-        total = total + rbf(x, y, sigma, tweights)
+        total = total + kernel(tweights)
     return total
 
 

@@ -1,12 +1,32 @@
 """K @ v, and the change of K @ v that all second derivatives are made of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gkfast.ops.define import Wants, array, call, define, derive, fake, numbers, tensor, vjp, wanted
+from gkfast.ops.define import (
+    Wants,
+    add,
+    array,
+    call,
+    define,
+    derive,
+    double,
+    fake,
+    folded,
+    forward_mode,
+    mark_unwanted,
+    numbers,
+    tensor,
+    vjp,
+    wanted,
+)
 from gkfast.ops.rbf import about_their_mean
+
+# second derivatives multiply K with this many columns at a time, so that memory stays near that of the data
+_COLUMNS = 128
 
 
 def rbf_matmul(
@@ -17,12 +37,13 @@ def rbf_matmul(
     weights: Tensor,
     shift: Tensor | None = None,
     skip_diagonal: bool = False,
+    minus_one: bool = False,
 ) -> Tensor:
-    """K @ v, (B, N, E), kernels times exp(-shift_is) where shift (B, N, S) is given.
+    """K @ v, (B, N, E). See gkfast.rbf_matmul.
 
-    See gkfast.rbf_matmul.
+    Kernels times exp(-shift_is) where shift (B, N, S) is given; (K - sum_s weights_s) @ v with minus_one.
     """
-    return call("rbf_matmul", _RbfMatmul, x, y, v, sigma, weights, shift, skip_diagonal)
+    return call("rbf_matmul", _RbfMatmul, x, y, v, sigma, weights, shift, skip_diagonal, minus_one)
 
 
 def rbf_matmul_backward(
@@ -34,38 +55,42 @@ def rbf_matmul_backward(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
+    minus_one: bool,
     wants: Wants,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are empty."""
-    return call(
-        "rbf_matmul_backward",
-        _RbfMatmulBackward,
-        g,
-        x,
-        y,
-        v,
-        sigma,
-        weights,
-        shift,
-        skip_diagonal,
-        list(wants),
-    )
+    """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are (B, 0)."""
+    arguments = (g, x, y, v, sigma, weights, shift, skip_diagonal, minus_one, list(wants))
+    return call("rbf_matmul_backward", _RbfMatmulBackward, *arguments)
 
 
 def _rbf_matmul_fake(
-    x: Tensor, y: Tensor, v: Tensor, sigma: Tensor, weights: Tensor, shift: Tensor | None, skip_diagonal: bool
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    shift: Tensor | None,
+    skip_diagonal: bool,
+    minus_one: bool,
 ) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], v.shape[2])
 
 
 def _rbf_matmul_cpu(
-    x: Tensor, y: Tensor, v: Tensor, sigma: Tensor, weights: Tensor, shift: Tensor | None, skip_diagonal: bool
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    shift: Tensor | None,
+    skip_diagonal: bool,
+    minus_one: bool,
 ) -> Tensor:
     from gkfast.kernels import cpu
 
     shifts = None if shift is None else array(shift)
     arrays = (array(x), array(y), array(v), numbers(sigma), numbers(weights))
-    return tensor(cpu.rbf_matmul(*arrays, shifts, skip_diagonal), x)
+    return tensor(cpu.rbf_matmul(*arrays, shifts, skip_diagonal, minus_one), x)
 
 
 def _rbf_matmul_backward_fake(
@@ -77,6 +102,7 @@ def _rbf_matmul_backward_fake(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
+    minus_one: bool,
     wants: Wants,
 ) -> tuple[Tensor, ...]:
     return tuple(fake(a, want) for a, want in zip((x, y, v, sigma, weights), wants, strict=True))
@@ -91,31 +117,44 @@ def _rbf_matmul_backward_cpu(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
+    minus_one: bool,
     wants: Wants,
 ) -> tuple[Tensor, ...]:
     from gkfast.kernels import cpu
 
     shifts = None if shift is None else array(shift)
     arrays = (array(g), array(x), array(y), array(v), numbers(sigma), numbers(weights))
-    gradients = cpu.rbf_matmul_backward(*arrays, wants, shifts, skip_diagonal)
+    gradients = cpu.rbf_matmul_backward(*arrays, wants, shifts, skip_diagonal, minus_one)
     return tuple(tensor(d, like) for d, like in zip(gradients, (x, y, v, sigma, weights), strict=True))
 
 
 define(
-    "rbf_matmul(Tensor x, Tensor y, Tensor v, Tensor sigma, Tensor weights, Tensor? shift, bool skip_diagonal)"
-    " -> Tensor",
+    "rbf_matmul(Tensor x, Tensor y, Tensor v, Tensor sigma, Tensor weights, Tensor? shift, bool skip_diagonal,"
+    " bool minus_one) -> Tensor",
     _rbf_matmul_fake,
     _rbf_matmul_cpu,
 )
 define(
     "rbf_matmul_backward(Tensor g, Tensor x, Tensor y, Tensor v, Tensor sigma, Tensor weights, Tensor? shift,"
-    " bool skip_diagonal, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " bool skip_diagonal, bool minus_one, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _rbf_matmul_backward_fake,
     _rbf_matmul_backward_cpu,
 )
 
 
+def _rbf_matmul_vmap(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Tensor, int]:
+    if [k for k, dim in enumerate(in_dims) if dim is not None] == [2]:
+        # only v differs: its copies become more columns, and every kernel value serves all of them
+        v = arguments[2].movedim(in_dims[2], -1)
+        wide: Any = (*arguments[:2], v.flatten(2), *arguments[3:])
+        result = rbf_matmul(*wide)
+        return result.unflatten(2, v.shape[2:]), 3
+    return folded(rbf_matmul)(info, in_dims, *arguments)
+
+
 class _RbfMatmul(torch.autograd.Function):
+    vmap = staticmethod(_rbf_matmul_vmap)
+
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
         return torch.ops.gkfast.rbf_matmul(*arguments)
@@ -123,38 +162,44 @@ class _RbfMatmul(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:6])
-        ctx.skip_diagonal = inputs[6]
+        ctx.save_for_forward(*inputs[:6])
+        ctx.skip_diagonal, ctx.minus_one = inputs[6:]
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, g: Tensor | None) -> Any:
+        if g is None:
+            return (None,) * 8
         x, y, v, sigma, weights, shift = ctx.saved_tensors
         wants = list(ctx.needs_input_grad[:5])
-        gradients = rbf_matmul_backward(g, x, y, v, sigma, weights, shift, ctx.skip_diagonal, wants)
+        gradients = rbf_matmul_backward(g, x, y, v, sigma, weights, shift, ctx.skip_diagonal, ctx.minus_one, wants)
         dshift = None
         if ctx.needs_input_grad[5]:
-            dshift = -_by_bandwidth(g, x, y, v, sigma, weights, shift, ctx.skip_diagonal)
-        return *wanted(gradients, wants), dshift, None
+            by_bandwidth = _by_bandwidth(x, y, v, sigma, weights, shift, ctx.skip_diagonal)
+            dshift = -(g[..., None] * by_bandwidth).sum(2)
+        return *wanted(gradients, wants), dshift, None, None
+
+    @forward_mode
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
+        x, y, v, sigma, weights, shift = saved
+        change = matmul_change(
+            x, y, v, sigma, weights, shift, tangents[:5], tangents[5], ctx.skip_diagonal, ctx.minus_one
+        )
+        return change.to(x.dtype)
 
 
 def _by_bandwidth(
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    v: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    shift: Tensor,
-    skip_diagonal: bool,
+    x: Tensor, y: Tensor, v: Tensor, sigma: Tensor, weights: Tensor, shift: Tensor, skip_diagonal: bool
 ) -> Tensor:
-    """g_i . (w_s K_s v)_i for each bandwidth, (B, N, S)."""
-    parts = [
-        rbf_matmul(x, y, v, sigma[s : s + 1], weights[s : s + 1], shift[..., s : s + 1], skip_diagonal)
-        for s in range(sigma.shape[0])
-    ]
-    return torch.stack([(g * part).sum(-1) for part in parts], dim=-1)
+    """w_s K_s v for each bandwidth, (B, N, E, S)."""
+    one = (slice(s, s + 1) for s in range(sigma.shape[1]))
+    parts = [rbf_matmul(x, y, v, sigma[:, s], weights[:, s], shift[..., s], skip_diagonal) for s in one]
+    return torch.stack(parts, dim=-1)
 
 
 class _RbfMatmulBackward(torch.autograd.Function):
+    vmap = staticmethod(folded(rbf_matmul_backward))
+
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         return torch.ops.gkfast.rbf_matmul_backward(*arguments)
@@ -162,23 +207,59 @@ class _RbfMatmulBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:7])
-        ctx.skip_diagonal, ctx.wants = inputs[7], inputs[8]
+        ctx.save_for_forward(*inputs[:7])
+        ctx.skip_diagonal, ctx.minus_one, ctx.wants = inputs[7:]
+        mark_unwanted(ctx, output, ctx.wants)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> Any:
-        tx, ty, tv, tsigma, tweights = wanted(directions, ctx.wants)
-        skip_diagonal = ctx.skip_diagonal
+        moved = wanted(directions, ctx.wants)
+        gradients = _second_order(
+            ctx.saved_tensors, moved, ctx.skip_diagonal, ctx.minus_one, ctx.needs_input_grad[:7]
+        )
+        return *gradients, None, None, None
 
-        def change(
-            g: Tensor, x: Tensor, y: Tensor, v: Tensor, sigma: Tensor, weights: Tensor, shift: Tensor | None
-        ) -> Tensor:
-            total = matmul_change(x, y, v, sigma, weights, tx, ty, tsigma, tweights, shift, skip_diagonal)
-            if tv is not None:
-                total = total + rbf_matmul(x, y, tv, sigma, weights, shift, skip_diagonal)
-            return (g * total).sum()
+    @forward_mode
+    def jvp(ctx: Any, saved: Sequence[Any], tg: Tensor | None, *tangents: Any) -> Any:
+        # a gradient moves as the gradient of the change that its arguments' motion makes
+        moved, tshift = tangents[:5], tangents[5]
+        total = _second_order(saved, moved, ctx.skip_diagonal, ctx.minus_one, [False, *ctx.wants, False], tshift)[1:6]
+        if tg is not None:
+            _, x, y, v, sigma, weights, shift = saved
+            modes = (ctx.skip_diagonal, ctx.minus_one)
+            gradients = rbf_matmul_backward(tg, x, y, v, sigma, weights, shift, *modes, ctx.wants)
+            total = add(total, wanted(gradients, ctx.wants))
+        return tuple(total)
 
-        return *vjp(change, ctx.saved_tensors, ctx.needs_input_grad[:7]), None, None
+
+def _second_order(
+    saved: Sequence[Any],
+    directions: Sequence[Tensor | None],
+    skip_diagonal: bool,
+    minus_one: bool,
+    needed: Sequence[bool],
+    tshift: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Gradients of the change of sum_ie g_ie (K v)_ie, to those of (g, x, y, v, sigma, weights, shift)."""
+    total: list[Tensor | None] = [None] * 7
+    if all(t is None for t in (*directions, tshift)):
+        return total
+    x, v = saved[1], saved[3]
+    for block in coordinate_blocks(v.shape[2], x.shape[2]):
+
+        def change(g: Tensor, *arguments: Any, block: slice = block) -> Tensor:
+            whole: Any = (*arguments, directions, tshift, skip_diagonal, minus_one, block)
+            return (g * matmul_change(*whole)).sum()
+
+        total = add(total, vjp(change, saved, needed))
+    return total
+
+
+def coordinate_blocks(columns: int, dims: int) -> list[slice]:
+    """The coordinates in blocks such that K meets about `_COLUMNS` columns at a time; an empty one if D = 0."""
+    size = max(1, _COLUMNS // max(1, columns) - 1)
+    return [slice(d, min(d + size, dims)) for d in range(0, max(1, dims), size)]
 
 
 def matmul_change(
@@ -187,42 +268,83 @@ def matmul_change(
     v: Tensor,
     sigma: Tensor,
     weights: Tensor,
-    tx: Tensor | None,
-    ty: Tensor | None,
-    tsigma: Tensor | None,
-    tweights: Tensor | None,
-    shift: Tensor | None = None,
+    shift: Tensor | None,
+    directions: Sequence[Tensor | None],
+    tshift: Tensor | None = None,
     skip_diagonal: bool = False,
+    minus_one: bool = False,
+    block: slice | None = None,
 ) -> Tensor:
-    """How K v (B, N, E) changes when x, y, sigma, weights move along tx, ty, tsigma, tweights.
+    """How K v (B, N, E) changes when x, y, v, sigma, weights move along the directions, and shift along tshift.
+
+    Float64. With a block, only the share of those coordinates.
+    """
+    arguments = (x, y, v, sigma, weights, shift, directions, tshift, skip_diagonal, minus_one)
+    if block is not None:
+        return _block_change(*arguments, block)
+    total, *others = (_block_change(*arguments, block) for block in coordinate_blocks(v.shape[2], x.shape[2]))
+    for part in others:
+        total = total + part
+    return total
+
+
+def _block_change(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    shift: Any,
+    directions: Sequence[Tensor | None],
+    tshift: Tensor | None,
+    skip_diagonal: bool,
+    minus_one: bool,
+    block: slice,
+) -> Tensor:
+    """The share of one block of coordinates in the change of K v; the first block also holds what has none.
 
     The change of K (see `_rbf_change`) is K' times products of something of i with something of j, so each part is a
-    product of K' with a few more columns, and K stays unstored.
+    product of K' with a few more columns, and K stays unstored. In float64, because those products cancel.
     """
-    first, second = about_their_mean(x, y)
+    x, y, v, sigma, weights, shift, tshift, *moved = double(x, y, v, sigma, weights, shift, tshift, *directions)
+    tx, ty, tv, tsigma, tweights = moved
+    first, second = (_of_block(points, block) for points in about_their_mean(x, y))
     total: Any = x.new_zeros(x.shape[0], x.shape[1], v.shape[2])
+
+    def product(columns: Tensor, factors: Tensor, less_one: bool = False) -> Tensor:
+        return rbf_matmul(x, y, columns, sigma, factors, shift, skip_diagonal, less_one)
+
     if tx is not None or ty is not None:
-        pull = weights / sigma.square()
         columns = [v]
         if tx is not None:
+            tx = _of_block(tx, block)
             columns.append(_outer(v, second))
         if ty is not None:
+            ty = _of_block(ty, block)
             columns += [v * (ty * second).sum(-1, keepdim=True), _outer(v, ty)]
-        sizes = [c.shape[2] for c in columns]
-        parts = rbf_matmul(x, y, torch.cat(columns, -1), sigma, pull, shift, skip_diagonal).split(sizes, -1)
+        parts = product(torch.cat(columns, -1), weights / sigma.square()).split([c.shape[2] for c in columns], -1)
         if tx is not None:
             total = _inner(parts[1], tx) - parts[0] * (tx * first).sum(-1, keepdim=True)
         if ty is not None:
             total = total + _inner(parts[-1], first) - parts[-2]
     if tsigma is not None:
         columns = [v, v * second.square().sum(-1, keepdim=True), _outer(v, second)]
-        sizes = [c.shape[2] for c in columns]
-        spread = tsigma * weights / sigma**3
-        parts = rbf_matmul(x, y, torch.cat(columns, -1), sigma, spread, shift, skip_diagonal).split(sizes, -1)
+        parts = product(torch.cat(columns, -1), tsigma * weights / sigma**3).split([c.shape[2] for c in columns], -1)
         total = total + parts[0] * first.square().sum(-1, keepdim=True) + parts[1] - 2 * _inner(parts[2], first)
+    if block.start > 0:
+        return total
+    if tv is not None:
+        total = total + product(tv, weights, minus_one)
     if tweights is not None:
-        total = total + rbf_matmul(x, y, v, sigma, tweights, shift, skip_diagonal)
+        total = total + product(v, tweights, minus_one)
+    if tshift is not None:
+        total = total - (_by_bandwidth(x, y, v, sigma, weights, shift, skip_diagonal) * tshift[:, :, None]).sum(-1)
     return total
+
+
+def _of_block(points: Tensor, block: slice) -> Tensor:
+    # not points[..., block], which autograd's own batching of gradients cannot follow
+    return points.narrow(-1, block.start, block.stop - block.start)
 
 
 def _outer(v: Tensor, y: Tensor) -> Tensor:

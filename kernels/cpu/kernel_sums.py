@@ -1,4 +1,4 @@
-"""The sums behind kernel means and MMD^2, and MMD^2 with its gradients in one sweep."""
+"""The sums behind kernel means and MMD^2, with their gradients in the same sweep."""
 
 import numpy as np
 
@@ -19,11 +19,11 @@ def mmd2(x, y, a, b, scale, sigma, weights, drop):
 
 
 def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_one, wants):
-    """The three sums, and the gradients of scale . sums to (x, y, a, b, sigma, weights), in one sweep.
+    """The three sums, and the gradients of combinations of them to (x, y, a, b, sigma, weights), in one sweep.
 
-    sums (B, 3) float64; gradients that are not wanted are None, and scale (B, 3) is then not read; those to sigma
-    and weights are (B, S), one row for each of the batch. The sweeps are x against x, y against y, x against y, and
-    y against x only where a gradient to y or b asks for it.
+    scale (B, R, 3) holds R combinations, scale_r . sums; it is not read where no gradient is wanted. Returns the
+    sums (B, 3) float64 and gradients (B, R, ...), None where not wanted. The sweeps are x against x, y against y,
+    x against y, and y against x only where a gradient to y or b asks for it.
     """
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     want_parameters = want_sigma or want_weights
@@ -49,21 +49,26 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     xy = pairs(packed.x, packed.y, a, b, drop >= 2, want_x, want_parameters)
     sums = np.stack([(a * xx.value[..., 0]).sum(1), (b * yy.value[..., 0]).sum(1), (a * xy.value[..., 0]).sum(1)], -1)
 
+    def combined(xx_share, yy_share, xy_share, like=None):
+        """sum_k scale_rk share_k in float64, (B, R, ...); a share is None where its sum does not depend on it."""
+        shares = [(k, s) for k, s in enumerate((xx_share, yy_share, xy_share)) if s is not None]
+        wide = scale.astype(np.float64).reshape(*scale.shape, *[1] * (shares[0][1].ndim - 1))
+        total = sum(wide[:, :, k] * share[:, None] for k, share in shares)
+        return total if like is None else total.astype(like.dtype)
+
     dx = dy = da = db = dsigma = dweights = None
-    if any(wants):
-        s_xx, s_yy, s_xy = (scale[:, k, None].astype(np.float64) for k in range(3))
     if want_x:
-        dx = (2 * s_xx[..., None] * xx.dx + s_xy[..., None] * xy.dx).astype(x.dtype)
+        dx = combined(2 * xx.dx, None, xy.dx, x)
     if want_a:
-        da = (2 * s_xx * xx.value[..., 0] + s_xy * xy.value[..., 0]).astype(a.dtype)
+        da = combined(2 * xx.value[..., 0], None, xy.value[..., 0], a)
     if want_y or want_b:
         yx = pairs(packed.y, packed.x, b, a, drop >= 2, want_y, False)
         if want_y:
-            dy = (2 * s_yy[..., None] * yy.dx + s_xy[..., None] * yx.dx).astype(y.dtype)
+            dy = combined(None, 2 * yy.dx, yx.dx, y)
         if want_b:
-            db = (2 * s_yy * yy.value[..., 0] + s_xy * yx.value[..., 0]).astype(b.dtype)
+            db = combined(None, 2 * yy.value[..., 0], yx.value[..., 0], b)
     if want_sigma:
-        dsigma = s_xx * xx.dsigma + s_yy * yy.dsigma + s_xy * xy.dsigma
+        dsigma = combined(xx.dsigma, yy.dsigma, xy.dsigma)
     if want_weights:
-        dweights = s_xx * xx.dweights + s_yy * yy.dweights + s_xy * xy.dweights
+        dweights = combined(xx.dweights, yy.dweights, xy.dweights)
     return sums, dx, dy, da, db, dsigma, dweights

@@ -19,14 +19,14 @@ def log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out):
     batch, n, dims = rows.shape
     out = np.empty((batch, n))
     # the greatest weight is taken out, so that large normalisers do not round the exponents
-    greatest = log_weights.max()
+    greatest = log_weights.max(1, keepdims=True)
     bandwidth_log = (log_weights - greatest) * LOG2_E
     column_log = np.ascontiguousarray(log_data_weights * LOG2_E, np.float64)
 
     def task(start, stop):
         log_sum_exp_rows(rows, columns, packed.scale, bandwidth_log, column_log, leave_one_out, start, stop, out)
 
-    run_rows(task, batch * n, columns.shape[2] * (dims + 20 * len(sigma)))
+    run_rows(task, batch * n, columns.shape[2] * (dims + 20 * sigma.shape[1]))
     return out / LOG2_E + greatest
 
 
@@ -41,6 +41,6 @@ def score(x, y, sigma, log_weights, log_data_weights, leave_one_out):
         sigma,
         np.ones_like(sigma),
         (True, False, False, False, False),
-        shift=log_p[..., None] - log_weights,
+        shift=log_p[..., None] - log_weights[:, None, :],
         skip_diagonal=leave_one_out,
     )[0].astype(x.dtype)

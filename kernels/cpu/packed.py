@@ -30,6 +30,8 @@ def _greatest(x):
 def _exponent(arrays: list[np.ndarray], sigma: np.ndarray) -> int:
     """e such that data and sigma times 2**-e keep their squares in range, where they matter."""
     bandwidth, moderate, most = _MODERATE[arrays[0].dtype]
+    if not sigma.size:
+        return 0
     low, high = math.frexp(sigma.min())[1], math.frexp(sigma.max())[1]
     data = math.frexp(max(_greatest(a.reshape(-1)) for a in arrays))[1]
     if -bandwidth < low and high < bandwidth and data < moderate:
@@ -49,8 +51,8 @@ class Packed(NamedTuple):
 
     x: Points
     y: Points
-    scale: np.ndarray  # (S,) log2(e) / (2 sigma^2)
-    sigma: np.ndarray  # (S,) float64
+    scale: np.ndarray  # (B, S) log2(e) / (2 sigma^2)
+    sigma: np.ndarray  # (B, S) float64
     unit: float  # 2**e: lengths times unit are lengths in the caller's units
 
 
@@ -66,7 +68,7 @@ def _scaled(x: np.ndarray, e: int) -> np.ndarray:
 
 
 def pack(x: np.ndarray, y: np.ndarray | None, sigma: np.ndarray) -> Packed:
-    """x (B, N, D), y (B, M, D) or None for y = x, sigma (S,) float64."""
+    """x (B, N, D), y (B, M, D) or None for y = x, sigma (B, S) float64."""
     e = _exponent([x] if y is None else [x, y], sigma)
     if e:
         x, y = _scaled(x, e), None if y is None else _scaled(y, e)

@@ -20,7 +20,7 @@ def rbf(x, y, sigma, weights, out=None):
     def task(start, stop):
         rbf_rows(rows, columns, packed.scale, weights, out, start, stop)
 
-    run_rows(task, batch * n, columns.shape[2] * (dims + 10 * len(sigma)))
+    run_rows(task, batch * n, columns.shape[2] * (dims + 10 * sigma.shape[1]))
     return out
 
 
@@ -45,6 +45,6 @@ def rbf_backward(g, x, y, sigma, weights, wants):
         dy = pull(packed.y, packed.x, g.transpose(0, 2, 1))
     if want_sigma or want_weights:
         moments = sweep(packed, packed.x, packed.y, weights, pairs=g, want_parameters=True)
-        dsigma = moments.dsigma.sum(0) if want_sigma else None
-        dweights = moments.dweights.sum(0) if want_weights else None
+        dsigma = moments.dsigma if want_sigma else None
+        dweights = moments.dweights if want_weights else None
     return dx, dy, dsigma, dweights

@@ -38,7 +38,7 @@ def sweep(
     """rows (B, N, D) against columns (B, M, D); v (B, M, E), g (B, N, E), pairs (B, N, M); shifts (B, N|M, S)."""
     x, yt = rows.rows, columns.columns
     (batch, n, dims), m, dtype = x.shape, yt.shape[2], x.dtype
-    count = len(packed.scale)
+    count = packed.scale.shape[1]
     no_pairs = np.empty((batch, 0, 0), dtype)
     vt = np.empty((batch, 0, m), dtype) if v is None else np.ascontiguousarray(v.transpose(0, 2, 1), dtype)
     g = np.zeros((batch, n, vt.shape[1]), dtype) if g is None else np.ascontiguousarray(g, dtype)

@@ -9,7 +9,7 @@ apart and for duplicates. Products over the coordinates are blocked (`_K_BLOCK`)
 a block of `_J_BLOCK` and float64 from block to block, so that rounding does not grow with D or M.
 
 The data come from `packed.py`: rows (B, N, D), columns transposed (B, D, M), both scaled by one power of two.
-`scale[s]` is log2(e) / (2 sigma_s^2) in those units, so that the kernel is 2**(-scale d2).
+`scale[b, s]` is log2(e) / (2 sigma_s^2) in those units, so that the kernel is 2**(-scale d2).
 """
 
 import numpy as np
@@ -123,8 +123,8 @@ def rbf_rows(x, yt, scale, weights, out, start, stop):
             _squared_distances(x, b, i, yt, j0, n, part, d2)
             for q in range(group):
                 squares, row = d2[q], out[b, i + q, j0 : j0 + n]
-                for s in range(scale.shape[0]):
-                    c, w = scale[s], weights[s]
+                for s in range(scale.shape[1]):
+                    c, w = scale[b, s], weights[b, s]
                     if s == 0:
                         for j in range(n):
                             row[j] = w * exp2(-squares[j] * c)
@@ -153,7 +153,7 @@ def sum_rows(
     Only what is wanted is touched. skip_diagonal leaves j = i out.
     """
     rows, cols, dims = x.shape[1], yt.shape[2], x.shape[2]
-    count = scale.shape[0]
+    count = scale.shape[1]
     columns = v.shape[1]
     from_pairs = pairs.shape[1] > 0
     want_c = want_dx or want_parameters
@@ -202,7 +202,7 @@ def sum_rows(
                     total[j] = 0
                     pull[j] = 0
                 for s in range(count):
-                    a, w, p, shift = scale[s], weights[s], pull_weights[s], row_shift[b, i, s]
+                    a, w, p, shift = scale[b, s], weights[b, s], pull_weights[b, s], row_shift[b, i, s]
                     shifts = col_shift[b, s, j0 : j0 + n]
                     if minus_one:
                         for j in range(n):
@@ -256,8 +256,8 @@ def log_sum_exp_rows(x, yt, scale, log_weights, col_log, skip_diagonal, start, s
             _squared_distances(x, b, first, yt, j0, n, part, d2)
             for q in range(group):
                 squares = d2[q]
-                for s in range(scale.shape[0]):
-                    a, w, logs = scale[s], log_weights[s], col_log[b, j0 : j0 + n]
+                for s in range(scale.shape[1]):
+                    a, w, logs = scale[b, s], log_weights[b, s], col_log[b, j0 : j0 + n]
                     for j in range(n):
                         t[j] = w + logs[j] - squares[j] * a
                     if skip_diagonal and j0 <= first + q < j0 + n:

@@ -80,6 +80,7 @@ def _rbf_kernel(
 ):
     b, i, j = _tile(N, M, BN, BM)
     row_in, col_in = i < N, j < M
+    table_ptr += b * (1 + 3 * S)
     unit = tl.load(table_ptr)
     d2 = _squared_distances(x_ptr, y_ptr, b * N + i, b * M + j, row_in, col_in, unit, D, BN, BM, BD, ACC)
     total = tl.zeros([BN, BM], ACC)
@@ -103,7 +104,7 @@ def rbf(x, y, sigma, weights, out=None):
     if programs:
         table = _table(sigma, weights, acc, x.device)
         _rbf_kernel[(programs,)](
-            x, other, out, table, n, m, dims, len(sigma),
+            x, other, out, table, n, m, dims, sigma.shape[1],
             BN=bn, BM=bm, BD=bd, ACC=_triton_dtype(acc), num_warps=warps,
         )  # fmt: skip
     return out
@@ -117,6 +118,7 @@ def _rbf_weight_kernel(
     b, i, j = _tile(N, M, BN, BM)
     row_in, col_in = i < N, j < M
     inside = row_in[:, None] & col_in[None, :]
+    table_ptr += b * (1 + 3 * S)
     unit = tl.load(table_ptr)
     d2 = _squared_distances(x_ptr, y_ptr, b * N + i, b * M + j, row_in, col_in, unit, D, BN, BM, BD, ACC)
     place = (b * N + i)[:, None] * M + j[None, :]
@@ -135,13 +137,13 @@ def _rbf_weight_kernel(
 
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def _rbf_pull_kernel(
-    w_ptr, x_ptr, y_ptr, dx_ptr, table_ptr, N, M, D, row_stride, col_stride,
+    w_ptr, x_ptr, y_ptr, dx_ptr, table_ptr, N, M, D, S, row_stride, col_stride,
     BOTH: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     # dx_i = sum_j W_ij (y_j - x_i), for BN rows and BD coordinates; W is read by strides, so that y pulls as x does
     b, i, coordinates = _tile(N, D, BN, BD)
     row_in = i < N
-    unit = tl.load(table_ptr)
+    unit = tl.load(table_ptr + b * (1 + 3 * S))
     d0 = tl.min(coordinates, 0)
     total = tl.zeros([BN, BD], ACC)
     for j0 in range(0, M, BM):
@@ -171,7 +173,7 @@ def rbf_backward(g, x, y, sigma, weights, wants):
     want_moments = want_sigma or want_weights
     other = x if y is None else y
     batch, n, dims = x.shape
-    m, count, acc = other.shape[1], len(sigma), _accumulator(x)
+    m, count, acc = other.shape[1], sigma.shape[1], _accumulator(x)
     table = _table(sigma, weights, acc, x.device)
     options = {"ACC": _triton_dtype(acc)}
 
@@ -191,7 +193,7 @@ def rbf_backward(g, x, y, sigma, weights, wants):
         programs = batch * triton.cdiv(rows.shape[1], bn) * triton.cdiv(dims, bd)
         if programs:
             _rbf_pull_kernel[(programs,)](
-                w, rows, cols, dx, table, rows.shape[1], cols.shape[1], dims, row_stride, col_stride,
+                w, rows, cols, dx, table, rows.shape[1], cols.shape[1], dims, count, row_stride, col_stride,
                 BOTH=y is None, BN=bn, BM=bm, BD=bd, num_warps=warps, **options,
             )  # fmt: skip
         return dx
@@ -200,11 +202,13 @@ def rbf_backward(g, x, y, sigma, weights, wants):
     dy = pull(other, x, 1, m) if want_y else None
     dsigma = dweights = None
     if want_moments:
-        total = moments.double().sum(0)
-        dweights = total[0] if want_weights else None
+        total = moments.double().reshape(batch, programs // max(1, batch), 2, count).sum(1)
+        dweights = total[:, 0] if want_weights else None
         if want_sigma:
-            # the second moment is in units of table[0] to the power -2
-            dsigma = weights.to(total) * total[1] / (sigma.to(total) * table[0].double()) ** 2 / sigma.to(total)
+            # the second moment is in units of the table's first column to the power -2
+            dsigma = (
+                weights.to(total) * total[:, 1] / (sigma.to(total) * table[:, :1].double()) ** 2 / sigma.to(total)
+            )
     return dx, dy, dsigma, dweights
 
 
@@ -217,15 +221,15 @@ def _triton_dtype(dtype):
 
 
 def _table(sigma, weights, dtype, device):
-    """[1 / unit, log2(e) / (2 sigma^2), weights, weights / sigma^2], lengths in unit, a power of two near sigma.
+    """Rows of 1 / unit, log2(e) / (2 sigma^2), weights, weights / sigma^2; unit is a power of two near sigma.
 
     Computed where sigma is; numbers on the CPU are copied without waiting for the device.
     """
     sigma, weights = sigma.detach().double(), weights.detach().to(sigma.device).double()
-    inverse = torch.exp2(-torch.log2(sigma).mean().floor())
+    inverse = torch.exp2(-torch.log2(sigma).mean(1, keepdim=True).floor())
     units = sigma * inverse
     limits = torch.finfo(dtype)
     # clamped, because 0 times infinity would be NaN where equal points must give 1
     scale = (LOG2_E / 2 / units.square()).clamp(limits.tiny, limits.max)
     pull = (weights / units.square()).clamp(limits.min, limits.max)
-    return torch.cat([inverse[None], scale, weights, pull]).to(device, dtype, non_blocking=True)
+    return torch.cat([inverse, scale, weights, pull], 1).to(device, dtype, non_blocking=True)
