@@ -65,6 +65,14 @@ OPERATIONS = {
         "x y a sigma",
     ),
     "mmd2, u_statistic": (lambda x, y, s, **_: gkfast.mmd2(x, y[:, :4], s, estimator="u_statistic"), "x y sigma"),
+    "mmd2_and_variance": (
+        lambda x, y, s, w, **_: torch.stack(gkfast.mmd2_and_variance(x, y, s, weights=w)),
+        "x y sigma w",
+    ),
+    "witness": (
+        lambda x, y, z, s, a, **_: gkfast.witness(z, x, y, s, x_weights=a),
+        "x y z sigma a",
+    ),
     "mmd2, linear": (lambda x, y, s, **_: gkfast.mmd2(x, y[:, :4], s, estimator="linear"), "x y sigma"),
 }
 
@@ -153,6 +161,36 @@ def test_compiled_without_graph_breaks(operation):
     ours = torch.autograd.grad(compiled(*tensors).square().sum(), tensors)
     plain = torch.autograd.grad(function(*tensors).square().sum(), tensors)
     torch.testing.assert_close(ours, plain, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        torch.func.vmap,
+        torch.func.hessian,
+        lambda f: torch.func.grad(lambda *t: f(*t).sum()),
+        lambda f: torch.func.vmap(torch.func.grad(f)),
+        lambda f: lambda x, y: torch.func.jvp(lambda x: f(x, y), (x,), (x,))[1],
+    ],
+    ids=["vmap", "hessian", "grad", "vmap(grad)", "jvp"],
+)
+@pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "log_density", "mmd2"])
+def test_func_transforms_compile(leaf, name, transform):
+    torch._dynamo.reset()
+    function, _ = OPERATIONS[name]
+    s, w = torch.tensor([0.7, 1.5], dtype=D), torch.tensor([0.6, 0.3], dtype=D)
+    x, y = leaf(3, 4, 2).detach(), leaf(3, 5, 2).detach()
+
+    def total(x, y):
+        return function(x=x, y=y, v=y, s=s, w=w, b=y[..., 0].square()).sum((-1, -2)[: 2 if "rbf" in name else 1])
+
+    if name == "mmd2":
+        total = lambda x, y: function(x=x, y=y, s=s, w=w)  # noqa: E731
+    if transform is torch.func.hessian:
+        total = lambda x, y, f=total: f(x, y).sum()  # noqa: E731
+    changed = transform(total)
+    compiled = torch.compile(changed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), changed(x, y), rtol=1e-12, atol=1e-12)
 
 
 # inductor itself imports torch.jit.script_method, which torch 2.13 deprecates

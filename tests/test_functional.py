@@ -156,6 +156,21 @@ def test_halves_are_computed_in_float32(rng, name, half):
     torch.testing.assert_close(ours, wide if scalar else wide.to(half), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_autocast_takes_halves_as_float32(rng, name):
+    x = torch.from_numpy(rng.normal(size=(33, 5))).bfloat16().requires_grad_()
+    y = torch.from_numpy(rng.normal(size=(29, 5))).float()
+    with pytest.raises(ValueError, match="must have the dtype of x"):
+        CALLS[name](x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        # what a layer under autocast returns, against data that no layer has seen
+        ours = CALLS[name](x, y)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, CALLS[name](x.float(), y), atol=0, rtol=0)
+    (g,) = torch.autograd.grad(ours.sum(), x)
+    assert g.dtype == torch.bfloat16
+
+
 def test_numpy_float16(rng):
     x = rng.normal(size=(9, 2)).astype(np.float16)
     ours = gkfast.rbf(x, sigma=1.0)

@@ -31,7 +31,8 @@ def derive(name: str, function: Any) -> None:
     torch.library.register_autograd(
         f"gkfast::{name}", function.backward, setup_context=function.setup_context, lib=library
     )
-    torch.library.register_vmap(f"gkfast::{name}", folded(getattr(torch.ops.gkfast, name)), lib=library)
+    # torch.func's transforms see the operator itself where a graph is traced: its Function has the rules for them
+    library.impl(name, function.apply, "FuncTorchDynamicLayerFrontMode")
 
 
 def call(name: str, function: Any, *arguments: Any) -> Any:
@@ -72,7 +73,7 @@ def forward_mode(rule: Callable[..., Any]) -> Any:
     """
 
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        saved = [None if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
+        saved = [None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors]
         with forward_ad._set_fwd_grad_enabled(True):
             return rule(ctx, saved, *tangents)
 
