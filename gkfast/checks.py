@@ -35,11 +35,12 @@ def _array(name: str, value: object) -> None:
             f"{name} must be a NumPy array or a torch tensor, got {type(value).__name__}; "
             f"convert it with numpy.asarray or torch.as_tensor"
         )
-    kind = dtype_name(value)
-    if kind not in _DTYPES:
+    # NumPy is slow to spell a dtype, and knows halves, singles and doubles by one character
+    known = value.dtype.char in "efd" if isinstance(value, np.ndarray) else dtype_name(value) in _DTYPES
+    if not known:
         cast = "x.float()" if is_tensor(value) else "x.astype(numpy.float32)"
         raise TypeError(
-            f"{name} must have a floating dtype ({', '.join(_DTYPES)}), got {kind}; "
+            f"{name} must have a floating dtype ({', '.join(_DTYPES)}), got {dtype_name(value)}; "
             f"cast it, for example {cast.replace('x.', name + '.')}"
         )
 
@@ -87,6 +88,9 @@ def two_point_sets(x_name: str, x: Array, y_name: str, y: Array) -> None:
 
 def batch_shape(named: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
     """The batch dimensions that all of them broadcast to."""
+    first = named[0][1]
+    if all(shape == first for _, shape in named):
+        return tuple(first)
     try:
         return np.broadcast_shapes(*(shape for _, shape in named))
     except ValueError:

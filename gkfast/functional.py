@@ -72,7 +72,10 @@ class Problem:
             # the reference is for believing: in float64, but for a device that has none
             self.compute = self.xp.float64
         self.sigma = self.numbers(sigma)
-        self.weights = self.numbers(weights) if weights is not None else self.numbers([1.0] * len(self.sigma))
+        if weights is None:
+            self.weights = self.xp.ones(len(self.sigma), dtype=self.xp.float64)
+        else:
+            self.weights = self.numbers(weights)
 
     def numbers(self, values: Sigma) -> Array:
         """(S,) float64; a tensor stays what it is, so that it keeps its gradient and its device."""
@@ -91,7 +94,10 @@ class Problem:
 
     def bandwidths(self, count: int | None = None) -> tuple[Array, Array]:
         """sigma and weights for each of a batch, (B, S), by default this problem's batch."""
-        shape = (self.count if count is None else count, len(self.sigma))
+        count = self.count if count is None else count
+        if count == 1:
+            return self.sigma[None], self.weights[None]
+        shape = (count, len(self.sigma))
         return self.xp.broadcast_to(self.sigma, shape), self.xp.broadcast_to(self.weights, shape)
 
     def rows(self, array: Array) -> Array:

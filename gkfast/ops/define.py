@@ -39,7 +39,18 @@ def call(name: str, function: Any, *arguments: Any) -> Any:
     # in a graph that is being traced the operator stands for itself
     if torch.compiler.is_dynamo_compiling():
         return getattr(torch.ops.gkfast, name)(*arguments)
-    return function.apply(*arguments)
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return function.apply(*arguments)
+    if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+        return run(name, arguments)
+    # apply less its look at forward's signature, which takes longer than a small kernel
+    return super(torch.autograd.Function, function).apply(*arguments)
+
+
+def run(name: str, arguments: Sequence[Any]) -> Any:
+    """The operator without its derivatives, for where a Function has them or nobody asks for any."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(torch.ops.gkfast, name).default(*arguments)
 
 
 def folded(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
@@ -85,7 +96,7 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def numbers(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy().astype(np.float64)
+    return tensor.detach().cpu().double().numpy()
 
 
 def tensor(array: np.ndarray | None, like: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from gkfast.ops.define import (
     forward_mode,
     mark_unwanted,
     numbers,
+    run,
     tensor,
     unwanted,
     vjp,
@@ -178,7 +179,7 @@ class _KernelSums(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return torch.ops.gkfast.kernel_sums(*arguments)
+        return run("kernel_sums", arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -227,7 +228,7 @@ class _KernelSumsWithGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return torch.ops.gkfast.kernel_sums_with_gradients(*arguments)
+        return run("kernel_sums_with_gradients", arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

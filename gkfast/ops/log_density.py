@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkfast.ops.define import Wants, array, call, define, derive, double, folded, forward_mode, numbers
+from gkfast.ops.define import Wants, array, call, define, derive, double, folded, forward_mode, numbers, run
 from gkfast.ops.rbf_matmul import matmul_change, rbf_matmul_backward
 
 
@@ -87,7 +87,7 @@ class _LogDensity(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
-        return torch.ops.gkfast.log_density(*arguments)
+        return run("log_density", arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

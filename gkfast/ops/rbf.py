@@ -19,6 +19,7 @@ from gkfast.ops.define import (
     forward_mode,
     mark_unwanted,
     numbers,
+    run,
     tensor,
     unwanted,
     vjp,
@@ -124,7 +125,7 @@ class _Rbf(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
-        return torch.ops.gkfast.rbf(*arguments)
+        return run("rbf", arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -151,7 +152,7 @@ class _RbfBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return torch.ops.gkfast.rbf_backward(*arguments)
+        return run("rbf_backward", arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

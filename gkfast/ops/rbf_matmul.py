@@ -19,6 +19,7 @@ from gkfast.ops.define import (
     forward_mode,
     mark_unwanted,
     numbers,
+    run,
     tensor,
     vjp,
     wanted,
@@ -157,7 +158,7 @@ class _RbfMatmul(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
-        return torch.ops.gkfast.rbf_matmul(*arguments)
+        return run("rbf_matmul", arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -202,7 +203,7 @@ class _RbfMatmulBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return torch.ops.gkfast.rbf_matmul_backward(*arguments)
+        return run("rbf_matmul_backward", arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
