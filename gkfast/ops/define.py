@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 library = torch.library.Library("gkfast", "DEF")
@@ -41,6 +42,8 @@ def call(name: str, function: Any, *arguments: Any) -> Any:
         return getattr(torch.ops.gkfast, name)(*arguments)
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return function.apply(*arguments)
+    # what a finished transform left behind counts as the tensor inside, as it does for apply
+    arguments = unwrap_dead_wrappers(arguments)
     if not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
         return run(name, arguments)
     # apply less its look at forward's signature, which takes longer than a small kernel
