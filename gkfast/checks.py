@@ -133,6 +133,8 @@ def _numbers(name: str, value: Sigma) -> int:
             f"for one bandwidth per dimension divide the data: rbf(x / ell, y / ell)"
         )
     for entry in entries:
+        if is_tensor(entry) and entry.ndim == 0 and entry.is_floating_point():
+            continue
         if isinstance(entry, bool) or not isinstance(entry, int | float | np.integer | np.floating):
             raise TypeError(
                 f"{name} must be a number or a sequence of numbers, got {value!r}; for example 1.0 or [1.0, 2.0]"

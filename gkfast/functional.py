@@ -85,10 +85,16 @@ class Problem:
             else:
                 return values.reshape(-1)
         if self.xp is np:
+            if isinstance(values, list | tuple):
+                values = [value.item() if checks.is_tensor(value) else value for value in values]
             return np.atleast_1d(np.asarray(values, dtype=np.float64))
         if isinstance(values, np.ndarray):
             values = values.tolist()
         values = list(values) if isinstance(values, list | tuple) else [values]
+        if any(checks.is_tensor(value) for value in values):
+            # multiples of a bandwidth found in the data, say
+            like = next(value for value in values if checks.is_tensor(value))
+            return self.xp.stack([self.xp.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
         # numbers stay on the CPU: kernels read them there without waiting for the device
         return self.xp.tensor(values, dtype=self.xp.float64)
 

@@ -178,6 +178,16 @@ def test_numpy_float16(rng):
     np.testing.assert_array_equal(ours, gkfast.rbf(x.astype(np.float32), sigma=1.0).astype(np.float16))
 
 
+def test_bandwidths_in_a_list_of_tensors(rng):
+    x, y = (torch.from_numpy(rng.normal(size=(9, 2))) for _ in range(2))
+    sigma = gkfast.median_sigma(x, y).requires_grad_()
+    ladder = [sigma / 2, sigma, 2.0]
+    ours = gkfast.mmd2(x, y, ladder)
+    assert ours.item() == pytest.approx(float(gkfast.mmd2(x, y, [sigma.item() / 2, sigma.item(), 2.0])), abs=1e-15)
+    assert float(gkfast.mmd2(x.numpy(), y.numpy(), ladder)) == pytest.approx(ours.item(), abs=1e-15)
+    assert torch.autograd.grad(ours, sigma)[0] != 0
+
+
 def test_empty_inputs_have_defined_results(library, numpy_of):
     none, some = np.zeros((0, 3)), np.ones((4, 3))
     assert numpy_of(gkfast.rbf(library(none), library(some))).shape == (0, 4)

@@ -65,8 +65,7 @@ def problems(draw, name, rows=ROWS, dims=DIMS, dtypes=(torch.float32, torch.floa
     least_n, least_m = LEAST.get(name, (1, 1))
     n = draw(st.sampled_from([r for r in rows if r >= least_n]))
     m = draw(st.sampled_from([r for r in rows if r >= least_m]))
-    # score has no gradient yet where D = 0
-    d, s = draw(st.sampled_from([d for d in dims if d or name != "score"])), draw(st.sampled_from([1, 3]))
+    d, s = draw(st.sampled_from(dims)), draw(st.sampled_from([1, 3]))
     dtype = draw(st.sampled_from(dtypes))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
 

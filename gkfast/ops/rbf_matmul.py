@@ -325,13 +325,14 @@ def _block_change(
             columns += [v * (ty * second).sum(-1, keepdim=True), _outer(v, ty)]
         parts = product(torch.cat(columns, -1), weights / sigma.square()).split([c.shape[2] for c in columns], -1)
         if tx is not None:
-            total = _inner(parts[1], tx) - parts[0] * (tx * first).sum(-1, keepdim=True)
+            total = _inner(parts[1], tx, v.shape[2]) - parts[0] * (tx * first).sum(-1, keepdim=True)
         if ty is not None:
-            total = total + _inner(parts[-1], first) - parts[-2]
+            total = total + _inner(parts[-1], first, v.shape[2]) - parts[-2]
     if tsigma is not None:
         columns = [v, v * second.square().sum(-1, keepdim=True), _outer(v, second)]
         parts = product(torch.cat(columns, -1), tsigma * weights / sigma**3).split([c.shape[2] for c in columns], -1)
-        total = total + parts[0] * first.square().sum(-1, keepdim=True) + parts[1] - 2 * _inner(parts[2], first)
+        crossed = _inner(parts[2], first, v.shape[2])
+        total = total + parts[0] * first.square().sum(-1, keepdim=True) + parts[1] - 2 * crossed
     if block.start > 0:
         return total
     if tv is not None:
@@ -353,9 +354,9 @@ def _outer(v: Tensor, y: Tensor) -> Tensor:
     return (v[..., :, None] * y[..., None, :]).flatten(2)
 
 
-def _inner(product: Tensor, x: Tensor) -> Tensor:
+def _inner(product: Tensor, x: Tensor, columns: int) -> Tensor:
     """(B, N, E D) with x (B, N, D) as (B, N, E)"""
-    return (product.unflatten(2, (-1, x.shape[2])) * x[..., None, :]).sum(-1)
+    return (product.unflatten(2, (columns, x.shape[2])) * x[..., None, :]).sum(-1)
 
 
 derive("rbf_matmul", _RbfMatmul)
