@@ -257,7 +257,11 @@ class Operation(NamedTuple):
 GRADIENT = {"float32": 1e-5, "float64": 1e-11}
 SUM = {"float32": 2e-6, "float64": 1e-13}
 # each order of derivative loses a digit
-SECOND = {"float32": 1e-4, "float64": 1e-10}
+SECOND = {
+    "float32": 1e-4,
+    # products of coordinates cancel: eps times the square of what the points are apart, 1000 sigma at most here
+    "float64": 1e-9,
+}
 # a difference of means; as plain code has it, no digit of it need be right
 DIFFERENCE = {"float32": 1e-4, "float64": 1e-11}
 
