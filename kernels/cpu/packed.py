@@ -9,7 +9,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from .cache import jit
 
 LOG2_E = 1.4426950408889634
 
@@ -17,7 +18,7 @@ LOG2_E = 1.4426950408889634
 _MODERATE = {np.dtype(np.float32): (30, 50, 125), np.dtype(np.float64): (200, 400, 1000)}
 
 
-@njit(nogil=True, cache=True)
+@jit()
 def _greatest(x):
     greatest = 0.0
     for v in x:

@@ -13,19 +13,18 @@ The data come from `packed.py`: rows (B, N, D), columns transposed (B, D, M), bo
 """
 
 import numpy as np
-from numba import njit
-
+from .cache import jit
 from .exp2 import exp2, exp2m1
 
 _ROWS = 4
 _J_BLOCK = 256
 _K_BLOCK = 64
 
-_exact = njit(nogil=True, cache=True, error_model="numpy")
+_exact = jit()
 # plain sums may be reordered into vector lanes; the order is fixed when compiled, so results repeat bit for bit
-_sum = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+_sum = jit(fastmath={"reassoc", "contract"})
 # a square and its sum may share one rounding
-_fused = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+_fused = jit(fastmath={"contract"})
 
 
 @_fused
