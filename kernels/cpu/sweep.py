@@ -13,6 +13,7 @@ The data come from `packed.py`: rows (B, N, D), columns transposed (B, D, M), bo
 """
 
 import numpy as np
+
 from .cache import jit
 from .exp2 import exp2, exp2m1
 
