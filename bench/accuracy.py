@@ -199,9 +199,15 @@ def libraries() -> dict[str, Library]:
     try:
         from gpytorch.kernels import RBFKernel
 
-        def rbf(x: Tensor, y: Tensor, sigma: float) -> Tensor:
+        def rbf(x: Tensor, y: Tensor, sigma: float | Tensor) -> Tensor:
             kernel = RBFKernel().to(x.dtype).requires_grad_(False)
-            kernel.lengthscale = sigma
+            if isinstance(sigma, Tensor):
+                # in place of the parameter, which would be a copy: so the derivative at sigma arrives
+                raw = kernel.raw_lengthscale_constraint.inverse_transform(sigma.to(x.dtype)).reshape(1, 1)
+                del kernel.raw_lengthscale
+                kernel.raw_lengthscale = raw
+            else:
+                kernel.lengthscale = sigma
             return kernel.forward(x, y)
 
         found["GPyTorch"] = from_kernel(rbf)
