@@ -40,7 +40,7 @@ _HOME = {
     "score": "functional",
     "witness": "functional",
 }
-_MODULES = ("bandwidth", "functional", "gan", "kernels", "nn", "ops", "two_sample")
+_MODULES = ("bandwidth", "distributed", "functional", "gan", "kernels", "nn", "ops", "two_sample")
 
 
 def __getattr__(name: str) -> Any:

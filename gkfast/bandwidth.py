@@ -12,6 +12,13 @@ from gkfast import checks
 from gkfast.checks import Array
 
 
+def _given(x: Array, found: Array) -> Array:
+    """In float64 for float64 data, else in float32."""
+    xp = sys.modules["torch"] if checks.is_tensor(x) else np
+    dtype = xp.float64 if x.dtype == xp.float64 else xp.float32
+    return found.to(dtype) if checks.is_tensor(x) else found.astype(dtype)
+
+
 def _pooled(x: Array, y: Array | None) -> tuple[Any, Array]:
     """The library, and x and y as one (..., N + M, D) in the dtype that is computed in."""
     if y is None:
@@ -19,7 +26,8 @@ def _pooled(x: Array, y: Array | None) -> tuple[Any, Array]:
     else:
         checks.two_point_sets("x", x, "y", y)
     xp = sys.modules["torch"] if checks.is_tensor(x) else np
-    compute = xp.float64 if x.dtype == xp.float64 else xp.float32
+    # squares of float32 may leave its range; a device that has no float64 takes the risk
+    compute = xp.float32 if checks.is_tensor(x) and x.device.type == "mps" else xp.float64
     arrays = [x] if y is None else [x, y]
     batch = checks.batch_shape([("x" if a is x else "y", tuple(a.shape[:-2])) for a in arrays])
     wide = [xp.broadcast_to(a, (*batch, *a.shape[-2:])) for a in arrays]
@@ -69,7 +77,7 @@ def mean_sigma(x: Array, y: Array | None = None) -> Array:
     xp, z = _pooled(x, y)
     # centred first: the squares of coordinates far from the origin would cancel
     centred = z - z.mean(-2)[..., None, :]
-    return xp.sqrt(2 * (centred * centred).sum(-1).sum(-1) / (z.shape[-2] - 1))
+    return _given(x, xp.sqrt(2 * (centred * centred).sum(-1).sum(-1) / (z.shape[-2] - 1)))
 
 
 def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) -> Array:
@@ -130,7 +138,7 @@ def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) ->
         # differences, not the matrix-product form, which loses far-away neighbours
         distances = torch.stack([torch.nn.functional.pdist(part) for part in flat])
         middle = _middle(torch.sort(distances, -1).values)
-        return middle.reshape(z.shape[:-2])
+        return _given(x, middle.reshape(z.shape[:-2]))
     flat = z.reshape(-1, *z.shape[-2:])
     upper = np.triu_indices(z.shape[-2], 1)
     medians = []
@@ -139,7 +147,7 @@ def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) ->
         for column in part.T:
             squares += np.square(column[:, None] - column[None, :])
         medians.append(_middle(np.sort(np.sqrt(squares[upper]))))
-    return np.array(medians, dtype=z.dtype).reshape(z.shape[:-2])[()]
+    return _given(x, np.array(medians, dtype=z.dtype).reshape(z.shape[:-2]))[()]
 
 
 def _middle(ordered: Array) -> Array:

@@ -25,6 +25,11 @@ def is_tensor(value: object) -> bool:
     return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
+def detached(array: Array) -> Array:
+    """Without a gradient, where it could have one."""
+    return array.detach() if is_tensor(array) else array
+
+
 def dtype_name(array: Array) -> str:
     return str(array.dtype).removeprefix("torch.")
 
@@ -164,6 +169,8 @@ def vector(name: str, value: Array, size: int, rows_of: str, like: Array) -> Non
         )
     if isinstance(value, np.ndarray) and not (np.isfinite(value).all() and (value >= 0).all()):
         raise ValueError(f"{name} must be finite and not negative, got such an entry; remove or replace it")
+    if isinstance(value, np.ndarray) and size and not (value.max(-1) > 0).all():
+        raise ValueError(f"{name} must have a positive entry, got only zeros; leave {name} out for equal weights")
 
 
 def right_hand_side(v: Array, y: Array) -> bool:
@@ -341,3 +348,16 @@ def bounds(lower: float, upper: float) -> None:
 def regularizer_form(form: object) -> None:
     if form not in ("log_ratio", "literal"):
         raise ValueError(f"form must be log_ratio or literal, got {form!r}; literal is zero for every input")
+
+
+def separable(estimator: object, x: Array) -> None:
+    """What can be summed row by row on several processes."""
+    if estimator not in ("unbiased", "biased"):
+        raise ValueError(
+            f"estimator must be unbiased or biased on several processes, got {estimator!r}; the others pair rows by "
+            f"their order: call gkfast.mmd2 on gathered rows"
+        )
+    if x.ndim != 2:
+        raise ValueError(
+            f"x must have shape (N, D) on several processes, got {tuple(x.shape)}; gather batches instead"
+        )

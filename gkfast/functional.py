@@ -349,13 +349,10 @@ def log_density(
     >>> gkfast.log_density(numpy.zeros((1, 1)), numpy.zeros((5, 1)), 1.0).round(6)
     array([-0.918939])
     """
-    p, arguments, correction = _density(
+    p, arguments, constant = _density(
         "log_density", x, data, sigma, weights, data_weights, leave_one_out, precision, backend
     )
-    log_p = p.run.log_density(*arguments, leave_one_out)
-    if correction is not None:
-        log_p = log_p - correction
-    return p.give(log_p, p.scalar_dtype)
+    return p.give(p.run.log_density(*arguments, leave_one_out) + constant, p.scalar_dtype)
 
 
 def score(
@@ -412,8 +409,12 @@ def _density(
     leave_one_out: bool,
     precision: Precision | None,
     backend: Backend | None,
-) -> tuple[Problem, tuple[Array, ...], Array | None]:
-    """The arguments of the log-sum-exp, and what leave-one-out subtracts: log(1 - a_i), (B, N)."""
+) -> tuple[Problem, tuple[Array, ...], Array]:
+    """The arguments of the log-sum-exp, and what is to be added to it.
+
+    That is the greatest normaliser, which would round the exponents were it among them, less log(1 - a_i) where row i
+    is left out.
+    """
     x, data, data_weights = under_autocast(x, data, data_weights)
     checks.two_point_sets("x", x, "data", data)
     checks.some_rows("data", data, 1, "a density")
@@ -427,26 +428,27 @@ def _density(
     xp, dims = p.xp, x.shape[-1]
     s, w = (double(p, numbers) for numbers in p.bandwidths())
     log_weights = xp.log(w / w.sum(-1)[:, None]) - dims * xp.log(s) - 0.5 * dims * np.log(2 * np.pi)
+    greatest = checks.detached(xp.amax(log_weights, -1))[:, None]
     x3, data3 = p.rows(x), p.rows(data)
     if data_weights is None:
-        count = data.shape[-2]
-        share = 1 / count
-        log_data_weights = xp.full(data3.shape[:2], -np.log(count), dtype=xp.float64, **on(p, data3))
+        share = xp.full(data3.shape[:2], 1 / data.shape[-2], dtype=xp.float64, **on(p, data3))
     else:
         a = double(p, p.rows(named["data_weights"])[..., 0])
         share = a / a.sum(-1)[..., None]
-        log_data_weights = xp.log(share)
+    arguments = (x3, data3, s, log_weights - greatest, share)
     if not leave_one_out:
-        correction = None
-    elif data_weights is None:
-        correction = float(np.log1p(-share))
-    else:
-        correction = xp.log1p(-share)
-    return p, (x3, data3, s, log_weights, log_data_weights), correction
+        return p, arguments, greatest
+    # 1 / M exactly, where all weights are equal: log1p keeps the digits
+    return p, arguments, greatest - xp.log1p(-share)
 
 
 def double(p: Problem, array: Array) -> Array:
     return array.astype(np.float64) if p.xp is np else array.double()
+
+
+def computed(p: Problem, array: Array) -> Array:
+    """In the dtype that is computed in."""
+    return array.astype(p.compute) if p.xp is np else array.to(p.compute)
 
 
 def on(p: Problem, array: Array) -> dict[str, Any]:
@@ -618,9 +620,14 @@ def samples(
 
 
 def _row_weights(p: Problem, given: Array | None, like: Array) -> Array:
+    """(B, N) in the dtype that is computed in; given weights times a power of two, lest their products overflow."""
     if given is None:
         return p.xp.ones(like.shape[:2], dtype=p.compute, **on(p, like))
-    return p.rows(given)[..., 0]
+    rows = p.rows(given)[..., 0]
+    # only ratios of weights matter; a power of two rounds nothing
+    greatest = checks.detached(p.xp.amax(double(p, rows), -1))[:, None]
+    unit = p.xp.exp2(-p.xp.floor(p.xp.log2(p.xp.where(greatest > 0, greatest, 1.0))))
+    return computed(p, double(p, rows) * unit)
 
 
 def witness(
@@ -695,3 +702,12 @@ def witness(
         return double(p, sums[..., 0]) / double(p, a).sum(-1)[..., None]
 
     return p.give(mean("x", x) - mean("y", y), p.scalar_dtype)
+
+
+def row_sums_minus_one(x: Array, y: Array, sigma: Sigma, weights: Sigma | None = None) -> Array:
+    """sum_j (K(x_i, y_j) - sum_s w_s), (..., N): what MMD^2 is made of, with the digits of a wide kernel."""
+    checks.two_point_sets("x", x, "y", y)
+    p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None)
+    rows, columns = p.rows(x), p.rows(y)
+    one = p.xp.ones((*columns.shape[:2], 1), dtype=p.compute, **on(p, columns))
+    return p.give(p.run.rbf_matmul(rows, columns, one, *p.bandwidths(), None, False, True)[..., 0], p.scalar_dtype)

@@ -13,7 +13,7 @@ import numpy as np
 
 from gkfast import checks
 from gkfast.checks import Array, Backend, Precision, Sigma
-from gkfast.functional import Problem, double, on, under_autocast
+from gkfast.functional import Problem, computed, double, on, under_autocast
 
 # how many relabellings meet the kernel matrix at a time: enough to make its exponentials cheap beside the products
 _COLUMNS = 512
@@ -97,8 +97,8 @@ def mmd_test(
     checks.permutation_test(estimator, permutations, seed, x, y)
     p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, precision, backend)
     n, m = x.shape[-2], y.shape[-2]
-    z = p.xp.concatenate([p.rows(_detached(x)), p.rows(_detached(y))], 1)
-    sigmas, kernel_weights = (_detached(t) for t in p.bandwidths())
+    z = p.xp.concatenate([p.rows(checks.detached(x)), p.rows(checks.detached(y))], 1)
+    sigmas, kernel_weights = (checks.detached(t) for t in p.bandwidths())
 
     def times_kernel(columns: Array) -> Array:
         # K - sum_s w_s keeps the digits of a wide kernel, and its diagonal is 0
@@ -111,7 +111,7 @@ def mmd_test(
     statistics, tolerances = [], []
     for chunk in _labels(n, m, permutations, seed):
         first = p.xp.asarray(chunk.T.copy(), **on(p, z))
-        products = double(p, times_kernel(_as(p, first)))
+        products = double(p, times_kernel(computed(p, first)))
         within_x = p.xp.einsum("nr,bnr->br", double(p, first), products)
         between = p.xp.einsum("nr,bn->br", double(p, first), row_sums) - within_x
         within_y = total - 2 * between - within_x
@@ -260,14 +260,6 @@ def _variance_within(sums: _Sums, n: int) -> Array:
     zeta_1 = (row_squares - squares) / (pairs * (n - 2)) - apart
     zeta_2 = squares / pairs - apart
     return (4 * (n - 2) * zeta_1 + 2 * zeta_2) / pairs
-
-
-def _detached(array: Array) -> Array:
-    return array.detach() if checks.is_tensor(array) else array
-
-
-def _as(p: Problem, array: Array) -> Array:
-    return array.to(p.compute) if p.xp is not np else array.astype(p.compute)
 
 
 def _float64(p: Problem) -> Any:

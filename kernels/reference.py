@@ -62,30 +62,40 @@ def rbf_matmul(
     return k @ v
 
 
-def log_density(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
-) -> Tensor:
-    """log sum_s sum_j exp(log_weights_s + log_data_weights_j - |x_i - y_j|^2 / (2 sigma_s^2)), (B, N).
-
-    With leave_one_out the sum runs over j != i. See gkfast.log_density for what the log weights are.
-    """
-    terms = log_kernels(x, y, sigma) + log_weights.to(x)[:, :, None, None] + log_data_weights[:, None, None, :]
+def _terms(
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
+) -> tuple[Tensor, Tensor]:
+    """The terms of a density relative to the greatest exponent, (B, S, N, M), and that exponent, (B, 1, N, 1)."""
+    exponents = log_kernels(x, y, sigma) + log_weights.to(x)[:, :, None, None]
+    a = data_weights[:, None, None, :].expand_as(exponents)
     if leave_one_out:
-        terms = terms.where(off_diagonal(x.shape[1], y.shape[1], x.device), -torch.inf)
-    return terms.logsumexp(dim=(1, 3))
+        a = a * off_diagonal(x.shape[1], y.shape[1], x.device)
+    top = exponents.detach().where(a > 0, -torch.inf).amax((1, 3), keepdim=True)
+    top = top.where(top > -torch.inf, 0.0)
+    # a row without weight may lie far above the others: it has a derivative, and 0 times infinity would be NaN
+    return a * (exponents - top).clamp(max=700).exp(), top
+
+
+def log_density(
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
+) -> Tensor:
+    """log sum_s sum_j data_weights_j exp(log_weights_s - |x_i - y_j|^2 / (2 sigma_s^2)), (B, N).
+
+    With leave_one_out the sum runs over j != i. See gkfast.log_density for what the weights are.
+    """
+    terms, top = _terms(x, y, sigma, log_weights, data_weights, leave_one_out)
+    return terms.sum((1, 3)).log() + top[:, 0, :, 0]
 
 
 def score(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
 ) -> Tensor:
-    """The gradient of log_density at x, (B, N, D): sum_s sum_j p_sij (y_j - x_i) / sigma_s^2, p the softmax.
+    """The gradient of log_density at x, (B, N, D): sum_s sum_j p_sij (y_j - x_i) / sigma_s^2, p the terms' shares.
 
     See gkfast.score.
     """
-    terms = log_kernels(x, y, sigma) + log_weights.to(x)[:, :, None, None] + log_data_weights[:, None, None, :]
-    if leave_one_out:
-        terms = terms.where(off_diagonal(x.shape[1], y.shape[1], x.device), -torch.inf)
-    p = (terms - terms.logsumexp(dim=(1, 3), keepdim=True)).exp()
+    terms, _ = _terms(x, y, sigma, log_weights, data_weights, leave_one_out)
+    p = terms / terms.sum((1, 3), keepdim=True)
     pull = torch.einsum("bs,bsnm->bnm", 1 / sigma.to(x).square(), p)
     return torch.einsum("bnm,bnmd->bnd", pull, y[:, None, :, :] - x[:, :, None, :])
 

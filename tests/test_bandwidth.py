@@ -68,3 +68,11 @@ def test_errors():
         gkfast.mean_sigma(np.zeros((1, 3)))
     with pytest.raises(ValueError, match="max_points must be a whole number of at least 2, got 1"):
         gkfast.median_sigma(np.zeros((5, 3)), max_points=1)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e18, 1e20])
+def test_magnitudes_whose_squares_leave_float32(rng, library, scale):
+    x = rng.normal(size=(20, 3))
+    for function in (gkfast.mean_sigma, gkfast.median_sigma):
+        found = function(library((x * scale).astype(np.float32)))
+        assert float(found) == pytest.approx(float(function(x)) * scale, rel=1e-6)

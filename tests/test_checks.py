@@ -128,6 +128,8 @@ def test_sample_weights():
         gkfast.mmd2(x, y, 1.0, x_weights=np.ones(5))
     with pytest.raises(ValueError, match="y_weights must be finite and not negative"):
         gkfast.mmd2(x, y, 1.0, y_weights=-np.ones(5))
+    with pytest.raises(ValueError, match="y_weights must have a positive entry, got only zeros"):
+        gkfast.mmd2(x, y, 1.0, y_weights=np.zeros(5))
     with pytest.raises(ValueError, match=r"data_weights must have one entry per row of data \(..., 5\)"):
         gkfast.log_density(x, y, 1.0, data_weights=np.ones(4))
 

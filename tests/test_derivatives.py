@@ -218,7 +218,7 @@ def test_opcheck(leaf):
         "rbf_backward": (leaf(2, 4, 5), x, y, s, w, [True] * 4),
         "rbf_matmul": (x, y, t["v"], s, w, None, False, False),
         "rbf_matmul_backward": (leaf(2, 4, 2), x, y, t["v"], s, w, None, False, False, [True] * 5),
-        "log_density": (x, y, s, w.detach().log(), b.detach().log(), False),
+        "log_density": (x, y, s, w.detach().log(), b.detach().requires_grad_(), False),
         "kernel_sums": (leaf(2, 2, 3), x, y, a, b, s, w, 1, True, [True] * 6),
         "kernel_sums_with_gradients": (leaf(2, 3), x, y, a, b, s, w, 1, True, [True] * 6),
     }
@@ -244,6 +244,53 @@ def test_only_the_wanted_gradients_are_computed(leaf, monkeypatch):
     with torch.no_grad():
         gkfast.mmd2(x, y, 1.0)
     assert seen[1:] == [(False,) * 6]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_data_weight_of_zero_has_its_derivative(leaf, backend):
+    x, y = leaf(3, 2), leaf(4, 2)
+    weights = torch.tensor([0.0, 1.0, 2.0, 0.5], dtype=D, requires_grad=True)
+
+    def function(weights):
+        return gkfast.log_density(x, y, 0.8, data_weights=weights, backend=backend).sum()
+
+    (g,) = torch.autograd.grad(function(weights), weights)
+    k = gkfast.rbf(x, y, 0.8).detach()
+    share = k / (k @ weights.detach())[:, None]
+    torch.testing.assert_close(g, (share - 1 / weights.detach().sum()).sum(0))
+    # the weight may even be all that keeps a near row out
+    near = torch.cat([x[:1].detach(), y[1:].detach() + 30])
+    (g,) = torch.autograd.grad(
+        gkfast.log_density(x[:1], near, 0.8, data_weights=weights, backend=backend).sum(), weights
+    )
+    assert g[1:].isfinite().all()
+    assert g[0] > 1e100
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+def test_only_ratios_of_sample_weights_matter(leaf, scale):
+    x, y, a = leaf(6, 2).detach().float().requires_grad_(), leaf(5, 2).detach().float(), torch.rand(6)
+    found = [
+        torch.autograd.grad(function(x, y, a * c), x)[0]
+        for function in (
+            lambda x, y, a: gkfast.mmd2(x, y, 1.0, x_weights=a),
+            lambda x, y, a: gkfast.witness(y, x, y, 1.0, x_weights=a).square().sum(),
+        )
+        for c in (1, scale)
+    ]
+    for one, other in (found[:2], found[2:]):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
+        assert one.norm() > 0
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_second_derivatives_of_float32_at_any_magnitude(leaf, scale):
+    found = []
+    for c, dtype in ((1.0, D), (scale, torch.float32)):
+        x = (torch.tensor([[0.0], [1.0]], dtype=D) * c).to(dtype).requires_grad_()
+        (g,) = torch.autograd.grad(gkfast.rbf(x, x.detach() + 0.5 * c, c).sum() * c, x, create_graph=True)
+        found.append(torch.autograd.grad(g.sum() * c, x)[0].double())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=0)
 
 
 def test_hessian_at_coincident_points():

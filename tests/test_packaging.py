@@ -61,7 +61,9 @@ def test_kernels_import_nothing_from_above():
         assert not [line for line in imports if "gkfast" in line], path
 
 
-@pytest.mark.parametrize("module", ["gkfast.functional", "gkfast.bandwidth", "gkfast.two_sample", "gkfast.nn"])
+@pytest.mark.parametrize(
+    "module", ["gkfast.functional", "gkfast.bandwidth", "gkfast.two_sample", "gkfast.nn", "gkfast.distributed"]
+)
 def test_docstring_examples(module):
     failed, tried = doctest.testmod(importlib.import_module(module))
     assert tried

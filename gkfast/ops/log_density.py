@@ -11,22 +11,20 @@ from gkfast.ops.rbf_matmul import matmul_change, rbf_matmul_backward
 
 
 def log_density(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
 ) -> Tensor:
     """The log-sum-exp behind a density, (B, N) float64. See gkfast.log_density."""
-    return call("log_density", _LogDensity, x, y, sigma, log_weights, log_data_weights, leave_one_out)
+    return call("log_density", _LogDensity, x, y, sigma, log_weights, data_weights, leave_one_out)
 
 
 def score(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
 ) -> Tensor:
     """The gradient of log_density at x, (B, N, D), itself differentiable. See gkfast.score."""
-    log_p = log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out)
+    log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
     wants = (True, False, False, False, False)
     one = torch.ones_like(log_p)
-    return _density_gradients(one, log_p, x, y, sigma, log_weights, log_data_weights, leave_one_out, wants)[0].to(
-        x.dtype
-    )
+    return _density_gradients(one, log_p, x, y, sigma, log_weights, data_weights, leave_one_out, wants)[0].to(x.dtype)
 
 
 def _density_gradients(
@@ -36,20 +34,20 @@ def _density_gradients(
     y: Tensor,
     sigma: Tensor,
     log_weights: Tensor,
-    log_data_weights: Tensor,
+    data_weights: Tensor,
     leave_one_out: bool,
     wants: Wants,
 ) -> tuple[Tensor, ...]:
     """Gradients of sum_i g_i log_p_i to (x, y, data weights, sigma, weights), weights and their logs all at one.
 
-    The shares p_sij = exp(log k_sij + log_weights_s + log_data_weights_j - log_p_i) are shifted kernels. In float64,
+    The shares p_sij = data_weights_j exp(log k_sij + log_weights_s - log_p_i) are shifted kernels. In float64,
     because the exponents that cancel here may be in the thousands.
     """
     return rbf_matmul_backward(
         g[..., None],
         x.double(),
         y.double(),
-        log_data_weights.exp()[..., None],
+        data_weights[..., None],
         sigma.double(),
         torch.ones_like(log_weights),
         log_p[..., None] - log_weights[:, None],
@@ -60,22 +58,22 @@ def _density_gradients(
 
 
 def _log_density_fake(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
 ) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=torch.float64)
 
 
 def _log_density_cpu(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
 ) -> Tensor:
     from gkfast.kernels import cpu
 
-    arrays = (array(x), array(y), numbers(sigma), numbers(log_weights), array(log_data_weights))
+    arrays = (array(x), array(y), numbers(sigma), numbers(log_weights), array(data_weights))
     return torch.from_numpy(cpu.log_density(*arrays, leave_one_out))
 
 
 define(
-    "log_density(Tensor x, Tensor y, Tensor sigma, Tensor log_weights, Tensor log_data_weights, bool leave_one_out)"
+    "log_density(Tensor x, Tensor y, Tensor sigma, Tensor log_weights, Tensor data_weights, bool leave_one_out)"
     " -> Tensor",
     _log_density_fake,
     _log_density_cpu,
@@ -100,32 +98,31 @@ class _LogDensity(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None) -> Any:
         if g is None:
             return (None,) * 6
-        x, y, sigma, log_weights, log_data_weights, log_p = ctx.saved_tensors
+        x, y, sigma, log_weights, data_weights, log_p = ctx.saved_tensors
         need_x, need_y, need_sigma, need_weights, need_data = ctx.needs_input_grad[:5]
         wants = [need_x, need_y, need_data, need_sigma, need_weights]
         dx, dy, da, dsigma, dw = _density_gradients(
-            g, log_p, x, y, sigma, log_weights, log_data_weights, ctx.leave_one_out, wants
+            g, log_p, x, y, sigma, log_weights, data_weights, ctx.leave_one_out, wants
         )
         return (
             dx.to(x.dtype) if need_x else None,
             dy.to(y.dtype) if need_y else None,
             dsigma.to(sigma.dtype) if need_sigma else None,
             dw.to(log_weights.dtype) if need_weights else None,
-            da[..., 0] * log_data_weights.exp() if need_data else None,
+            da[..., 0] if need_data else None,
             None,
         )
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
-        x, y, sigma, log_weights, log_data_weights, log_p = saved
-        tx, ty, tsigma, tlog_weights, tlog_data = double(*tangents[:5])
-        a = log_data_weights.exp()
+        x, y, sigma, log_weights, data_weights, log_p = saved
+        tx, ty, tsigma, tlog_weights, tdata_weights = double(*tangents[:5])
         # the shares sum to one, so log p changes by the mean change of the exponents
         shift = log_p[..., None] - log_weights[:, None]
-        tv = None if tlog_data is None else (a * tlog_data)[..., None]
+        tv = None if tdata_weights is None else tdata_weights[..., None]
         directions = (tx, ty, tv, tsigma, tlog_weights)
         one = torch.ones_like(log_weights)
-        change = matmul_change(x, y, a[..., None], sigma, one, shift, directions, None, ctx.leave_one_out)
+        change = matmul_change(x, y, data_weights[..., None], sigma, one, shift, directions, None, ctx.leave_one_out)
         return change[..., 0]
 
 

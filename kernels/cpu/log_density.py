@@ -12,8 +12,8 @@ from .sweep import log_sum_exp_rows
 from .threads import run_rows
 
 
-def log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out):
-    """log sum_sj exp(log_weights_s + log_data_weights_j + log k_sij), (B, N) float64. See gkfast.log_density."""
+def log_density(x, y, sigma, log_weights, data_weights, leave_one_out):
+    """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density."""
     packed = pack(x.astype(np.float64), y.astype(np.float64), sigma)
     rows, columns = packed.x.rows, packed.y.columns
     batch, n, dims = rows.shape
@@ -21,7 +21,9 @@ def log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out):
     # the greatest weight is taken out, so that large normalisers do not round the exponents
     greatest = log_weights.max(1, keepdims=True)
     bandwidth_log = (log_weights - greatest) * LOG2_E
-    column_log = np.ascontiguousarray(log_data_weights * LOG2_E, np.float64)
+    with np.errstate(divide="ignore"):
+        # a row without weight has no share
+        column_log = np.log2(np.ascontiguousarray(data_weights, np.float64))
 
     def task(start, stop):
         log_sum_exp_rows(rows, columns, packed.scale, bandwidth_log, column_log, leave_one_out, start, stop, out)
@@ -30,14 +32,14 @@ def log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out):
     return out / LOG2_E + greatest
 
 
-def score(x, y, sigma, log_weights, log_data_weights, leave_one_out):
+def score(x, y, sigma, log_weights, data_weights, leave_one_out):
     """The gradient of log_density at x, (B, N, D). See gkfast.score."""
-    log_p = log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out)
+    log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
     return rbf_matmul_backward(
         np.ones((*log_p.shape, 1)),
         x.astype(np.float64),
         y.astype(np.float64),
-        np.exp(log_data_weights)[..., None],
+        data_weights[..., None],
         sigma,
         np.ones_like(sigma),
         (True, False, False, False, False),
