@@ -5,48 +5,75 @@ import torch
 
 import gkfast
 from bench import rivals
-from bench.measure import MARKS, Case, Exact, checked_rows, identifier, inputs
+from bench.measure import (
+    MARKS,
+    Case,
+    Exact,
+    blocks,
+    checked_rows,
+    identifier,
+    on_one_thread,
+    points,
+    right_hand_side,
+)
 from gkfast.kernels import reference
 
 pytestmark = MARKS
 
-_SMALL = [Case(op, n, 64) for op in ("rbf", "rbf gradient") for n in (64, 256, 1024)]
-_LARGE = [Case("rbf", 4096, d) for d in (2, 64, 784)] + [Case("rbf gradient", 4096, 64)]
-_FLOAT64 = [Case("rbf", 1024, 64, dtype="float64")]
-_OUT = [Case("rbf out", 4096, d) for d in (2, 64, 784)]
+_DIMENSIONS = (2, 8, 16, 64, 256, 784)
+_OURS = ("gkfast",)
+# what rivals begin with, and what storing the result costs; neither is checked, since neither computes K
+_CEILINGS = ("torch.mm", "fill")
+_TORCH = ("eager", "torch.compile", "gpytorch")
 
-
-def _names(case):
-    if case.op == "rbf out":
-        # at D = 784 a fill is no measure of anything
-        return ("gkfast", "fill", "torch.mm") if case.d < 100 else ("gkfast", "torch.mm")
-    # torch.compile takes its time: at the large sizes only. torch.mm stands with "rbf out" there
-    more = ("torch.compile",) if case.n == 4096 else ()
-    if case.op == "rbf gradient" or case.n < 4096:
-        more = ("torch.mm", *more)
-    if case.op == "rbf":
-        more = (*more, "scikit-learn")
-    return ("gkfast", "eager", "eager clamped", "gpytorch", *more)
+_CASES = [
+    *[(Case("rbf out", 4096, d), (*_OURS, *_CEILINGS)) for d in _DIMENSIONS],
+    *[(Case("rbf", 4096, d), (*_OURS, "eager in place", *_TORCH, "scikit-learn")) for d in _DIMENSIONS],
+    *[(Case("rbf gradient", n, 64), (*_OURS, "torch.mm", *_TORCH)) for n in (64, 256, 1024, 4096)],
+    *[(Case("rbf out", 4096, d, dtype="float64"), (*_OURS, "torch.mm")) for d in (16, 64, 256)],
+    # the same number of entries in few and in many rows, with ends that fill no vector
+    *[
+        (Case("rbf", n, 64, rows_of_y=m), (*_OURS, "eager in place", "scikit-learn"))
+        for n, m in ((130, 129_057), (129_057, 130))
+    ],
+]
+# nothing to compute: what a call costs
+_CALLS = [
+    (Case("rbf numpy", 8, 2), (*_OURS, "numpy", "scikit-learn")),
+    (Case("rbf gradient", 8, 2), (*_OURS, "eager", "gpytorch")),
+]
+_THREADS = [(Case("rbf out", n, 64), (*_OURS, "one thread", "torch.mm")) for n in (2048, 8192)]
+_THREADS.insert(1, (Case("rbf out", 4096, 64), ("one thread",)))
+# for the plots of time against N
+_SWEEP = [
+    *[(Case("rbf out", n, 64), (*_OURS, "torch.mm")) for n in (128, 512)],
+    *[(Case("rbf", n, 64), (*_OURS, "eager in place", "torch.compile")) for n in (128, 512, 2048)],
+]
 
 
 def make(case, name):
     """The function to time, which returns the outputs that are checked."""
-    x, y, g = inputs(case)
+    x, y = points(case)
     sigma = case.sigma
-    out = torch.empty_like(g)
-    if name == "fill":
-        return lambda: {"kernel": out.fill_(1.0)}
-    if name == "torch.mm":
-        return lambda: {"kernel": torch.mm(x, y.T, out=out)}
-    if case.op == "rbf out":
-        return lambda: {"kernel": gkfast.rbf(x, y, sigma, out=out)}
-    if name == "scikit-learn":
-        run = rivals.scikit_learn(x, y, sigma)
+    if name == "one thread":
+        return on_one_thread(make(case, "gkfast"))
+    if name in _CEILINGS or case.op == "rbf out":
+        out = torch.empty(case.n, case.m, dtype=x.dtype)
+        return {
+            "fill": lambda: {"kernel": out.fill_(1.0)},
+            "torch.mm": lambda: {"kernel": torch.mm(x, y.T, out=out)},
+            "gkfast": lambda: {"kernel": gkfast.rbf(x, y, sigma, out=out)},
+        }[name]
+    if name in ("numpy", "scikit-learn"):
+        run = (rivals.numpy if name == "numpy" else rivals.scikit_learn)(x, y, sigma)
         return lambda: {"kernel": run()}
+    if case.op == "rbf numpy":
+        a, b = x.numpy(), y.numpy()
+        return lambda: {"kernel": torch.from_numpy(gkfast.rbf(a, b, sigma))}
     kernel = _kernel(name, sigma, x.dtype)
     if case.op == "rbf":
         return lambda: {"kernel": kernel(x, y)}
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    x, y, g = x.clone().requires_grad_(), y.clone().requires_grad_(), right_hand_side(case)
 
     def forward_backward():
         k = kernel(x, y)
@@ -62,8 +89,8 @@ def _kernel(name, sigma, dtype):
     function = {
         "gkfast": gkfast.rbf,
         "eager": rivals.eager,
-        "eager clamped": rivals.eager_clamped,
-        "torch.compile": rivals.eager_clamped,
+        "eager in place": rivals.eager_in_place,
+        "torch.compile": rivals.eager,
     }[name]
     if name == "torch.compile":
         function = rivals.compiled(function)
@@ -71,25 +98,25 @@ def _kernel(name, sigma, dtype):
 
 
 def exact(case):
-    """K and both gradients at the checked rows. A block of rows at a time: autograd keeps every difference."""
-    x, y, g = (a.double() for a in inputs(case))
-    sigma = torch.tensor(case.sigma, dtype=torch.float64)
+    """K and both gradients at the checked rows, by the reference in float64."""
+    x, y = (a.double() for a in points(case))
+    sigma, ones = case.sigma_rows, torch.ones_like(case.sigma_rows)
     rows = checked_rows(case)
 
     def block(own, other, weight):
-        own = own.clone().requires_grad_(case.op == "rbf gradient")
-        k = reference.rbf(own[None], other[None], sigma, torch.ones_like(sigma))[0]
-        return k.detach(), torch.autograd.grad(k, own, weight)[0] if own.requires_grad else None
+        own = own.clone().requires_grad_(weight is not None)
+        k = reference.rbf(own[None], other[None], sigma, ones)[0]
+        return k.detach(), None if weight is None else torch.autograd.grad(k, own, weight)[0]
 
-    blocks = rows.split(64)
-    k, dx = zip(*(block(x[b], y, g[b]) for b in blocks), strict=True)
     if case.op != "rbf gradient":
-        return Exact(rows, {"kernel": torch.cat(k)})
-    _, dy = zip(*(block(y[b], x, g[:, b].T) for b in blocks), strict=True)
+        return Exact(rows, {"kernel": torch.cat([block(x[b], y, None)[0] for b in blocks(rows, case)])})
+    g = right_hand_side(case).double()
+    k, dx = zip(*(block(x[b], y, g[b]) for b in blocks(rows, case)), strict=True)
+    _, dy = zip(*(block(y[b], x, g[:, b].T) for b in blocks(rows, case)), strict=True)
     return Exact(rows, {"kernel": torch.cat(k), "gradient to x": torch.cat(dx), "gradient to y": torch.cat(dy)})
 
 
-_ROWS = [(case, name) for case in _SMALL + _FLOAT64 + _LARGE + _OUT for name in _names(case)]
+_ROWS = [(case, name) for case, names in _CASES + _CALLS + _THREADS + _SWEEP for name in names]
 
 
 @pytest.mark.parametrize(("case", "name"), _ROWS, ids=identifier)

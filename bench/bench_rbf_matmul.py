@@ -1,38 +1,66 @@
-"""K @ v with one column. gkfast never stores K; rivals store it and multiply."""
+"""K @ v. gkfast never stores K; rivals store it, whole or a block of rows at a time, and multiply."""
 
 import pytest
 import torch
 
 import gkfast
 from bench import rivals
-from bench.measure import MARKS, Case, Exact, checked_rows, identifier, inputs
+from bench.measure import MARKS, Case, Exact, blocks, checked_rows, identifier, on_one_thread, points, right_hand_side
 from gkfast.kernels import reference
 
 pytestmark = MARKS
 
-_CASES = [Case("rbf_matmul", n, d) for n, d in ((1024, 64), (4096, 3), (4096, 64))]
+_RIVALS = ("gkfast", "chunked torch", "torch.compile")
+_CASES = [
+    *[(Case("rbf_matmul", 8192, d), (*_RIVALS, "eager")) for d in (3, 16, 64, 256)],
+    *[(Case("rbf_matmul", 8192, d, columns=16), _RIVALS) for d in (3, 64)],
+    *[(Case("rbf_matmul", 4096, d, dtype="float64"), ("gkfast", "chunked torch")) for d in (16, 64, 256)],
+]
+_THREADS = [
+    *[(Case("rbf_matmul", n, 64), ("gkfast", "one thread", "chunked torch", "torch.compile")) for n in (2048, 4096)],
+    (Case("rbf_matmul", 8192, 64), ("one thread",)),
+]
+# for the plots of time against N and D
+_SWEEP = [
+    *[(Case("rbf_matmul", n, 64), _RIVALS) for n in (256, 512, 1024)],
+    (Case("rbf_matmul", 16384, 64), ("gkfast", "chunked torch")),
+    *[(Case("rbf_matmul", 8192, d), ("gkfast", "chunked torch")) for d in (8, 32, 128)],
+]
 
 
 def make(case, name):
     """The function to time, which returns the output that is checked."""
-    x, y, g = inputs(case)
-    v, sigma = g[0].contiguous(), case.sigma
+    x, y = points(case)
+    v, sigma = right_hand_side(case), case.sigma
+    if name == "one thread":
+        return on_one_thread(make(case, "gkfast"))
     if name == "gkfast":
         return lambda: {"product": gkfast.rbf_matmul(x, y, v, sigma)}
-    kernel = rivals.eager if name == "eager" else rivals.eager_clamped
-    return lambda: {"product": kernel(x, y, sigma) @ v}
+    if name == "chunked torch":
+        run = rivals.chunked_matmul(x, y, v, sigma)
+        return lambda: {"product": run()}
+
+    def product(x, y, v):
+        return rivals.eager(x, y, sigma) @ v
+
+    if name == "torch.compile":
+        product = rivals.compiled(product)
+    return lambda: {"product": product(x, y, v)}
 
 
 def exact(case):
     """The checked rows of K @ v, by the reference in float64."""
-    x, y, g = (a.double() for a in inputs(case))
-    sigma = torch.tensor(case.sigma, dtype=torch.float64)
+    x, y = (a.double() for a in points(case))
+    v, sigma = right_hand_side(case).double(), case.sigma_rows
     rows = checked_rows(case)
-    product = reference.rbf_matmul(x[None, rows], y[None], g[None, 0, :, None], sigma, torch.ones_like(sigma))
-    return Exact(rows, {"product": product[0, :, 0]})
+    products = [
+        reference.rbf_matmul(x[None, b], y[None], v[None], sigma, torch.ones_like(sigma))[0]
+        for b in blocks(rows, case)
+    ]
+    return Exact(rows, {"product": torch.cat(products)})
 
 
-_ROWS = [(case, name) for case in _CASES for name in ("gkfast", "eager", "eager clamped")]
+_ROWS = [(case, name) for case, names in _CASES + _THREADS + _SWEEP for name in names]
 
 
 @pytest.mark.parametrize(("case", "name"), _ROWS, ids=identifier)

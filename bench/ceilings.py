@@ -12,22 +12,18 @@ from functools import cache
 
 import numba
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from bench.measure import Case
+from bench.machine import vectors
+from bench.measure import SQUARINGS, Case
 
 # enough independent chains to hide the latency of two multiply-adds per clock, few enough for sixteen registers
 _CHAINS = 12
-# of an exp2 by polynomial and the scaling of its argument
-_EXP = 6
-
-
-def _lanes(bits: int) -> int:
-    features = binding.get_host_cpu_features()
-    return (512 if features.get("avx512f") else 256 if features.get("avx2") else 128) // bits
+# the degree of a polynomial that is 2^f on half a unit within the contract: 2e-7, and 2e-16 in float64
+_EXP = {"float32": 5, "float64": 11}
 
 
 def _multiply_add(bits: int, lanes: int) -> Callable[[int, float], float]:
@@ -67,7 +63,7 @@ def _multiply_add(bits: int, lanes: int) -> Callable[[int, float], float]:
 def fma_rate(dtype: str) -> float:
     """Multiply-adds per second, on as many threads as torch has."""
     bits = {"float32": 32, "float64": 64}[dtype]
-    lanes, threads, rounds = _lanes(bits), torch.get_num_threads(), 200_000
+    lanes, threads, rounds = vectors()[1] // bits, torch.get_num_threads(), 200_000
     run = _multiply_add(bits, lanes)
 
     def best_of_own_tries(_: int) -> float:
@@ -79,9 +75,9 @@ def fma_rate(dtype: str) -> float:
 
 
 @cache
-def fill_seconds(n: int, dtype: str) -> float:
-    """Seconds to fill an (N, N) matrix that is there already: the best of twenty tries."""
-    out = torch.empty(n, n, dtype=getattr(torch, dtype))
+def fill_seconds(n: int, m: int, dtype: str) -> float:
+    """Seconds to fill an (N, M) matrix that is there already: the best of twenty tries."""
+    out = torch.empty(n, m, dtype=getattr(torch, dtype))
 
     return min(_seconds(lambda: out.fill_(1.0)) for _ in range(20))
 
@@ -95,27 +91,30 @@ def _seconds(run: Callable[[], object]) -> float:
 def multiply_adds(case: Case) -> int:
     """The fewest that a case needs.
 
-    A pair costs D for its distance and _EXP for the exponential, a further bandwidth of a ladder one squaring, and
-    each moment (a row or column gradient) D more. Pairs within one set are counted once, since K is symmetric.
+    A pair costs D for its distance and _EXP for the exponential, a further bandwidth of a ladder its squarings, a
+    column of a product one, and each moment (a row or column gradient) D more. Pairs within one set are counted once,
+    since K is symmetric.
     """
-    n, d = case.n, case.d
-    exp = _EXP + case.bandwidths - 1
+    n, m, d = case.n, case.m, case.d
+    kernel = d + _EXP[case.dtype] + SQUARINGS[case.bandwidths]
+    # half of xx, half of yy, all of xy
+    pairs_of_two_sets = (n * n + m * m) // 2 + n * m
     counts = {
-        "rbf": n * n * (d + exp),
-        "rbf out": n * n * (d + exp),
-        "rbf gradient": n * n * (3 * d + exp),
-        "rbf_matmul": n * n * (d + exp + 1),
-        # half of xx, half of yy, all of xy
-        "mmd2": 2 * n * n * (d + exp),
+        "rbf": n * m * kernel,
+        "rbf gradient": n * m * (kernel + 2 * d),
+        "rbf_matmul": n * m * (kernel + case.columns),
+        "log_density": n * m * kernel,
+        "mmd2": pairs_of_two_sets * kernel,
         # and the moments: both ends of half of xx, the rows of xy
-        "mmd2 gradient": 2 * n * n * (d + exp) + 2 * n * n * d,
+        "mmd2 gradient": pairs_of_two_sets * kernel + (n * n + n * m) * d,
     }
-    return counts[case.op]
+    # the rest of a name says how the operation is called
+    return counts[case.op.removesuffix(" out").removesuffix(" numpy").partition(" first call")[0]]
 
 
 def bound(case: Case) -> tuple[str, float]:
     """The name of the bound that holds for this case, and its seconds."""
     bounds = {"fma": multiply_adds(case) / fma_rate(case.dtype)}
     if case.op.split()[0] == "rbf":
-        bounds["store"] = fill_seconds(case.n, case.dtype)
+        bounds["store"] = fill_seconds(case.n, case.m, case.dtype)
     return max(bounds.items(), key=lambda item: item[1])

@@ -1,22 +1,22 @@
 """Benchmarks: `pytest --benchmark-only` runs them and nothing else; plain `pytest` does not collect them.
 
-Each test measures one row: its output is checked against the reference, then it is timed by pytest-benchmark (its
-tables compare the rows of one size), then in turns with gkfast (the table at the end compares these). With
-`--save-rows=PATH` that table is also written as CSV.
+Each test measures one row: its output is checked against the reference, then it is timed in turns with gkfast (the
+table at the end compares these), then a few rounds more by pytest-benchmark, whose tables and files have these. With
+`--save-rows=PATH` the table at the end is also written as CSV.
 """
 
 import csv
 import math
 import os
-import platform
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench import ceilings, measure
+from bench import ceilings, machine, measure
 
 _ROWS = pytest.StashKey[list]()
 # processes that wanted a core in the minute before the run; NaN where the system does not tell
@@ -26,7 +26,11 @@ CEILINGS = ("torch.mm", "fill")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--save-rows", metavar="PATH", help="benchmarks: write the table at the end as CSV")
+    parser.addoption(
+        "--save-rows",
+        metavar="PATH",
+        help="benchmarks: write the table at the end as CSV; into a folder, as MACHINE.csv",
+    )
 
 
 def pytest_configure(config):
@@ -78,6 +82,32 @@ def _ours(case, make, reference):
     return _checked(case, "gkfast", make, exact), exact
 
 
+def _result(case, name, ours, theirs):
+    """A row of the table and of the file, its times still missing."""
+    bound, bound_seconds = ceilings.bound(case)
+    return {
+        "case": str(case),
+        **{"op": case.op, "dtype": case.dtype, "N": case.n, "M": case.m, "D": case.d, "E": case.columns},
+        "bandwidths": case.bandwidths,
+        "rival": "" if name == "gkfast" else name,
+        "gkfast_ms": None,
+        "rival_ms": None,
+        "ratio": None,
+        "best_ratio": None,
+        "spread": None,
+        "others": None,
+        "disturbed": None,
+        "gkfast_error": ours.error,
+        "rival_error": None if name == "gkfast" else theirs.error,
+        "gkfast_first_call_s": ours.first_call,
+        "rival_first_call_s": None if name == "gkfast" else theirs.first_call,
+        "bound": bound,
+        "bound_ms": bound_seconds * 1e3,
+        "bound_share": None,
+        "wrong": theirs.wrong,
+    }
+
+
 @pytest.fixture
 def row(benchmark, pytestconfig):
     """row(case, name, make, reference): check and time one row.
@@ -88,51 +118,53 @@ def row(benchmark, pytestconfig):
     def measure_row(case, name, make, reference):
         ours, exact = _ours(case, make, reference)
         theirs = ours if name == "gkfast" else _checked(case, name, make, exact)
-        bound, bound_seconds = ceilings.bound(case)
-        result = {
-            "case": str(case),
-            **{"op": case.op, "dtype": case.dtype, "N": case.n, "M": case.n, "D": case.d},
-            "bandwidths": case.bandwidths,
-            "rival": name,
-            "gkfast_ms": None,
-            "rival_ms": None,
-            "ratio": None,
-            "best_ratio": None,
-            "disturbed": None,
-            "gkfast_error": ours.error,
-            "rival_error": theirs.error,
-            "gkfast_first_call_s": ours.first_call,
-            "rival_first_call_s": theirs.first_call,
-            "bound": bound,
-            "bound_ms": bound_seconds * 1e3,
-            "bound_share": None,
-            "wrong": theirs.wrong,
-        }
-        if name != "gkfast":
-            pytestconfig.stash[_ROWS].append(result)
+        result = _result(case, name, ours, theirs)
+        pytestconfig.stash[_ROWS].append(result)
         if ours.wrong:
-            result["wrong"] = f"gkfast is {ours.wrong}"
+            result["wrong"] = ours.wrong if name == "gkfast" else f"gkfast is {ours.wrong}"
             (pytest.fail if name == "gkfast" else pytest.skip)(result["wrong"])
         if theirs.wrong:
             pytest.skip(theirs.wrong)
-        benchmark.group = str(case)
-        benchmark(theirs.run)
-        if benchmark.enabled and name != "gkfast":
+        if benchmark.disabled:
+            return
+        if name == "gkfast":
+            times = measure.alone(ours.run)
+            result |= {"gkfast_ms": times.median * 1e3, "bound_share": result["bound_ms"] / times.best / 1e3}
+        else:
             turns = measure.alternate(ours.run, theirs.run)
+            times = turns.theirs
             result |= {
-                "gkfast_ms": turns.ours * 1e3,
-                "rival_ms": turns.theirs * 1e3,
+                "gkfast_ms": turns.ours.median * 1e3,
+                "rival_ms": turns.theirs.median * 1e3,
                 "ratio": turns.ratio,
                 "best_ratio": turns.best_ratio,
+                "spread": turns.spread,
+                "others": turns.others,
                 "disturbed": turns.disturbed,
-                "bound_share": bound_seconds / turns.ours,
             }
-        elif benchmark.enabled:
-            seconds = benchmark.stats.stats.median
-            result |= {"gkfast_ms": seconds * 1e3, "bound_share": bound_seconds / seconds}
+        benchmark.group = str(case)
+        # for pytest-benchmark's own table and files: a few rounds suffice, the rows above are what counts
+        benchmark.pedantic(theirs.run, rounds=3 if times.best < 0.1 else 1, iterations=times.calls)
         benchmark.extra_info.update(result)
 
     return measure_row
+
+
+@pytest.fixture
+def first_call_row(pytestconfig):
+    """first_call_row(case, seconds, errors, bound_seconds): a row that was measured in a process of its own."""
+
+    def record(case, seconds, errors, bound_seconds):
+        wrong = measure.wrong(case, "gkfast", errors)
+        ours = _Checked(None, seconds, errors, wrong)
+        times = {"bound": "import numba", "bound_ms": bound_seconds * 1e3}
+        if not wrong:
+            times |= {"gkfast_ms": seconds * 1e3, "bound_share": bound_seconds / seconds}
+        pytestconfig.stash[_ROWS].append(_result(case, "gkfast", ours, ours) | times)
+        if wrong:
+            pytest.fail(wrong)
+
+    return record
 
 
 # after pytest-benchmark's tables
@@ -145,43 +177,43 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("gkfast and its rivals, in turns")
     write(_EXPLANATION)
     rates = ", ".join(f"{ceilings.fma_rate(dtype) / 1e9:.0f} G/s {dtype}" for dtype in ("float32", "float64"))
-    write(f"{torch.get_num_threads()} threads; multiply-adds {rates}; load before the run {config.stash[_LOAD]:.1f}.")
+    write(f"{machine.name()}; multiply-adds {rates}; load before the run {config.stash[_LOAD]:.1f}.")
     if config.stash[_LOAD] > 0.5:
         write("BUSY: other processes had the cores; quote ratios with the load beside them, and no times.")
-    write("")
-    write(
-        f"{'case':42} {'gkfast ms':>9} {'first s':>7} {'error':>6} {'share of bound':>14}"
-        f"  {'rival':14} {'ms':>9} {'error':>6} {'ratio':>7} {'best':>7}"
-    )
     for _, of_case in groupby(rows, key=lambda row: row["case"]):
-        for row in of_case:
-            write(_line(row))
         write("")
-    rivals = [row for row in rows if row["rival"] not in CEILINGS]
+        for row in of_case:
+            write(_rival_line(row) if row["rival"] else _own_line(row))
+    write("")
+    rivals = [row for row in rows if row["rival"] and row["rival"] not in (*CEILINGS, "one thread")]
     write(f"gkfast is slower than its rival in {sum(map(_loses, rivals))} of {len(rivals)} rows.")
     if path := config.getoption("--save-rows"):
-        _save(rows, path, config.stash[_LOAD])
-        write(f"rows saved to {path}")
+        write(f"rows saved to {_save(rows, Path(path), config.stash[_LOAD])}")
 
 
 _EXPLANATION = """\
 ratio   rival / gkfast, median over rounds (best: of the fastest turns); above 1 gkfast is faster, < marks where not
-~       the two ratios differ by half: other processes had the cores, and OpenMP rivals suffer more from that
+~       other processes had more than a tenth of a core; OpenMP rivals suffer more from that than gkfast
 error   the greatest of the outputs, against the reference in float64
-share   the bound named, as measured in this run (bench/ceilings.py), over gkfast's time
+share   the bound named, as measured in this run (bench/ceilings.py), over gkfast's fastest turn
+first   the first call of this case in this process, compiling included
 torch.mm, fill: no rivals, but what rivals begin with (output given) and what storing the result alone costs
-first   gkfast's first call of this case in this process, compiling included
-"""
+one thread: gkfast itself, so that the ratio is the speed-up by threads"""
 
 
-def _line(row):
-    ours = f"{row['case']:42} {_number(row['gkfast_ms'], '9.3f')} {row['gkfast_first_call_s']:7.2f}"
-    ours += f" {row['gkfast_error']:6.0e} {row['bound']:>9} {_number(row['bound_share'], '4.0%')}"
-    theirs = f"  {row['rival']:14} {_number(row['rival_ms'], '9.3f')} {_number(row['rival_error'], '6.0e')}"
+def _own_line(row):
+    line = f"{row['case']:58} {_number(row['gkfast_ms'], '10.4g')} ms, error {_number(row['gkfast_error'], '5.0e')}, "
+    line += f"{_number(row['bound_share'], '5.1%')} of {row['bound']}, first {row['gkfast_first_call_s']:.2f} s"
+    return f"{line} {row['wrong'] or ''}".rstrip()
+
+
+def _rival_line(row):
+    error = "" if row["rival_error"] is None else f", error {row['rival_error']:5.0e}"
+    line = f"    {row['rival']:15} {_number(row['rival_ms'], '10.4g')} ms{error:13}"
     if row["wrong"]:
-        return f"{ours}{theirs} {row['wrong']}"
+        return f"{line}  {row['wrong']}"
     marks = (" <" if _loses(row) else "") + (" ~" if row["disturbed"] else "")
-    return f"{ours}{theirs} {_number(row['ratio'], '7.2f')} {_number(row['best_ratio'], '7.2f')}{marks}"
+    return f"{line}  ratio {_number(row['ratio'], '7.2f')}  best {_number(row['best_ratio'], '7.2f')}{marks}"
 
 
 def _loses(row):
@@ -193,23 +225,18 @@ def _number(value, form):
 
 
 def _save(rows, path, load):
-    machine = {
-        "processor": _processor(),
+    """A folder gets a file with the machine's name."""
+    path = path / f"{machine.name()}.csv" if path.is_dir() else path
+    where = {
+        "machine": machine.name(),
+        "processor": machine.processor(),
         "threads": torch.get_num_threads(),
         "load": load,
         "torch": torch.__version__,
     }
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *machine])
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *where])
         writer.writeheader()
         # four digits are more than the clock has
-        writer.writerows(
-            {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in (r | machine).items()} for r in rows
-        )
-
-
-def _processor():
-    # pytest-benchmark's dependency
-    import cpuinfo
-
-    return cpuinfo.get_cpu_info().get("brand_raw") or platform.machine()
+        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in (r | where).items()} for r in rows)
+    return path

@@ -1,11 +1,13 @@
 """How a row is measured: its case, its check against the reference, its first call, its alternating rounds."""
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,37 +16,68 @@ from torch import Tensor
 Outputs = dict[str, Tensor]
 Run = Callable[[], Outputs]
 
+# how many squarings make all kernels of a ladder from that of its widest bandwidth
+SQUARINGS = {"one": 0, "variance x2": 4, "sigma x2": 8}
+
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at one size; M = N throughout."""
+    """One operation at one size."""
 
     op: str
     n: int
     d: int
-    bandwidths: int = 1
+    _: KW_ONLY
+    rows_of_y: int | None = None
+    columns: int = 1
+    bandwidths: str = "one"
     dtype: str = "float32"
 
+    @property
+    def m(self) -> int:
+        return self.n if self.rows_of_y is None else self.rows_of_y
+
     def __str__(self) -> str:
-        several = f" S={self.bandwidths}" if self.bandwidths > 1 else ""
-        return f"{self.op} {self.dtype} N=M={self.n} D={self.d}{several}"
+        size = f"N=M={self.n}" if self.n == self.m else f"N={self.n} M={self.m}"
+        columns = f" E={self.columns}" if self.columns > 1 else ""
+        several = f" S={len(self.sigma)} {self.bandwidths}" if len(self.sigma) > 1 else ""
+        return f"{self.op} {self.dtype} {size} D={self.d}{columns}{several}"
 
     @property
     def sigma(self) -> list[float]:
-        """One bandwidth at the data's scale; or 1, 2, 4, 8, 16, as MMD-GAN code has them.
+        """One bandwidth at the data's scale, or five.
 
-        At the data's scale (K about exp(-1)) no rival's exp underflows; at sigma 1 and D = 128 nearly every one does.
+        At the data's scale (K about exp(-1)) no rival's exp underflows. "sigma x2" is 1, 2, 4, 8, 16, as MMD-GAN code
+        has it: at sigma 1 and D = 128 nearly every exp underflows. "variance x2" is the ladder of multi-kernel MMD
+        code, 2 sigma_i^2 = (mean squared distance) 2^(i - 2), with the 2 D that it is for normal data.
         """
-        return [math.sqrt(self.d)] if self.bandwidths == 1 else [2.0**s for s in range(self.bandwidths)]
+        return {
+            "one": [math.sqrt(self.d)],
+            "sigma x2": [2.0**s for s in range(5)],
+            "variance x2": [math.sqrt(self.d * 2.0 ** (s - 2)) for s in range(5)],
+        }[self.bandwidths]
+
+    @property
+    def sigma_rows(self) -> Tensor:
+        """(1, S) float64, as the reference takes it."""
+        return torch.tensor([self.sigma], dtype=torch.float64)
 
 
 @lru_cache(maxsize=1)
-def inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """x (N, D) and y (M, D), normal with means half a unit apart, and an incoming gradient g (N, M)."""
+def points(case: Case) -> tuple[Tensor, Tensor]:
+    """x (N, D) and y (M, D), normal with means half a unit apart."""
     rng = torch.Generator().manual_seed(20)
     dtype = getattr(torch, case.dtype)
-    x, y = torch.randn(2, case.n, case.d, generator=rng, dtype=dtype)
-    return x, y + 0.5, torch.randn(case.n, case.n, generator=rng, dtype=dtype)
+    x = torch.randn(case.n, case.d, generator=rng, dtype=dtype)
+    return x, torch.randn(case.m, case.d, generator=rng, dtype=dtype) + 0.5
+
+
+@lru_cache(maxsize=1)
+def right_hand_side(case: Case) -> Tensor:
+    """v (M, E) of rbf_matmul, or the incoming gradient g (N, M) of a kernel matrix; normal."""
+    rng = torch.Generator().manual_seed(21)
+    shape = (case.m, case.columns) if case.op.startswith("rbf_matmul") else (case.n, case.m)
+    return torch.randn(*shape, generator=rng, dtype=getattr(torch, case.dtype))
 
 
 # the greatest error against the reference in float64; "kernel" absolute, the others relative in norm
@@ -56,6 +89,10 @@ TOLERANCE = {
     # sums of float32 terms of one sign, rounded once more at the end
     ("gkfast", "float32", "value"): 1e-5,
     ("gkfast", "float32", "product"): 1e-5,
+    # the kernel's error times the square root of the number of terms, whose signs are random
+    ("gkfast", "float64", "product"): 1e-13,
+    # a logarithm: the absolute error of the exponent over its size
+    ("gkfast", "float32", "density"): 1e-6,
     # |x|^2 + |y|^2 - 2 xy cancels: eps D / sigma^2 in the exponent where sigma^2 = D, times the order of the sums
     ("rival", "float32", "kernel"): 1e-5,
     ("rival", "float64", "kernel"): 1e-13,
@@ -64,6 +101,8 @@ TOLERANCE = {
     # a difference of nearly equal float32 means; and at sigma 1 only the error in the diagonal's exponent remains
     ("rival", "float32", "value"): 1e-3,
     ("rival", "float32", "product"): 1e-4,
+    ("rival", "float64", "product"): 1e-12,
+    ("rival", "float32", "density"): 1e-5,
 }
 
 
@@ -86,9 +125,14 @@ class Exact:
 
 
 def checked_rows(case: Case) -> Tensor:
-    """All rows, or as many evenly spaced ones as the reference does in seconds: 2^28 coordinates of pairs."""
-    count = min(case.n, 2**28 // (case.n * case.d))
+    """All rows, or as many evenly spaced ones as the reference does in a second: 2^26 coordinates of pairs."""
+    count = max(2, min(case.n, 2**26 // (max(case.n, case.m) * case.d)))
     return torch.linspace(0, case.n - 1, count).round().long()
+
+
+def blocks(rows: Tensor, case: Case) -> tuple[Tensor, ...]:
+    """`rows` in pieces of 2^17 pairs: the reference's matrices then stay in the cache, and autograd's in memory."""
+    return rows.split(max(1, 2**17 // max(case.n, case.m)))
 
 
 def wrong(case: Case, whose: str, errors: dict[str, float]) -> str | None:
@@ -107,40 +151,129 @@ def first_call(run: Run) -> tuple[float, Outputs]:
     return time.perf_counter() - start, outputs
 
 
+# a turn that is timed lasts so long, or one call
+_TURN = 2e-3
+# OpenMP's threads wait in a loop for some milliseconds after their work is done, on cores that the next turn needs
+_SETTLE = 5e-3
+# of all timed turns of one row; a row has at least three rounds, or one where calls are longer than this
+_BUDGET = 0.5
+_MOST_ROUNDS = 50
+
+
+def others_seconds() -> float:
+    """Seconds that other processes have spent on the cores since the machine started; NaN where it does not tell."""
+    if not _STAT.exists():
+        return math.nan
+    user, nice, system, _, _, interrupts, *more = map(int, _STAT.read_text().split(maxsplit=10)[1:10])
+    busy = (user + nice + system + interrupts + sum(more[:2])) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:4])
+
+
+_STAT = Path("/proc/stat")
+# more than this of a core in other hands, and a row says so
+_MUCH = 0.1
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds per call, round by round, and the calls of one round."""
+
+    seconds: list[float]
+    calls: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+
 @dataclass(frozen=True)
 class Turns:
-    """Median seconds of both, the median over rounds of theirs / ours, and the same of their fastest turns."""
+    """Two runs, timed in turns, and how many cores other processes had meanwhile."""
 
-    ours: float
-    theirs: float
-    ratio: float
-    best_ratio: float
+    ours: Times
+    theirs: Times
+    others: float
+
+    @property
+    def ratio(self) -> float:
+        """The median over rounds of theirs / ours."""
+        return statistics.median(self._ratios)
+
+    @property
+    def best_ratio(self) -> float:
+        """The same of the fastest turns."""
+        return self.theirs.best / self.ours.best
+
+    @property
+    def spread(self) -> float | None:
+        """Half the distance between the quartiles of the rounds' ratios, relative to the median."""
+        if len(self._ratios) < 4:
+            return None
+        low, _, high = statistics.quantiles(self._ratios, n=4)
+        return (high - low) / 2 / self.ratio
 
     @property
     def disturbed(self) -> bool:
-        """Whether the two ratios tell different stories, as they do where other processes take the cores."""
-        return not 2 / 3 < self.ratio / self.best_ratio < 3 / 2
+        """Whether other processes took the cores; the two ratios then tell different stories."""
+        if math.isnan(self.others):
+            return not 2 / 3 < self.ratio / self.best_ratio < 3 / 2
+        return self.others > _MUCH
+
+    @property
+    def _ratios(self) -> list[float]:
+        return [t / o for o, t in zip(self.ours.seconds, self.theirs.seconds, strict=True)]
+
+
+def alone(run: Run) -> Times:
+    """One run, round after round."""
+    return _rounds([run])[0]
 
 
 def alternate(ours: Run, theirs: Run) -> Turns:
-    """Both in turns, so that drift hits both.
+    """Both in turns, so that drift hits both; who begins changes from round to round."""
+    start, others = time.perf_counter(), others_seconds()
+    times = _rounds([ours, theirs])
+    return Turns(*times, max(0.0, others_seconds() - others) / (time.perf_counter() - start))
 
-    A turn lasts a millisecond or one call; who begins changes from round to round; as many rounds as
-    fit in 0.4 seconds, but at least three and at most fifty.
-    """
-    runs = (ours, theirs)
-    loops = [max(1, math.ceil(1e-3 / min(first_call(run)[0] for _ in range(2)))) for run in runs]
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + 0.4
-    while len(times[0]) < 3 or (time.perf_counter() < end and len(times[0]) < 50):
-        for k in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
+
+def _rounds(runs: list[Run]) -> list[Times]:
+    # the outputs are dropped before the next call, or it could not have their memory
+    guess = [first_call(run)[0] for run in runs]
+    loops = [
+        1 if g > _TURN else math.ceil(_TURN / min(g, first_call(run)[0])) for g, run in zip(guess, runs, strict=True)
+    ]
+    settling = [math.ceil(_SETTLE / _TURN) * k if g < _SETTLE else 0 for g, k in zip(guess, loops, strict=True)]
+    least = 3 if max(guess) < _BUDGET * 6 else 1
+    seconds: list[list[float]] = [[] for _ in runs]
+    end = time.perf_counter() + _BUDGET * len(runs)
+    while len(seconds[0]) < least or (time.perf_counter() < end and len(seconds[0]) < _MOST_ROUNDS):
+        order = range(len(runs)) if len(seconds[0]) % 2 == 0 else reversed(range(len(runs)))
+        for k in order:
+            for _ in range(settling[k]):
+                runs[k]()
             start = time.perf_counter()
             for _ in range(loops[k]):
                 runs[k]()
-            times[k].append((time.perf_counter() - start) / loops[k])
-    a, b = times
-    ratio = statistics.median(t / o for o, t in zip(a, b, strict=True))
-    return Turns(statistics.median(a), statistics.median(b), ratio, min(b) / min(a))
+            seconds[k].append((time.perf_counter() - start) / loops[k])
+    return [Times(s, calls) for s, calls in zip(seconds, loops, strict=True)]
+
+
+def on_one_thread(run: Run) -> Run:
+    """The same run with torch's number of threads, which gkfast follows, at one."""
+
+    def single() -> Outputs:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(threads)
+
+    return single
 
 
 def identifier(value: object) -> str:
@@ -148,13 +281,11 @@ def identifier(value: object) -> str:
     return str(value).replace("N=M=", "N").replace("=", "").replace(" ", "-")
 
 
-# pytest-benchmark's own table: three rounds, or a tenth of a second
 MARKS = [
-    pytest.mark.benchmark(max_time=0.1, min_rounds=3, warmup=False),
-    # a wrong row is not timed, and says so itself
-    pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"),
     # rivals' own: what torch deprecates is used by torch's compiler and by gpytorch's linear_operator
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    # a wrong row is not timed, and says so itself
+    pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"),
 ]
