@@ -6,13 +6,23 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test bench lint wheel clean
 
 demo: $(READY)
 	$(PY) -m gkfast train --data digits
 
 test: $(READY)
 	$(PY) -m pytest
+
+# some twelve minutes that want the machine for themselves; then: python -m bench.regressions bench/results/MACHINE.csv
+bench: $(VENV)/.bench-ready
+	$(PY) -m pytest --benchmark-only --benchmark-quiet --save-rows=bench/results
+	$(PY) -m bench.report
+
+# the rivals, besides what tests need
+$(VENV)/.bench-ready: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[bench]'
+	touch $@
 
 # pyproject.toml and the pins decide what is installed; the stamp is written only after all of it
 $(READY): pyproject.toml .ci/constraints.txt

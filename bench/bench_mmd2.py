@@ -9,6 +9,7 @@ import torch
 import gkfast
 from bench import rivals
 from bench.measure import MARKS, Case, Exact, blocks, checked_rows, identifier, on_one_thread, points
+from bench.rows import ONE_THREAD
 from gkfast.kernels import reference
 
 pytestmark = MARKS
@@ -21,18 +22,18 @@ _CASES = [
 ] + [(Case("mmd2", 1024, 128, bandwidths="sigma x2"), ("gkfast", "eager"))]
 # at D = 16 even the reference has an answer for 8192 rows
 _THREADS = [
-    (Case("mmd2 gradient", n, 16, bandwidths="variance x2"), ("gkfast", "one thread")) for n in (2048, 4096, 8192)
+    (Case("mmd2 gradient", n, 16, bandwidths="variance x2"), ("gkfast", ONE_THREAD)) for n in (2048, 4096, 8192)
 ]
 # for the plot of time against N
 _SWEEP = [
-    (Case("mmd2 gradient", n, 128, bandwidths="sigma x2"), ("gkfast", "eager", "torch.compile"))
+    (Case("mmd2 gradient", n, 128, bandwidths="sigma x2", sweep=True), ("gkfast", "eager", "torch.compile"))
     for n in (128, 512, 2048)
 ]
 
 
 def make(case, name):
     """The function to time, which returns the outputs that are checked."""
-    if name == "one thread":
+    if name == ONE_THREAD:
         return on_one_thread(make(case, "gkfast"))
     x, y = points(case)
     sigma = case.sigma

@@ -16,18 +16,17 @@ from bench.measure import (
     points,
     right_hand_side,
 )
+from bench.rows import CEILINGS, ONE_THREAD
 from gkfast.kernels import reference
 
 pytestmark = MARKS
 
 _DIMENSIONS = (2, 8, 16, 64, 256, 784)
 _OURS = ("gkfast",)
-# what rivals begin with, and what storing the result costs; neither is checked, since neither computes K
-_CEILINGS = ("torch.mm", "fill")
 _TORCH = ("eager", "torch.compile", "gpytorch")
 
 _CASES = [
-    *[(Case("rbf out", 4096, d), (*_OURS, *_CEILINGS)) for d in _DIMENSIONS],
+    *[(Case("rbf out", 4096, d), (*_OURS, *CEILINGS)) for d in _DIMENSIONS],
     *[(Case("rbf", 4096, d), (*_OURS, "eager in place", *_TORCH, "scikit-learn")) for d in _DIMENSIONS],
     *[(Case("rbf gradient", n, 64), (*_OURS, "torch.mm", *_TORCH)) for n in (64, 256, 1024, 4096)],
     *[(Case("rbf out", 4096, d, dtype="float64"), (*_OURS, "torch.mm")) for d in (16, 64, 256)],
@@ -42,12 +41,12 @@ _CALLS = [
     (Case("rbf numpy", 8, 2), (*_OURS, "numpy", "scikit-learn")),
     (Case("rbf gradient", 8, 2), (*_OURS, "eager", "gpytorch")),
 ]
-_THREADS = [(Case("rbf out", n, 64), (*_OURS, "one thread", "torch.mm")) for n in (2048, 8192)]
-_THREADS.insert(1, (Case("rbf out", 4096, 64), ("one thread",)))
+_THREADS = [(Case("rbf out", n, 64), (*_OURS, ONE_THREAD, "torch.mm")) for n in (2048, 8192)]
+_THREADS.insert(1, (Case("rbf out", 4096, 64), (ONE_THREAD,)))
 # for the plots of time against N
 _SWEEP = [
-    *[(Case("rbf out", n, 64), (*_OURS, "torch.mm")) for n in (128, 512)],
-    *[(Case("rbf", n, 64), (*_OURS, "eager in place", "torch.compile")) for n in (128, 512, 2048)],
+    *[(Case("rbf out", n, 64, sweep=True), (*_OURS, "torch.mm")) for n in (128, 512)],
+    *[(Case("rbf", n, 64, sweep=True), (*_OURS, "eager in place", "torch.compile")) for n in (128, 512, 2048)],
 ]
 
 
@@ -55,9 +54,9 @@ def make(case, name):
     """The function to time, which returns the outputs that are checked."""
     x, y = points(case)
     sigma = case.sigma
-    if name == "one thread":
+    if name == ONE_THREAD:
         return on_one_thread(make(case, "gkfast"))
-    if name in _CEILINGS or case.op == "rbf out":
+    if name in CEILINGS or case.op == "rbf out":
         out = torch.empty(case.n, case.m, dtype=x.dtype)
         return {
             "fill": lambda: {"kernel": out.fill_(1.0)},

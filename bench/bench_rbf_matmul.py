@@ -6,6 +6,7 @@ import torch
 import gkfast
 from bench import rivals
 from bench.measure import MARKS, Case, Exact, blocks, checked_rows, identifier, on_one_thread, points, right_hand_side
+from bench.rows import ONE_THREAD
 from gkfast.kernels import reference
 
 pytestmark = MARKS
@@ -17,14 +18,14 @@ _CASES = [
     *[(Case("rbf_matmul", 4096, d, dtype="float64"), ("gkfast", "chunked torch")) for d in (16, 64, 256)],
 ]
 _THREADS = [
-    *[(Case("rbf_matmul", n, 64), ("gkfast", "one thread", "chunked torch", "torch.compile")) for n in (2048, 4096)],
-    (Case("rbf_matmul", 8192, 64), ("one thread",)),
+    *[(Case("rbf_matmul", n, 64), ("gkfast", ONE_THREAD, "chunked torch", "torch.compile")) for n in (2048, 4096)],
+    (Case("rbf_matmul", 8192, 64), (ONE_THREAD,)),
 ]
 # for the plots of time against N and D
 _SWEEP = [
-    *[(Case("rbf_matmul", n, 64), _RIVALS) for n in (256, 512, 1024)],
-    (Case("rbf_matmul", 16384, 64), ("gkfast", "chunked torch")),
-    *[(Case("rbf_matmul", 8192, d), ("gkfast", "chunked torch")) for d in (8, 32, 128)],
+    *[(Case("rbf_matmul", n, 64, sweep=True), _RIVALS) for n in (256, 512, 1024)],
+    (Case("rbf_matmul", 16384, 64, sweep=True), ("gkfast", "chunked torch")),
+    *[(Case("rbf_matmul", 8192, d, sweep=True), ("gkfast", "chunked torch")) for d in (8, 32, 128)],
 ]
 
 
@@ -32,7 +33,7 @@ def make(case, name):
     """The function to time, which returns the output that is checked."""
     x, y = points(case)
     v, sigma = right_hand_side(case), case.sigma
-    if name == "one thread":
+    if name == ONE_THREAD:
         return on_one_thread(make(case, "gkfast"))
     if name == "gkfast":
         return lambda: {"product": gkfast.rbf_matmul(x, y, v, sigma)}

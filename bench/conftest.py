@@ -5,7 +5,6 @@ table at the end compares these), then a few rounds more by pytest-benchmark, wh
 `--save-rows=PATH` the table at the end is also written as CSV.
 """
 
-import csv
 import math
 import os
 from dataclasses import dataclass
@@ -16,13 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import ceilings, machine, measure
+from bench import ceilings, machine, measure, rows
 
 _ROWS = pytest.StashKey[list]()
 # processes that wanted a core in the minute before the run; NaN where the system does not tell
 _LOAD = pytest.StashKey[float]()
-# rivals that only bound what is possible compute something else, and are not checked
-CEILINGS = ("torch.mm", "fill")
 
 
 def pytest_addoption(parser):
@@ -68,7 +65,7 @@ class _Checked:
 def _checked(case, name, make, exact):
     run = make(case, name)
     first_call, outputs = measure.first_call(run)
-    if name in CEILINGS:
+    if name in rows.CEILINGS:
         return _Checked(run, first_call, None, None)
     errors = exact.errors(outputs)
     whose = "gkfast" if name == "gkfast" else "rival"
@@ -89,6 +86,7 @@ def _result(case, name, ours, theirs):
         "case": str(case),
         **{"op": case.op, "dtype": case.dtype, "N": case.n, "M": case.m, "D": case.d, "E": case.columns},
         "bandwidths": case.bandwidths,
+        "sweep": case.sweep,
         "rival": "" if name == "gkfast" else name,
         "gkfast_ms": None,
         "rival_ms": None,
@@ -128,8 +126,13 @@ def row(benchmark, pytestconfig):
         if benchmark.disabled:
             return
         if name == "gkfast":
-            times = measure.alone(ours.run)
-            result |= {"gkfast_ms": times.median * 1e3, "bound_share": result["bound_ms"] / times.best / 1e3}
+            (times,), others = measure.rounds([ours.run])
+            result |= {
+                "gkfast_ms": times.median * 1e3,
+                "bound_share": result["bound_ms"] / times.best / 1e3,
+                "others": others,
+                "disturbed": others > measure.MUCH,
+            }
         else:
             turns = measure.alternate(ours.run, theirs.run)
             times = turns.theirs
@@ -170,8 +173,8 @@ def first_call_row(pytestconfig):
 # after pytest-benchmark's tables
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
-    rows = config.stash[_ROWS]
-    if not rows:
+    measured = config.stash[_ROWS]
+    if not measured:
         return
     write = terminalreporter.write_line
     terminalreporter.section("gkfast and its rivals, in turns")
@@ -180,15 +183,15 @@ def pytest_terminal_summary(terminalreporter, config):
     write(f"{machine.name()}; multiply-adds {rates}; load before the run {config.stash[_LOAD]:.1f}.")
     if config.stash[_LOAD] > 0.5:
         write("BUSY: other processes had the cores; quote ratios with the load beside them, and no times.")
-    for _, of_case in groupby(rows, key=lambda row: row["case"]):
+    for _, of_case in groupby(measured, key=lambda row: row["case"]):
         write("")
         for row in of_case:
             write(_rival_line(row) if row["rival"] else _own_line(row))
     write("")
-    rivals = [row for row in rows if row["rival"] and row["rival"] not in (*CEILINGS, "one thread")]
-    write(f"gkfast is slower than its rival in {sum(map(_loses, rivals))} of {len(rivals)} rows.")
+    rivals = [row for row in measured if rows.against_rival(row)]
+    write(f"gkfast is slower than its rival in {sum(map(rows.loses, rivals))} of {len(rivals)} rows.")
     if path := config.getoption("--save-rows"):
-        write(f"rows saved to {_save(rows, Path(path), config.stash[_LOAD])}")
+        write(f"rows saved to {_save(measured, Path(path), config.stash[_LOAD])}")
 
 
 _EXPLANATION = """\
@@ -212,19 +215,15 @@ def _rival_line(row):
     line = f"    {row['rival']:15} {_number(row['rival_ms'], '10.4g')} ms{error:13}"
     if row["wrong"]:
         return f"{line}  {row['wrong']}"
-    marks = (" <" if _loses(row) else "") + (" ~" if row["disturbed"] else "")
+    marks = (" <" if rows.loses(row) else "") + (" ~" if row["disturbed"] else "")
     return f"{line}  ratio {_number(row['ratio'], '7.2f')}  best {_number(row['best_ratio'], '7.2f')}{marks}"
-
-
-def _loses(row):
-    return row["rival"] not in CEILINGS and row["ratio"] is not None and row["ratio"] < 1
 
 
 def _number(value, form):
     return "-".rjust(int(form.split(".")[0])) if value is None else format(value, form)
 
 
-def _save(rows, path, load):
+def _save(measured, path, load):
     """A folder gets a file with the machine's name."""
     path = path / f"{machine.name()}.csv" if path.is_dir() else path
     where = {
@@ -234,9 +233,5 @@ def _save(rows, path, load):
         "load": load,
         "torch": torch.__version__,
     }
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *where])
-        writer.writeheader()
-        # four digits are more than the clock has
-        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in (r | where).items()} for r in rows)
+    rows.write([row | where for row in measured], path)
     return path

@@ -32,6 +32,8 @@ class Case:
     columns: int = 1
     bandwidths: str = "one"
     dtype: str = "float32"
+    # measured for a plot against N or D only
+    sweep: bool = False
 
     @property
     def m(self) -> int:
@@ -155,8 +157,9 @@ def first_call(run: Run) -> tuple[float, Outputs]:
 _TURN = 2e-3
 # OpenMP's threads wait in a loop for some milliseconds after their work is done, on cores that the next turn needs
 _SETTLE = 5e-3
-# of all timed turns of one row; a row has at least three rounds, or one where calls are longer than this
+# seconds for each run of a row; at least three rounds whatever they take, but one where a call is long
 _BUDGET = 0.5
+_LONG = 3.0
 _MOST_ROUNDS = 50
 
 
@@ -170,8 +173,8 @@ def others_seconds() -> float:
 
 
 _STAT = Path("/proc/stat")
-# more than this of a core in other hands, and a row says so
-_MUCH = 0.1
+# with more than this of a core in other hands a row counts as disturbed; NaN is never more
+MUCH = 0.1
 
 
 @dataclass(frozen=True)
@@ -221,45 +224,44 @@ class Turns:
         """Whether other processes took the cores; the two ratios then tell different stories."""
         if math.isnan(self.others):
             return not 2 / 3 < self.ratio / self.best_ratio < 3 / 2
-        return self.others > _MUCH
+        return self.others > MUCH
 
     @property
     def _ratios(self) -> list[float]:
         return [t / o for o, t in zip(self.ours.seconds, self.theirs.seconds, strict=True)]
 
 
-def alone(run: Run) -> Times:
-    """One run, round after round."""
-    return _rounds([run])[0]
-
-
 def alternate(ours: Run, theirs: Run) -> Turns:
     """Both in turns, so that drift hits both; who begins changes from round to round."""
-    start, others = time.perf_counter(), others_seconds()
-    times = _rounds([ours, theirs])
-    return Turns(*times, max(0.0, others_seconds() - others) / (time.perf_counter() - start))
+    times, others = rounds([ours, theirs])
+    return Turns(*times, others)
 
 
-def _rounds(runs: list[Run]) -> list[Times]:
-    # the outputs are dropped before the next call, or it could not have their memory
+def rounds(runs: list[Run]) -> tuple[list[Times], float]:
+    """Each run's times, and how many cores other processes had meanwhile."""
+    # outputs are dropped before the next call, or it could not have their memory
     guess = [first_call(run)[0] for run in runs]
-    loops = [
+    calls = [
         1 if g > _TURN else math.ceil(_TURN / min(g, first_call(run)[0])) for g, run in zip(guess, runs, strict=True)
     ]
-    settling = [math.ceil(_SETTLE / _TURN) * k if g < _SETTLE else 0 for g, k in zip(guess, loops, strict=True)]
-    least = 3 if max(guess) < _BUDGET * 6 else 1
+    settling = [math.ceil(_SETTLE / _TURN) * k if g < _SETTLE else 0 for g, k in zip(guess, calls, strict=True)]
+    least = 1 if max(guess) > _LONG else 3
     seconds: list[list[float]] = [[] for _ in runs]
-    end = time.perf_counter() + _BUDGET * len(runs)
-    while len(seconds[0]) < least or (time.perf_counter() < end and len(seconds[0]) < _MOST_ROUNDS):
+    start, others = time.perf_counter(), others_seconds()
+    while len(seconds[0]) < least or (
+        len(seconds[0]) < _MOST_ROUNDS and time.perf_counter() < start + _BUDGET * len(runs)
+    ):
         order = range(len(runs)) if len(seconds[0]) % 2 == 0 else reversed(range(len(runs)))
         for k in order:
             for _ in range(settling[k]):
                 runs[k]()
-            start = time.perf_counter()
-            for _ in range(loops[k]):
+            begin = time.perf_counter()
+            for _ in range(calls[k]):
                 runs[k]()
-            seconds[k].append((time.perf_counter() - start) / loops[k])
-    return [Times(s, calls) for s, calls in zip(seconds, loops, strict=True)]
+            seconds[k].append((time.perf_counter() - begin) / calls[k])
+    # NaN first: max then keeps it
+    others = max(others_seconds() - others, 0.0) / (time.perf_counter() - start)
+    return [Times(s, k) for s, k in zip(seconds, calls, strict=True)], others
 
 
 def on_one_thread(run: Run) -> Run:

@@ -133,8 +133,9 @@ def scikit_learn(x: Tensor, y: Tensor, sigma: Sequence[float]) -> Callable[[], T
 
 
 def scikit_learn_density(x: Tensor, y: Tensor, sigma: Sequence[float]) -> Callable[[], Tensor]:
-    """Exact, as its tolerances are by default; the tree is built before the clock starts, of long leaves: D is high."""
+    """Exact, as its tolerances are by default; the tree is built before the clock starts."""
     neighbors = pytest.importorskip("sklearn.neighbors", reason="scikit-learn is not installed")
+    # long leaves: where D is high a tree finds nothing to leave out
     tree = neighbors.KernelDensity(bandwidth=sigma[0], algorithm="ball_tree", leaf_size=1000).fit(y.numpy())
     a = x.numpy()
     return lambda: torch.from_numpy(tree.score_samples(a))
