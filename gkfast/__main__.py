@@ -1,4 +1,4 @@
-"""The command line: gkfast train."""
+"""The command line: gkfast train, gkfast info."""
 
 import argparse
 import math
@@ -78,7 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
     train.add_argument("--out", help="the run folder, new or empty [the next free runs/DATA-001]")
     train.add_argument("--no-control", action="store_true", help="do not train the same GAN without the kernel")
-    return _train(train, parser.parse_args(arguments))
+    commands.add_parser(
+        "info",
+        help="print what will run here: vectors, threads, cache, GPU, versions",
+        description="Print what will run on this machine.",
+        allow_abbrev=False,
+    )
+    options = parser.parse_args(arguments)
+    if options.command == "info":
+        from gkfast import info
+
+        print("\n".join(info.lines()))
+        return 0
+    return _train(train, options)
 
 
 def _train(parser: _Parser, options: argparse.Namespace) -> int:

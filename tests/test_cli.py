@@ -184,3 +184,14 @@ def test_help_and_version_do_not_load_torch():
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert (version("gkfast") if argument == "--version" else "train") in done.stdout
+
+
+def test_info_says_what_runs_here(capsys):
+    assert main(["info"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(lines) == ["gkfast", "packages", "processor", "CPU", "threads", "cache", "GPU", "precision"]
+    assert lines["gkfast"].startswith(version("gkfast"))
+    assert f"torch {torch.__version__}" in lines["packages"]
+    assert re.search(r"vectors of (128|256|512) bits", lines["CPU"])
+    assert lines["threads"].startswith(f"{torch.get_num_threads()}, ")
+    assert re.search(r"\d+ files, [\d.]+ MiB", lines["cache"])

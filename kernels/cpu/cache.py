@@ -37,9 +37,9 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-def folder() -> Path | None:
+def folder() -> Path:
     """Where compiled code is kept."""
-    return Path(_dispatchers[0].stats.cache_path) if _dispatchers else None
+    return Path(_dispatchers[0].stats.cache_path)
 
 
 def compiled_here() -> int:

@@ -1,4 +1,4 @@
-"""The sums behind kernel means and MMD^2, with their gradients in the same sweep."""
+"""The sums behind kernel means and MMD^2, and gradients of their combinations from the same sweeps."""
 
 import numpy as np
 
@@ -8,8 +8,7 @@ from .sums import sweep
 
 def kernel_sums(x, y, a, b, sigma, weights, drop):
     """sum a_i a_j K, sum b_i b_j K, sum a_i b_j K, (B, 3) float64. See gkfast.kernel_means."""
-    none = (False,) * 6
-    return kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, False, none)[0]
+    return kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, False, (False,) * 6)[0]
 
 
 def mmd2(x, y, a, b, scale, sigma, weights, drop):
@@ -19,56 +18,67 @@ def mmd2(x, y, a, b, scale, sigma, weights, drop):
 
 
 def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_one, wants):
-    """The three sums, and the gradients of combinations of them to (x, y, a, b, sigma, weights), in one sweep.
+    """The three sums, and the gradients of R combinations scale_r . sums to (x, y, a, b, sigma, weights).
 
-    scale (B, R, 3) holds R combinations, scale_r . sums; it is not read where no gradient is wanted. Returns the
-    sums (B, 3) float64 and gradients (B, R, ...), None where not wanted. The sweeps are x against x, y against y,
-    x against y, and y against x only where a gradient to y or b asks for it.
+    sums (B, 3) float64, scale (B, R, 3), gradients (B, R, ...); those not wanted are None, and without any scale is
+    not read. A pair within a set is visited once for both its ends, a pair between the sets once for all gradients.
     """
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     want_parameters = want_sigma or want_weights
-    packed = pack(x, y, sigma)
+    packed = pack(x, y, sigma, weights, "sum", *(("gradient",) if want_x or want_y or want_parameters else ()))
 
-    def pairs(rows, columns, row_weights, col_weights, skip_diagonal, dx, parameters):
+    def within(points, u, want_points, want_u):
         return sweep(
             packed,
-            rows,
-            columns,
-            weights,
-            g=row_weights[..., None],
-            v=col_weights[..., None],
-            skip_diagonal=skip_diagonal,
+            points,
+            points,
+            g=u[..., None],
+            v=u[..., None],
+            skip_diagonal=drop >= 1,
             minus_one=minus_one,
+            symmetric=True,
             want_value=True,
-            want_dx=dx,
-            want_parameters=parameters,
+            want_column_value=want_u,
+            want_dx=want_points,
+            want_dy=want_points,
+            want_parameters=want_parameters,
         )
 
-    xx = pairs(packed.x, packed.x, a, a, drop >= 1, want_x, want_parameters)
-    yy = pairs(packed.y, packed.y, b, b, drop >= 1, want_y, want_parameters)
-    xy = pairs(packed.x, packed.y, a, b, drop >= 2, want_x, want_parameters)
+    xx = within(packed.x, a, want_x, want_a)
+    yy = within(packed.y, b, want_y, want_b)
+    xy = sweep(
+        packed,
+        packed.x,
+        packed.y,
+        g=a[..., None],
+        v=b[..., None],
+        skip_diagonal=drop >= 2,
+        minus_one=minus_one,
+        want_value=True,
+        want_column_value=want_b,
+        want_dx=want_x,
+        want_dy=want_y,
+        want_parameters=want_parameters,
+    )
     sums = np.stack([(a * xx.value[..., 0]).sum(1), (b * yy.value[..., 0]).sum(1), (a * xy.value[..., 0]).sum(1)], -1)
+    if not any(wants):
+        return sums, None, None, None, None, None, None
 
-    def combined(xx_share, yy_share, xy_share, like=None):
-        """sum_k scale_rk share_k in float64, (B, R, ...); a share is None where its sum does not depend on it."""
-        shares = [(k, s) for k, s in enumerate((xx_share, yy_share, xy_share)) if s is not None]
-        wide = scale.astype(np.float64).reshape(*scale.shape, *[1] * (shares[0][1].ndim - 1))
-        total = sum(wide[:, :, k] * share[:, None] for k, share in shares)
-        return total if like is None else total.astype(like.dtype)
+    def combined(want, of_xx, of_yy, of_xy, dtype):
+        """sum_k scale_rk of_k, rounded once"""
+        if not want:
+            return None
+        total = 0.0
+        for k, part in enumerate((of_xx, of_yy, of_xy)):
+            if part is not None:
+                total = total + scale[:, :, k].reshape(*scale.shape[:2], *[1] * (part.ndim - 1)) * part[:, None]
+        return total.astype(dtype)
 
-    dx = dy = da = db = dsigma = dweights = None
-    if want_x:
-        dx = combined(2 * xx.dx, None, xy.dx, x)
-    if want_a:
-        da = combined(2 * xx.value[..., 0], None, xy.value[..., 0], a)
-    if want_y or want_b:
-        yx = pairs(packed.y, packed.x, b, a, drop >= 2, want_y, False)
-        if want_y:
-            dy = combined(None, 2 * yy.dx, yx.dx, y)
-        if want_b:
-            db = combined(None, 2 * yy.value[..., 0], yx.value[..., 0], b)
-    if want_sigma:
-        dsigma = combined(xx.dsigma, yy.dsigma, xy.dsigma)
-    if want_weights:
-        dweights = combined(xx.dweights, yy.dweights, xy.dweights)
+    # both ends of a pair within a set are its points
+    dx = combined(want_x, 2 * xx.dx if want_x else None, None, xy.dx, x.dtype)
+    dy = combined(want_y, None, 2 * yy.dx if want_y else None, xy.dy, x.dtype)
+    da = combined(want_a, 2 * xx.value[..., 0] if want_a else None, None, xy.value[..., 0], x.dtype)
+    db = combined(want_b, None, 2 * yy.value[..., 0] if want_b else None, xy.column_value[..., 0] if want_b else None, x.dtype)
+    dsigma = combined(want_sigma, xx.dsigma, yy.dsigma, xy.dsigma, np.float64)
+    dweights = combined(want_weights, xx.dweights, yy.dweights, xy.dweights, np.float64)
     return sums, dx, dy, da, db, dsigma, dweights

@@ -5,30 +5,104 @@ would be an error of the density itself. So these two work in float64 whatever t
 """
 
 import numpy as np
+from .cache import jit
 
 from .packed import LOG2_E, pack
 from .rbf_matmul import rbf_matmul_backward
-from .sweep import log_sum_exp_rows
+from .sums import _scratch
 from .threads import run_rows
+from .tile import ROWS, distances
+from .vector import at_least, exp2, fma, lane_of, load, splat, store, total
+
+_COLUMNS = 256
+
+
+@jit()
+def _log_sum_exp(
+    x, nx, n, y, ny, m, slope, offset, scale, log_weights, column_log, skip_diagonal, panels, start, stop, out
+):
+    """out[b, i] = log2 sum_s sum_j 2**(log_weights_s + column_log_j - scale_s d2_ij), j != i with skip_diagonal.
+
+    For panels of ROWS rows, numbered through the batch. The sum so far is relative to the greatest exponent so far.
+    """
+    dims, width = y.shape[2], y.shape[3]
+    lanes = width // 2
+    row = x.shape[2]
+    d2 = _scratch(ROWS * _COLUMNS, x)
+    t = _scratch(_COLUMNS, x)
+    greatest, sums = np.empty(ROWS), np.empty(ROWS)
+    lowest = splat(-np.inf)
+    for number in range(start, stop):
+        b, i0 = number // panels, number % panels * ROWS
+        greatest[:] = -np.inf
+        sums[:] = 0
+        for j0 in range(0, m, _COLUMNS):
+            wide = min(_COLUMNS, m - j0)
+            p0, p1 = j0 // width, (j0 + wide + width - 1) // width
+            for p in range(p0, p1):
+                distances(
+                    x, (b * x.shape[1] + i0) * row, row, y, (b * y.shape[1] + p) * dims * width, dims,
+                    nx, b * nx.shape[1] + i0, ny, b * ny.shape[1] + p * width, slope[b], offset[b],
+                    d2, (p - p0) * width, _COLUMNS,
+                )  # fmt: skip
+            padded = (p1 - p0) * width
+            for r in range(min(ROWS, n - i0)):
+                if skip_diagonal and j0 <= i0 + r < j0 + wide:
+                    d2[r * _COLUMNS + i0 + r - j0] = np.inf
+                for s in range(scale.shape[1]):
+                    c, w = splat(-scale[b, s]), splat(log_weights[b, s])
+                    top_lanes = lowest
+                    for j in range(0, padded, lanes):
+                        logs = load(column_log, b * column_log.shape[1] + j0 + j) + w
+                        exponent = fma(load(d2, r * _COLUMNS + j), c, logs)
+                        store(t, j, exponent)
+                        top_lanes = at_least(top_lanes, exponent)
+                    top = -np.inf
+                    for lane in range(lanes):
+                        top = max(top, lane_of(top_lanes, lane))
+                    if top > greatest[r]:
+                        # the sum so far is brought to the new greatest exponent
+                        sums[r] *= 2.0 ** (greatest[r] - top) if greatest[r] > -np.inf else 1.0
+                        greatest[r] = top
+                    if greatest[r] == -np.inf:
+                        # nothing yet, or a NaN that compares with nothing
+                        for j in range(wide):
+                            if t[j] != t[j]:
+                                sums[r] = np.nan
+                        continue
+                    reference = splat(greatest[r])
+                    part = splat(0.0)
+                    for j in range(0, padded, lanes):
+                        part = part + exp2(load(t, j) - reference)
+                    sums[r] += total(part)
+        for r in range(min(ROWS, n - i0)):
+            out[b, i0 + r] = greatest[r] + np.log2(sums[r])
 
 
 def log_density(x, y, sigma, log_weights, data_weights, leave_one_out):
     """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density."""
-    packed = pack(x.astype(np.float64), y.astype(np.float64), sigma)
-    rows, columns = packed.x.rows, packed.y.columns
-    batch, n, dims = rows.shape
-    out = np.empty((batch, n))
     # the greatest weight is taken out, so that large normalisers do not round the exponents
     greatest = log_weights.max(1, keepdims=True)
-    bandwidth_log = (log_weights - greatest) * LOG2_E
+    weights = np.exp(log_weights - greatest)
+    accuracy = "density32" if x.dtype == np.float32 else "density64"
+    packed = pack(x.astype(np.float64), y.astype(np.float64), sigma, weights, accuracy)
+    (batch, n, dims), m = x.shape, y.shape[1]
+    columns = packed.y.columns
+    bandwidth_log = np.take_along_axis((log_weights - greatest) * LOG2_E, packed.order, 1)
+    column_log = np.full((batch, columns.shape[1] * columns.shape[3]), -np.inf)
     with np.errstate(divide="ignore"):
         # a row without weight has no share
-        column_log = np.log2(np.ascontiguousarray(data_weights, np.float64))
+        column_log[:, :m] = np.log2(data_weights)
+    out = np.empty((batch, n))
+    panels = -(-n // ROWS)
 
     def task(start, stop):
-        log_sum_exp_rows(rows, columns, packed.scale, bandwidth_log, column_log, leave_one_out, start, stop, out)
+        _log_sum_exp(
+            packed.x.rows, packed.x.norms, n, columns, packed.y.norms, m, packed.slope, packed.offset, packed.scale,
+            bandwidth_log, column_log, leave_one_out, panels, start, stop, out,
+        )  # fmt: skip
 
-    run_rows(task, batch * n, columns.shape[2] * (dims + 20 * sigma.shape[1]))
+    run_rows(task, batch * panels, ROWS * m * (dims + 20 * sigma.shape[1]))
     return out / LOG2_E + greatest
 
 

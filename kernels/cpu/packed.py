@@ -1,82 +1,356 @@
-"""The data as the sweeps read it: columns transposed, everything scaled by one power of two.
+"""The data as the tiles read it, the bandwidths in the same units, and which form of the distance is allowed.
 
-A power of two scales exactly, so differences keep every bit; any other scaling, or centring, would round the
-coordinates before they are subtracted. It is 1 unless sigma or the data are so large or small that a square could
-leave the range of the dtype.
+Points are kept twice: as rows, and as columns, WIDTH points side by side, so that a tile loads coordinate k of WIDTH
+points as VECTORS registers. Both are the caller's numbers less a centre, times a power of two, and both changes are
+exact, so that a difference of two points is what it was:
+
+- a coordinate is centred only if all its values lie within a factor of 3 of each other, since x - c is exact for
+  c / 2 <= x <= 2 c (Sterbenz); where they do not, the centre is not far from the data anyway;
+- the power of two is 1 unless sigma or the data are so large or small that a square could leave the dtype's range.
+
+|x|^2 + |y|^2 - 2 x.y has an error of up to e = kappa eps (|x|^2 + |y|^2), whatever the distance; kappa was measured, see
+_kappa. Pairs for which that would be felt in the result are `near`, and get the sum of squared differences instead:
+
+- A stored kernel may be wrong by `tol`: exp(-c d2) c e <= tol, c = 1 / (2 sigma^2), holds from d2 = log(c e / tol) / c
+  on, and so from e / tol - 1 / c on: near is d2 <= slope (|x|^2 + |y|^2) + offset.
+- A term of a sum may be wrong by a share `rel` of itself, see _near. The bound is then one for all pairs: slope is 0.
+
+Whether a pair is near does not depend on where in a tile it lies. Where many pairs would be, all are: offset = inf.
 """
 
 import math
 from typing import NamedTuple
 
 import numpy as np
-
 from .cache import jit
 
+from .memory import scratch
+from .threads import run_rows
+from .tile import DEPTH, ROWS, WIDTH
+from .vector import BYTES, fma, load, splat, store
+
 LOG2_E = 1.4426950408889634
+
+# the most found on random, clustered, one-sided and constant data of every D up to 3072, over sums of DEPTH terms
+_KAPPA_FEW, _KAPPA, _FEW_TERMS = 4.0, 8.0, 16
+# of the error that the contract allows, what the distance may use: absolute for a stored kernel, else relative
+_TOLERANCE = {
+    np.dtype(np.float32): {"kernel": 8e-7, "sum": 4e-6, "gradient": 8e-6},
+    # exponents of a density; that of float32 data is rounded to float32
+    np.dtype(np.float64): {"kernel": 6e-15, "sum": 4e-14, "gradient": 1e-12, "density32": 1e-8, "density64": 4e-14},
+}
+# pairs nearer than this share of the norms are pulled by their difference: (y - c) - (x - c) cancels
+_PULL_NEAR = 4e-4
+# up to here the product saves less than its preparation costs, or nothing at all
+_FEW_COORDINATES = 4
+_FEW_PRODUCTS = 1 << 18
 
 # (a bandwidth this moderate, data this moderate) need no scaling; the largest exponent that data may be scaled to
 _MODERATE = {np.dtype(np.float32): (30, 50, 125), np.dtype(np.float64): (200, 400, 1000)}
 
+_LIMITS = {np.dtype(t): tuple(float(v) for v in (np.finfo(t).eps, np.finfo(t).tiny, np.finfo(t).max)) for t in "fd"}
+# numbers up to here are packed in one call, on this thread
+_SMALL = 1 << 15
 
-@jit()
-def _greatest(x):
-    greatest = 0.0
-    for v in x:
-        a = abs(v)
-        if greatest < a < np.inf:
-            greatest = a
-    return greatest
+# a ladder: kernel s is kernel s - 1 squared this many times; 0 is a new exponential
+_FRESH = 0
 
-
-def _exponent(arrays: list[np.ndarray], sigma: np.ndarray) -> int:
-    """e such that data and sigma times 2**-e keep their squares in range, where they matter."""
-    bandwidth, moderate, most = _MODERATE[arrays[0].dtype]
-    if not sigma.size:
-        return 0
-    low, high = math.frexp(sigma.min())[1], math.frexp(sigma.max())[1]
-    data = math.frexp(max(_greatest(a.reshape(-1)) for a in arrays))[1]
-    if -bandwidth < low and high < bandwidth and data < moderate:
-        return 0
-    # differences beyond the range are infinite, and their kernel 0 as it should be; but the data must stay finite,
-    # or equal points would differ by inf - inf
-    return max((low + high) // 2, data - most)
+_exact = jit()
 
 
 class Points(NamedTuple):
-    rows: np.ndarray  # (B, N, D)
-    columns: np.ndarray  # (B, D, N)
+    rows: np.ndarray  # (B, at least N, at least D)
+    columns: np.ndarray  # (B, at least N / WIDTH, D, WIDTH)
+    norms: np.ndarray  # (B, at least N)
+    count: int  # N
 
 
 class Packed(NamedTuple):
-    """One or two point sets in common units, and the bandwidths in the same units."""
+    """One or two point sets in common units, and the bandwidths in the same units, widest first."""
 
     x: Points
     y: Points
+    dims: int
+    finite: bool  # no NaN, no infinity
+    given_sigma: np.ndarray  # (B, S) as the caller gave them
+    given_weights: np.ndarray
+    slope: np.ndarray  # (B,) see the module
+    offset: np.ndarray  # (B,)
+    pull_near: np.ndarray  # (B,) squared distances that are pulled one by one
     scale: np.ndarray  # (B, S) log2(e) / (2 sigma^2)
-    sigma: np.ndarray  # (B, S) float64
-    unit: float  # 2**e: lengths times unit are lengths in the caller's units
+    squarings: np.ndarray  # (B, S)
+    weights: np.ndarray  # (B, S)
+    pull_weights: np.ndarray  # (B, S) weights / sigma^2
+    order: np.ndarray  # (B, S) places in the caller's sigma
+    unit: np.ndarray  # (B,) lengths times unit are lengths in the caller's units
 
 
-def _points(x: np.ndarray) -> Points:
-    rows = np.ascontiguousarray(x)
-    return Points(rows, np.ascontiguousarray(rows.transpose(0, 2, 1)))
+@_exact
+def _survey(x, low, high, largest):
+    """Extends low (D,) and high (D,) by the finite values of x (N, D); whether all are finite."""
+    n, dims = x.shape
+    odd = 0
+    for i in range(n):
+        own = x[i]
+        # without branches, so that it becomes vector code
+        for k in range(dims):
+            v, least, most = own[k], low[k], high[k]
+            finite = abs(v) <= largest
+            low[k] = v if finite & (v < least) else least
+            high[k] = v if finite & (v > most) else most
+        for k in range(dims):
+            odd += np.int32(not (abs(own[k]) <= largest))
+    return odd == 0
 
 
-def _scaled(x: np.ndarray, e: int) -> np.ndarray:
-    # two steps, since 2**-e alone can leave the dtype's range
-    half = x.dtype.type(2.0 ** (-e // 2))
-    return x * half * x.dtype.type(2.0 ** (-e - (-e // 2)))
+@_exact
+def _pack_points(x, centre, factors, rows, columns, norms, panels, start, stop):
+    """Panels start to stop, numbered through the batch, of x (B, N, D)."""
+    n, dims = x.shape[1], x.shape[2]
+    width, row = columns.shape[3], rows.shape[2]
+    lanes = width // 2
+    for number in range(start, stop):
+        b, p = number // panels, number % panels
+        first, last = p * width, min(p * width + width, n)
+        one, two = factors[b, 0], factors[b, 1]
+        panel = columns[b, p]
+        for i in range(first, last):
+            own = rows[b, i]
+            for k in range(dims):
+                own[k] = (x[b, i, k] - centre[b, k]) * one * two
+            # what a tile over coordinates reads beyond them
+            for k in range(dims, row):
+                own[k] = 0
+        for i in range(max(last, first), rows.shape[1] if p == panels - 1 else first + width):
+            rows[b, i] = 0
+        for k in range(dims):
+            for i in range(width):
+                panel[k, i] = rows[b, first + i, k]
+        # in the order of the tile's sums
+        for v in range(0, width, lanes):
+            total = splat(x.dtype.type(0))
+            for k0 in range(0, dims, DEPTH):
+                part = splat(x.dtype.type(0))
+                for k in range(k0, min(k0 + DEPTH, dims)):
+                    value = load(panel, k * width + v)
+                    part = fma(value, value, part)
+                total = total + part
+            store(norms, b * norms.shape[1] + first + v, total)
 
 
-def pack(x: np.ndarray, y: np.ndarray | None, sigma: np.ndarray) -> Packed:
-    """x (B, N, D), y (B, M, D) or None for y = x, sigma (B, S) float64."""
-    e = _exponent([x] if y is None else [x, y], sigma)
-    if e:
-        x, y = _scaled(x, e), None if y is None else _scaled(y, e)
-    packed_x = _points(x)
-    units = np.ldexp(sigma, -e)
-    limits = np.finfo(x.dtype)
-    with np.errstate(over="ignore", divide="ignore"):
-        # clipped, because 0 times infinity would be NaN where equal points must give 1
-        scale = np.clip(LOG2_E / 2 / units / units, limits.tiny, limits.max).astype(x.dtype)
-    return Packed(packed_x, packed_x if y is None else _points(y), scale, units, 2.0**e)
+@_exact
+def _surveyed(x, y, sigma, moderate, largest):
+    """Whether all is finite; the centre; the power of two, also as two factors: alone it can leave the dtype's range."""
+    batch, dims = x.shape[0], x.shape[2]
+    centre = np.empty((batch, dims), x.dtype)
+    factors = np.empty((batch, 2), x.dtype)
+    exponents = np.empty(batch, np.int64)
+    low = np.full((batch, dims), np.inf).astype(x.dtype)
+    high = np.full((batch, dims), -np.inf).astype(x.dtype)
+    bandwidth, usual, most = moderate
+    finite = True
+    for b in range(batch):
+        finite &= _survey(x[b], low[b], high[b], x.dtype.type(largest))
+        finite &= _survey(y[b], low[b], high[b], x.dtype.type(largest))
+        greatest = 0.0
+        for k in range(low.shape[1]):
+            lo, hi = low[b, k], high[b, k]
+            if (0 < lo and hi <= 3 * lo) or (hi < 0 and lo >= 3 * hi):
+                centre[b, k] = lo / 2 + hi / 2
+            else:
+                centre[b, k] = 0
+            if lo <= hi:
+                greatest = max(greatest, abs(lo - centre[b, k]), abs(hi - centre[b, k]))
+        narrow, wide = math.frexp(sigma[b].min())[1], math.frexp(sigma[b].max())[1]
+        data = math.frexp(greatest)[1]
+        e = 0
+        if not (-bandwidth < narrow and wide < bandwidth and data < usual):
+            # differences beyond the range are infinite, and their kernel 0 as it should be; but the data must stay
+            # finite, or equal points would differ by inf - inf
+            e = max((narrow + wide) // 2, data - most)
+        exponents[b] = e
+        half = e // 2
+        factors[b, 0] = 2.0**-half
+        factors[b, 1] = 2.0 ** (half - e)
+    return finite, centre, factors, exponents
+
+
+@_exact
+def _near(c, a, error, bound):
+    """The least distance from which on an `error` of d2 is at most `bound`, relative to sum_s a_s exp(-c_s d2).
+
+    To first order that is error times the mean of c under these terms; it falls as d2 grows. inf where it stays.
+    """
+    least = np.inf
+    for s in range(len(c)):
+        if a[s] > 0:
+            least = min(least, c[s])
+    if least == np.inf:
+        return -1.0
+    if not least * error < bound:
+        return np.inf
+    distance = -1.0
+    while True:
+        top = bottom = 0.0
+        for s in range(len(c)):
+            # the widest taken out, so that something is left
+            term = a[s] * math.exp(-(c[s] - least) * max(distance, 0.0))
+            top += c[s] * term
+            bottom += term
+        if top * error <= bound * bottom:
+            return distance
+        distance = max(1.25 * distance, 0.25 / c.max())
+
+
+@_exact
+def _greatest_and_mean(norms, count):
+    greatest = mean = 0.0
+    for i in range(count):
+        v = norms[i]
+        # a NaN is neither
+        if v == v:
+            greatest = max(greatest, v)
+            mean += v
+    return greatest, mean / max(count, 1)
+
+
+@_exact
+def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
+    """The arrays of Packed from `slope` on, for the tolerances in `bounds` that are not 0."""
+    few, eps, kernel, total, gradient, smallest, largest, squares = bounds
+    batch, count = sigma.shape
+    slope, offset, pull_near, unit = np.empty(batch), np.empty(batch), np.empty(batch), np.empty(batch)
+    scale, sorted_weights, pull_weights = (
+        np.empty((batch, count), nx.dtype),
+        np.empty((batch, count), nx.dtype),
+        np.empty((batch, count), nx.dtype),
+    )
+    squarings, order = np.empty((batch, count), np.int64), np.empty((batch, count), np.int64)
+    c, a = np.empty(count), np.empty(count)
+    for b in range(len(exponents)):
+        unit[b] = 2.0 ** exponents[b]
+        for s in range(count):
+            order[b, s] = s
+            # insertion, widest first
+            t = s
+            while t > 0 and sigma[b, order[b, t - 1]] < sigma[b, s]:
+                order[b, t] = order[b, t - 1]
+                t -= 1
+            order[b, t] = s
+        run = 0
+        for s in range(count):
+            own = math.ldexp(sigma[b, order[b, s]], -exponents[b])
+            w = weights[b, order[b, s]]
+            c[s] = 0.5 / own / own
+            a[s] = abs(w)
+            # clipped, because 0 times infinity would be NaN where equal points must give 1
+            scale[b, s] = min(max(c[s] * LOG2_E, smallest), largest)
+            sorted_weights[b, s] = w
+            # clipped well inside the range, because infinity times a difference of 0 would be NaN
+            pull_weights[b, s] = min(max(w / own / own, -largest / 2.0**20), largest / 2.0**20)
+            ratio = c[s] / c[s - 1] if s > 0 else 0.0
+            steps = 1 if abs(ratio - 2) <= 8 * eps else 2 if abs(ratio - 4) <= 16 * eps else _FRESH
+            run = run + steps if 0 < steps and run + steps <= squares else 0
+            squarings[b, s] = steps if run > 0 else _FRESH
+        slope[b], offset[b], pull_near[b] = 0.0, np.inf, -1.0
+        if not few:
+            greatest_x, mean_x = _greatest_and_mean(nx[b], n)
+            greatest_y, mean_y = _greatest_and_mean(ny[b], m)
+            greatest, mean = greatest_x + greatest_y, mean_x + mean_y
+            error = (_KAPPA_FEW if dims <= _FEW_TERMS else _KAPPA) * eps
+            limit = -1.0
+            if kernel > 0:
+                slope[b] = error / kernel
+                offset[b] = -1 / c.max()
+                limit = slope[b] * mean + offset[b]
+            if total > 0:
+                limit = max(limit, _near(c, a, error * greatest, total))
+            if gradient > 0:
+                pull_near[b] = _PULL_NEAR * greatest
+                limit = max(limit, pull_near[b], _near(c, a * c, error * greatest, gradient))
+            if not kernel > 0:
+                offset[b] = limit
+            # the mean squared distance is about `mean`; how far others lie below it depends on D
+            if not (limit <= mean * max(0.02, 1 - 3.5 * math.sqrt(2 / dims)) and greatest < np.inf):
+                slope[b], offset[b] = 0.0, np.inf
+    return slope, offset, pull_near, scale, squarings, sorted_weights, pull_weights, order, unit
+
+
+@_exact
+def _copied_here(x, centre, factors, width, row):
+    """_copied on this thread."""
+    batch, n, dims = x.shape
+    panels = (n + width - 1) // width
+    rows = np.empty((batch, panels * width + ROWS, row), x.dtype)
+    columns = np.empty((batch, panels, dims, width), x.dtype)
+    norms = np.empty((batch, panels * width + width), x.dtype)
+    _pack_points(x, centre, factors, rows, columns, norms, panels, 0, batch * panels)
+    return rows, columns, norms
+
+
+@_exact
+def _pack_here(x, y, same, sigma, weights, width, row, moderate, bounds):
+    """pack in one call, since for small data a call costs more than what it does."""
+    finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[6])
+    packed_x = _copied_here(x, centre, factors, width, row)
+    packed_y = packed_x if same else _copied_here(y, centre, factors, width, row)
+    plan = _plan(packed_x[2], x.shape[1], packed_y[2], y.shape[1], x.shape[2], sigma, weights, exponents, bounds)
+    return (finite, *plan), packed_x, packed_y
+
+
+def _row(dims: int, dtype: np.dtype) -> tuple[int, int]:
+    """The width of a panel and the length of a row, in which a tile over coordinates may end beyond the last."""
+    width = 2 * BYTES // dtype.itemsize
+    row = -(-dims // width) * width
+    # rows a page apart would fall on the same lines of the cache
+    return width, row + width if row * dtype.itemsize % 4096 == 0 else row
+
+
+def _copied(x: np.ndarray, centre: np.ndarray, factors: np.ndarray) -> Points:
+    batch, n, dims = x.shape
+    width, row = _row(dims, x.dtype)
+    if x.size < _SMALL:
+        return Points(*_copied_here(x, centre, factors, width, row), n)
+    panels = -(-n // width)
+    # a tile of rows may begin at the last one
+    rows = scratch((batch, panels * width + ROWS, row), x.dtype)
+    columns = scratch((batch, panels, dims, width), x.dtype)
+    norms = scratch((batch, panels * width + width), x.dtype)
+
+    def task(start, stop):
+        _pack_points(x, centre, factors, rows, columns, norms, panels, start, stop)
+
+    run_rows(task, batch * panels, 4 * dims * width)
+    return Points(rows, columns, norms, n)
+
+
+def copied(x: np.ndarray) -> Points:
+    """x (B, N, D) as it is."""
+    batch, _, dims = x.shape
+    return _copied(np.ascontiguousarray(x), np.zeros((batch, dims), x.dtype), np.ones((batch, 2), x.dtype))
+
+
+def pack(x, y, sigma, weights, *wanted: str) -> Packed:
+    """x (B, N, D), y (B, M, D) or None for y = x, sigma and weights (B, S) float64, for the `wanted` of _TOLERANCE."""
+    dtype, same = x.dtype, y is None
+    x = np.ascontiguousarray(x)
+    y = x if same else np.ascontiguousarray(y)
+    n, m, dims = x.shape[1], y.shape[1], x.shape[2]
+    few = dims <= _FEW_COORDINATES or n * m * dims <= _FEW_PRODUCTS
+    tolerance = {what: _TOLERANCE[dtype][what] for what in wanted}
+    kernel, gradient = tolerance.pop("kernel", 0.0), tolerance.pop("gradient", 0.0)
+    total = min(tolerance.values(), default=0.0)
+    eps, smallest, largest = _LIMITS[dtype]
+    moderate = _MODERATE[dtype]
+    bounds = (few, eps, kernel, total, gradient, smallest, largest, 2 if kernel else 4)
+    if x.size + y.size < _SMALL:
+        arrays, packed_x, packed_y = _pack_here(x, y, same, sigma, weights, *_row(dims, dtype), moderate, bounds)
+        packed_x = Points(*packed_x, n)
+        packed_y = packed_x if same else Points(*packed_y, m)
+        finite, *plan = arrays
+    else:
+        finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, largest)
+        packed_x = _copied(x, centre, factors)
+        packed_y = packed_x if same else _copied(y, centre, factors)
+        plan = _plan(packed_x.norms, n, packed_y.norms, m, dims, sigma, weights, exponents, bounds)
+    return Packed(packed_x, packed_y, dims, finite, sigma, weights, *plan)

@@ -1,73 +1,558 @@
-"""One call of the sum sweep: fills in what an operation leaves out, and brings the moments to the caller's units."""
+"""Sums over pairs: values K @ v, and the gradients of sum_ij c_ij K_ij, in one sweep that never stores K.
 
+A block of pairs, some rows by _COLUMNS columns, stays in the cache nearest to the core and goes through the same
+steps whatever is wanted; `_sum_rows` reads from top to bottom:
+
+    d2      the squared distances                                     a product of tiles, or differences
+    c       g_i . v_j, or the given pairs                             a product of tiles
+    mix     k_s = 2**(-scale_s d2); total = sum_s w_s k_s; weight = c sum_s w_s k_s / sigma_s^2
+    value   total @ v to the rows, total.T @ g to the columns
+    pull    sum_j weight_ij (y_j - x_i) to row i, and its opposite to column j: products of tiles again
+
+Sums are float32 within a block and float64 from block to block. Rows belong to one task each; what columns receive
+is kept apart for every chunk of rows, and the chunks, whose number depends on the shapes alone, are added in their
+order: any number of threads gives the same bits.
+"""
+
+import math
 from typing import NamedTuple
 
 import numpy as np
+from .cache import jit
 
-from .packed import LOG2_E, Packed, Points
-from .sweep import sum_rows
+from .packed import LOG2_E, Packed, Points, copied
 from .threads import run_rows
+from .tile import ROWS, distances, product, pull
+from .vector import BYTES, at_least, exp2, exp2m1, fma, load, splat, store, total
+
+_COLUMNS = 256
+# rows of a block: few, so that a block stays in the first-level cache, unless products with it follow
+_FEW_ROWS, _MANY_ROWS = 2 * ROWS, 16 * ROWS
+# up to here columns of v are taken one by one; more are a product
+_FEW_VALUES = 4
+# for the gradients to columns, which every chunk of rows keeps for itself
+_CHUNK_BYTES = 1 << 25
+# multiply-adds of a chunk at least
+_CHUNK_WORK, _MOST_CHUNKS = 1 << 23, 32
+
+_exact = jit()
 
 
 class Sums(NamedTuple):
-    """What one sweep returns; see sweep.sum_rows. Gradients are those of sum_ij c_ij K_ij."""
+    """What one sweep returns, in float64 and the caller's units; None where it was not wanted."""
 
-    value: np.ndarray | None  # (B, N, E) float64
-    dx: np.ndarray | None  # (B, N, D) float64
-    dweights: np.ndarray | None  # (B, S) float64
-    dsigma: np.ndarray | None  # (B, S) float64
+    value: np.ndarray | None  # (B, N, E) sum_j total_ij v_j
+    column_value: np.ndarray | None  # (B, M, E) sum_i total_ij g_i
+    dx: np.ndarray | None  # (B, N, D)
+    dy: np.ndarray | None  # (B, M, D)
+    dsigma: np.ndarray | None  # (B, S)
+    dweights: np.ndarray | None  # (B, S)
+
+
+@_exact
+def _scratch(size, like):
+    room = np.empty(size + 64, like.dtype)
+    return room[-room.ctypes.data % 64 // like.itemsize :][:size]
+
+
+@_exact
+def _pull_one(weight, x, y, b, i, j, dx, dy, chunk, want_dx, want_dy, dims):
+    for k in range(dims):
+        part = np.float64(weight) * (np.float64(y[b, j, k]) - np.float64(x[b, i, k]))
+        if want_dx:
+            dx[b, i, k] += part
+        if want_dy:
+            dy[b, chunk, j, k] -= part
+
+
+@_exact
+def _add_tile(tile, width, sums, first, count, k0, dims, out):
+    """out[first + r, k0:] += tile[r] - sums[r] points[r], the tile's part of it."""
+    for r in range(count):
+        row = out[first + r]
+        for k in range(min(width, dims - k0)):
+            row[k0 + k] += np.float64(tile[r * width + k])
+
+
+@_exact
+def _subtract_own(points, b, first, sums, count, dims, out):
+    for r in range(count):
+        own, row, times = points[b, first + r], out[first + r], np.float64(sums[r])
+        for k in range(dims):
+            row[k] -= times * np.float64(own[k])
+
+
+def _mixer(minus_one, pulls):
+    """The mixing of a block for the usual wants, compiled for each pair of flags: it is the inmost loop."""
+
+    @_exact
+    def mix(
+        d2, weight, totals, line, rows, padded, b, scale, squarings, weights, pull_weights, keep, add, g, v, v_at, outer, sums
+    ):
+        """sums[r] = sum_j total_rj v_j, or totals are kept; weight = c pulling, where c = g_r v_j or in weight."""
+        real = d2.dtype.type
+        count = scale.shape[1]
+        lanes = BYTES // d2.itemsize
+        zero = splat(real(0))
+        c0, w0, p0 = splat(-scale[b, 0]), splat(weights[b, 0]), splat(pull_weights[b, 0])
+        for r in range(rows):
+            row_total = zero
+            own = splat(g[r]) if outer else zero
+            for j in range(0, padded, lanes):
+                at = r * line + j
+                q = load(d2, at)
+                t = q * c0
+                k = exp2(t)
+                less = k
+                if minus_one:
+                    less = exp2m1(t)
+                mixed = less * w0
+                pulling = k * p0
+                for s in range(1, count):
+                    if squarings[b, s] == 0:
+                        t = zero - q * splat(scale[b, s])
+                        k = exp2(t)
+                        if minus_one:
+                            less = exp2m1(t)
+                    else:
+                        # k^2 - 1 = (k - 1) k + (k - 1)
+                        if minus_one:
+                            less = fma(less, k, less)
+                        k = k * k
+                        if squarings[b, s] == 2:
+                            if minus_one:
+                                less = fma(less, k, less)
+                            k = k * k
+                    if minus_one:
+                        mixed = fma(splat(weights[b, s]), less, mixed)
+                    else:
+                        mixed = fma(splat(weights[b, s]), k, mixed)
+                    if pulls:
+                        pulling = fma(splat(pull_weights[b, s]), k, pulling)
+                if keep:
+                    store(totals, at, mixed)
+                elif add:
+                    row_total = fma(mixed, load(v, v_at + j), row_total)
+                if pulls:
+                    c = own * load(v, v_at + j) if outer else load(weight, at)
+                    store(weight, at, pulling * c)
+            sums[r] = total(row_total)
+
+    return mix
+
+
+_mix_values, _mix_less, _mix_pulls, _mix_less_pulls = (
+    _mixer(minus_one, pulls) for pulls in (False, True) for minus_one in (False, True)
+)
+
+
+@_exact
+def _mix_all(
+    d2, weight, totals, line, rows, padded, b, scale, squarings, weights, pull_weights, keep, v, v_at, minus_one,
+    want_value, want_pull, want_parameters, row_shift, column_shift, i0, j0, moments, sums, parameters, times,
+):  # fmt: skip
+    """The mixing of a block with shifts, or with the moments of the bandwidths."""
+    real = d2.dtype.type
+    count = scale.shape[1]
+    lanes = BYTES // d2.itemsize
+    least, most = splat(real(-127 if d2.itemsize == 4 else -1023)), splat(real(127 if d2.itemsize == 4 else 1023))
+    zero = splat(real(0))
+    by_row, by_column = row_shift.shape[1] > 0, column_shift.shape[1] > 0
+    for r in range(rows):
+        if r % ROWS == 0:
+            moments[:] = 0
+        row_total = zero
+        for j in range(0, padded, lanes):
+            at = r * line + j
+            q = load(d2, at)
+            c = zero
+            if want_pull or want_parameters:
+                c = load(weight, at)
+            mixed = pulling = k = less = zero
+            for s in range(count):
+                scaled = zero - q * splat(scale[b, s])
+                if by_row or by_column:
+                    t = scaled
+                    if by_row:
+                        t = t - splat(row_shift[b, i0 + r, s])
+                    if by_column:
+                        t = t - load(column_shift, (b * count + s) * column_shift.shape[2] + j0 + j)
+                    k = exp2(zero - at_least(zero - t, zero - most))
+                    less = k
+                elif squarings[b, s] == 0:
+                    k = exp2(scaled)
+                    less = exp2m1(scaled) if minus_one else k
+                else:
+                    old = k
+                    k = k * k
+                    less = fma(less, old, less) if minus_one else k
+                    if squarings[b, s] == 2:
+                        old = k
+                        k = k * k
+                        less = fma(less, old, less) if minus_one else k
+                mixed = fma(splat(weights[b, s]), less, mixed)
+                pulling = fma(splat(pull_weights[b, s]), k, pulling)
+                if want_parameters:
+                    one = 2 * s * lanes
+                    store(moments, one, fma(c, less, load(moments, one)))
+                    # clamped, so that an infinite distance times its kernel is 0
+                    store(moments, one + lanes, fma(c * k, at_least(scaled, least), load(moments, one + lanes)))
+            if keep:
+                store(totals, at, mixed)
+            elif want_value:
+                row_total = fma(mixed, load(v, v_at + j), row_total)
+            if want_pull:
+                store(weight, at, pulling * c)
+        sums[r] = total(row_total)
+        if want_parameters and (r % ROWS == ROWS - 1 or r == rows - 1):
+            for s in range(2 * count):
+                parameters[s] += times * np.float64(total(load(moments, s * lanes)))
+
+
+@_exact
+def _sum_rows(
+    b, chunk, start, stop,
+    x, nx, x_pull, n, y, yt, ny, y_pull, m, dims, slopes, offsets, pull_nears, scale, squarings, weights, pull_weights,
+    g, v, vt, columns, pairs, row_shift, column_shift, skip_diagonal, minus_one, symmetric, block_rows, block_columns,
+    want_value, want_column_value, want_dx, want_dy, want_parameters,
+    value, column_value, dx, dy, parameters,
+):  # fmt: skip
+    """Rows start to stop of batch element b, which are this chunk, against all columns; see Sums and the module.
+
+    symmetric: y is x, and only the blocks on and above the diagonal are visited; others count for rows and columns.
+    Without per-row results (want_value only to be summed up) a block above the diagonal counts twice.
+    """
+    width = yt.shape[3]
+    lanes = width // 2
+    row, panels = x.shape[2], yt.shape[1]
+    count = scale.shape[1]
+    real = x.dtype.type
+    line = block_columns + 64 // x.itemsize
+    want_pull = want_dx or want_dy
+    want_c = want_pull or want_parameters
+    from_pairs = pairs.shape[1] > 0
+    shifted = row_shift.shape[1] > 0 or column_shift.shape[1] > 0
+    keep_total = (want_value and columns > 1) or want_column_value
+    d2 = _scratch(block_rows * line, x)
+    weight = _scratch(block_rows * line if want_c else 1, x)
+    totals = _scratch(block_rows * line if keep_total else 1, x)
+    tile = _scratch(ROWS * width, x)
+    row_sums = np.empty(max(block_rows, block_columns + ROWS), x.dtype)
+    moments = _scratch(2 * count * lanes, x)
+    general = shifted or want_parameters
+    # one column: c is made where it is used
+    outer = want_c and columns == 1 and not from_pairs and not general
+    g_column = g[:, :, 0]
+    some_near = np.empty((block_rows // ROWS, block_columns // width), np.bool_)
+    zero = splat(real(0))
+    slope, offset, pull_near = slopes[b], offsets[b], pull_nears[b]
+    differences = offset == np.inf
+    near_slope, near_offset = real(slope), real(offset)
+    first_block = start // block_columns * block_columns if symmetric else 0
+    for j0 in range(first_block, m, block_columns):
+        wide = min(block_columns, m - j0)
+        p0, p1 = j0 // width, (j0 + wide + width - 1) // width
+        padded = (p1 - p0) * width
+        for i0 in range(start, stop, block_rows):
+            high = min(block_rows, stop - i0)
+            if symmetric and j0 < i0 // block_columns * block_columns:
+                continue
+            above = symmetric and j0 > i0
+            # the diagonal's block is complete: its rows have all its columns
+            to_columns = above or not symmetric
+            twice = real(2 if above and not want_column_value else 1)
+
+            for p in range(p0, p1):
+                for r in range(0, high, ROWS):
+                    i = i0 + r
+                    some_near[r // ROWS, p - p0] = distances(
+                        x, (b * x.shape[1] + i) * row, row, yt, (b * panels + p) * dims * width, dims,
+                        nx, b * nx.shape[1] + i, ny, b * ny.shape[1] + p * width, near_slope, near_offset,
+                        d2, r * line + (p - p0) * width, line,
+                    )  # fmt: skip
+            if skip_diagonal:
+                for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
+                    # a kernel of 0, or one less 1
+                    d2[(i - i0) * line + i - j0] = 0 if minus_one else np.inf
+
+            if want_c and not outer:
+                if from_pairs:
+                    for r in range(high):
+                        whole = wide // lanes * lanes
+                        for j in range(0, whole, lanes):
+                            store(weight, r * line + j, load(pairs, (b * n + i0 + r) * m + j0 + j))
+                        for j in range(whole, padded):
+                            weight[r * line + j] = pairs[b, i0 + r, j0 + j] if j < wide else 0
+                else:
+                    for p in range(p0, p1):
+                        for r in range(0, high, ROWS):
+                            product(
+                                g, (b * g.shape[1] + i0 + r) * g.shape[2], g.shape[2], 1,
+                                vt, (b * panels + p) * columns * width, width, columns,
+                                weight, r * line + (p - p0) * width, line,
+                            )  # fmt: skip
+                if skip_diagonal:
+                    for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
+                        weight[(i - i0) * line + i - j0] = 0
+
+            v_at = b * panels * width + j0
+            # symmetric blocks above the diagonal stand for two
+            if general:
+                _mix_all(
+                    d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
+                    vt, v_at, minus_one, want_value, want_pull, want_parameters, row_shift, column_shift, i0, j0,
+                    moments, row_sums, parameters[b, chunk], 2.0 if above else 1.0,
+                )  # fmt: skip
+            else:
+                g_block = g_column[b, i0 : i0 + high]
+                if want_pull and minus_one:
+                    _mix_less_pulls(
+                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
+                        want_value, g_block, vt, v_at, outer, row_sums,
+                    )  # fmt: skip
+                elif want_pull:
+                    _mix_pulls(
+                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
+                        want_value, g_block, vt, v_at, outer, row_sums,
+                    )  # fmt: skip
+                elif minus_one:
+                    _mix_less(
+                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
+                        want_value, g_block, vt, v_at, outer, row_sums,
+                    )  # fmt: skip
+                else:
+                    _mix_values(
+                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
+                        want_value, g_block, vt, v_at, outer, row_sums,
+                    )  # fmt: skip
+            if want_value and not keep_total:
+                for r in range(high):
+                    value[b, i0 + r, 0] += np.float64(twice * row_sums[r])
+            if want_pull and skip_diagonal:
+                for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
+                    weight[(i - i0) * line + i - j0] = 0
+
+            if want_value and keep_total:
+                if columns <= _FEW_VALUES:
+                    for r in range(high):
+                        for e in range(columns):
+                            sum_e = zero
+                            for j in range(0, padded, lanes):
+                                p = p0 + j // width
+                                ve = load(vt, ((b * panels + p) * columns + e) * width + j % width)
+                                sum_e = fma(load(totals, r * line + j), ve, sum_e)
+                            value[b, i0 + r, e] += np.float64(twice * total(sum_e))
+                else:
+                    for e0 in range(0, columns, width):
+                        for r in range(0, high, ROWS):
+                            product(
+                                totals, r * line, line, 1, v, (b * v.shape[1] + j0) * v.shape[2] + e0, v.shape[2], wide,
+                                tile, 0, width,
+                            )  # fmt: skip
+                            _add_tile(tile, width, row_sums, i0 + r, min(ROWS, high - r), e0, columns, value[b])
+            if want_column_value and to_columns:
+                if columns <= _FEW_VALUES:
+                    for e in range(columns):
+                        for j in range(0, padded, lanes):
+                            sum_e = zero
+                            for r in range(high):
+                                ge = splat(g[b, i0 + r, e])
+                                sum_e = fma(load(totals, r * line + j), ge, sum_e)
+                            store(tile, 0, sum_e)
+                            for q in range(min(lanes, wide - j)):
+                                column_value[b, chunk, j0 + j + q, e] += np.float64(tile[q])
+                else:
+                    for e0 in range(0, columns, width):
+                        for j in range(0, wide, ROWS):
+                            product(
+                                totals, j, 1, line, g, (b * g.shape[1] + i0) * g.shape[2] + e0, g.shape[2], high,
+                                tile, 0, width,
+                            )  # fmt: skip
+                            _add_tile(
+                                tile, width, row_sums, j0 + j, min(ROWS, wide - j), e0, columns, column_value[b, chunk]
+                            )
+
+            if want_pull and not differences:
+                # near pairs one by one, by their difference: in a product it would cancel
+                for p in range(p0, p1):
+                    for r0 in range(0, high, ROWS):
+                        if some_near[r0 // ROWS, p - p0]:
+                            for r in range(r0, min(r0 + ROWS, high)):
+                                for j in range((p - p0) * width, min((p - p0 + 1) * width, wide)):
+                                    at = r * line + j
+                                    if d2[at] <= pull_near and weight[at] != 0:
+                                        if d2[at] > 0:
+                                            _pull_one(
+                                                weight[at], x_pull, y_pull, b, i0 + r, j0 + j, dx, dy, chunk,
+                                                want_dx, want_dy and to_columns, dims,
+                                            )  # fmt: skip
+                                        weight[at] = 0
+            if want_dx:
+                for k0 in range(0, dims, width):
+                    y_at = (b * y.shape[1] + j0) * row + k0
+                    if differences:
+                        for r in range(0, high, ROWS // 2):
+                            x_at = (b * x.shape[1] + i0 + r) * row + k0
+                            pull(
+                                weight, r * line, line, 1, y_pull, y_at, row, wide, x_pull, x_at, row, tile, 0, width
+                            )
+                            _add_tile(tile, width, row_sums, i0 + r, min(ROWS // 2, high - r), k0, dims, dx[b])
+                    else:
+                        for r in range(0, high, ROWS):
+                            product(weight, r * line, line, 1, y, y_at, row, wide, tile, 0, width)
+                            _add_tile(tile, width, row_sums, i0 + r, min(ROWS, high - r), k0, dims, dx[b])
+                if not differences:
+                    for r in range(high):
+                        sum_r = zero
+                        for j in range(wide, padded):
+                            weight[r * line + j] = 0
+                        for j in range(0, padded, lanes):
+                            sum_r = sum_r + load(weight, r * line + j)
+                        row_sums[r] = total(sum_r)
+                    _subtract_own(x, b, i0, row_sums, high, dims, dx[b])
+            if want_dy and to_columns:
+                for k0 in range(0, dims, width):
+                    x_at = (b * x.shape[1] + i0) * row + k0
+                    if differences:
+                        for j in range(0, wide, ROWS // 2):
+                            y_at = (b * y.shape[1] + j0 + j) * row + k0
+                            pull(
+                                weight, j, 1, line, x_pull, x_at, row, high, y_pull, y_at, row, tile, 0, width
+                            )
+                            _add_tile(tile, width, row_sums, j0 + j, min(ROWS // 2, wide - j), k0, dims, dy[b, chunk])
+                    else:
+                        for j in range(0, wide, ROWS):
+                            product(weight, j, 1, line, x, x_at, row, high, tile, 0, width)
+                            _add_tile(tile, width, row_sums, j0 + j, min(ROWS, wide - j), k0, dims, dy[b, chunk])
+                if not differences:
+                    for j in range(0, padded, lanes):
+                        sum_j = zero
+                        for r in range(high):
+                            sum_j = sum_j + load(weight, r * line + j)
+                        store(tile, 0, sum_j)
+                        for q in range(min(lanes, wide - j)):
+                            row_sums[j + q] = tile[q]
+                    _subtract_own(y, b, j0, row_sums, wide, dims, dy[b, chunk])
+
+
+@_exact
+def _sum_chunks(chunks, bounds, start, stop, rest):
+    """Chunks start to stop, numbered through the batch: one call for all that a thread does at once."""
+    for number in range(start, stop):
+        b, chunk = number // chunks, number % chunks
+        _sum_rows(b, chunk, bounds[chunk], bounds[chunk + 1], *rest)
 
 
 def sweep(
     packed: Packed,
-    rows: Points,
-    columns: Points,
-    weights: np.ndarray,
+    x: Points,
+    y: Points,
     *,
     v: np.ndarray | None = None,
     g: np.ndarray | None = None,
     pairs: np.ndarray | None = None,
     row_shift: np.ndarray | None = None,
-    col_shift: np.ndarray | None = None,
+    column_shift: np.ndarray | None = None,
     skip_diagonal: bool = False,
     minus_one: bool = False,
+    symmetric: bool = False,
     want_value: bool = False,
+    want_column_value: bool = False,
     want_dx: bool = False,
+    want_dy: bool = False,
     want_parameters: bool = False,
 ) -> Sums:
-    """rows (B, N, D) against columns (B, M, D); v (B, M, E), g (B, N, E), pairs (B, N, M); shifts (B, N|M, S)."""
-    x, yt = rows.rows, columns.columns
-    (batch, n, dims), m, dtype = x.shape, yt.shape[2], x.dtype
-    count = packed.scale.shape[1]
-    no_pairs = np.empty((batch, 0, 0), dtype)
-    vt = np.empty((batch, 0, m), dtype) if v is None else np.ascontiguousarray(v.transpose(0, 2, 1), dtype)
-    g = np.zeros((batch, n, vt.shape[1]), dtype) if g is None else np.ascontiguousarray(g, dtype)
-    pairs = no_pairs if pairs is None else np.ascontiguousarray(pairs, dtype)
-    row_shift = _in_base_2(row_shift, (batch, n, count), dtype)
-    col_shift = np.ascontiguousarray(_in_base_2(col_shift, (batch, m, count), dtype).transpose(0, 2, 1))
-    value = np.empty((batch, n, vt.shape[1] if want_value else 0))
-    dx = np.empty((batch, n, dims if want_dx else 0))
-    parameters = np.empty((batch, n, 2 * count if want_parameters else 0))
-    # clipped well inside the range, because infinity times a difference of 0 would be NaN
-    most = np.finfo(dtype).max / 2**20
-    pull_weights = np.clip(weights / packed.sigma**2, -most, most).astype(dtype)
-    wide_weights, weights = weights, weights.astype(dtype)
+    """x (B, N, D) against y (B, M, D); v (B, M, E), g (B, N, E), pairs (B, N, M); shifts (B, N|M, S).
+
+    symmetric: y is x, and c_ij = c_ji. Half the pairs are visited, and the results are those of all: dx, which needs
+    want_dy as well, and value, which without want_column_value is only good for g . value.
+    """
+    dtype, dims = x.rows.dtype, packed.dims
+    batch, n, m, count = len(x.rows), x.count, y.count, packed.scale.shape[1]
+    none = np.empty((batch, 0, 1), dtype)
+    no_columns = np.empty((batch, 0, 1, 1), dtype)
+    columns = 1
+    g_points = v_points = None
+    if v is not None:
+        columns, v_points = v.shape[2], copied(v)
+    if g is not None:
+        columns, g_points = g.shape[2], copied(g)
+    products = want_dx or want_dy or columns > _FEW_VALUES
+    block_rows = _MANY_ROWS if products else _FEW_ROWS
+    # the blocks on the diagonal are visited whole: of a small matrix they would be a large part
+    least_columns = _COLUMNS if not symmetric or n > 2048 else 128 if n > 512 else 64
+    # a block of rows lies within one block of columns
+    unit = math.lcm(block_rows, y.columns.shape[3])
+    block_columns = max(1, least_columns // unit) * unit
+    to_columns = want_dy or want_column_value
+    # at least so many rows a chunk: what columns receive is added up from all chunks
+    least = 512 if to_columns else 2 * block_rows
+    most = max(2, _CHUNK_BYTES // (8 * batch * m * (dims * want_dy + columns * want_column_value) + 1))
+    work = n * m * (dims * (1 + want_dx + want_dy) + 10 * count + columns) // (1 + symmetric)
+    chunks = max(1, min(n // least, most, work // _CHUNK_WORK, _MOST_CHUNKS))
+    bounds = np.array(_bounds(n, chunks, block_rows, symmetric))
+    value = np.zeros((batch, n, columns if want_value else 0))
+    dx = np.zeros((batch, n, dims if want_dx else 0))
+    column_value = np.zeros((batch, chunks, m if want_column_value else 0, columns))
+    dy = np.zeros((batch, chunks, m if want_dy else 0, dims))
+    parameters = np.zeros((batch, chunks, 2 * count if want_parameters else 0))
+    x_pull, y_pull = (
+        points.rows if packed.finite else np.where(np.isfinite(points.rows), points.rows, 0) for points in (x, y)
+    )
+    pairs = none if pairs is None else np.ascontiguousarray(pairs, dtype)
+    row_shift = none if row_shift is None else _in_order(packed, row_shift).astype(dtype)
+    if column_shift is None:
+        column_shift = none
+    else:
+        wide = np.zeros((batch, count, y.columns.shape[1] * y.columns.shape[3]), dtype)
+        wide[:, :, :m] = _in_order(packed, column_shift).transpose(0, 2, 1)
+        column_shift = wide
+    g_rows = none if g_points is None else g_points.rows
+    v_rows, v_columns = (none, no_columns) if v_points is None else (v_points.rows, v_points.columns)
+
+    rest = (
+        x.rows, x.norms, x_pull, n, y.rows, y.columns, y.norms, y_pull, m, dims,
+        packed.slope, packed.offset, packed.pull_near,
+        packed.scale, packed.squarings, packed.weights, packed.pull_weights,
+        g_rows, v_rows, v_columns, columns, pairs, row_shift, column_shift, skip_diagonal, minus_one,
+        symmetric, block_rows, block_columns, want_value, want_column_value, want_dx, want_dy, want_parameters,
+        value, column_value, dx, dy, parameters,
+    )  # fmt: skip
 
     def task(start, stop):
-        sum_rows(
-            x, yt, packed.scale, weights, pull_weights,
-            g, vt, pairs, row_shift, col_shift, skip_diagonal, minus_one, want_value, want_dx, want_parameters,
-            start, stop, value, dx, parameters,
-        )  # fmt: skip
+        _sum_chunks(chunks, bounds, start, stop, rest)
 
-    run_rows(task, batch * n, m * (dims * (1 + want_dx) + 10 * count + vt.shape[1]))
-    dweights = dsigma = None
+    if n and m:
+        run_rows(task, batch * chunks, work // chunks)
+    dx, dy = dx if want_dx else None, dy.sum(1) if want_dy else None
+    value, column_value = value if want_value else None, column_value.sum(1) if want_column_value else None
+    if symmetric and want_dy:
+        dx, dy = dx + dy, None
+    if symmetric and want_column_value:
+        value, column_value = value + column_value, None
+    lengths = packed.unit[:, None, None]
+    dsigma = dweights = None
     if want_parameters:
-        moments = parameters.sum(axis=1)
-        dweights = moments[:, :count]
-        dsigma = wide_weights * moments[:, count:] / packed.sigma**3 / packed.unit
-    return Sums(value if want_value else None, dx / packed.unit if want_dx else None, dweights, dsigma)
+        sums = parameters.sum(1).reshape(batch, count, 2)
+        dweights, dsigma = np.empty((batch, count)), np.empty((batch, count))
+        np.put_along_axis(dweights, packed.order, sums[..., 0], 1)
+        np.put_along_axis(dsigma, packed.order, sums[..., 1], 1)
+        # sum c k d2 / sigma^3, with d2 = -t sigma^2 2 / log2(e)
+        dsigma *= -2 / LOG2_E * packed.given_weights / packed.given_sigma
+    return Sums(
+        value, column_value, None if dx is None else dx / lengths, None if dy is None else dy / lengths, dsigma, dweights
+    )
 
 
-def _in_base_2(shift: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    return np.zeros(shape, dtype) if shift is None else np.ascontiguousarray(shift * LOG2_E, dtype)
+def _in_order(packed: Packed, shift: np.ndarray) -> np.ndarray:
+    """Shifts (B, N, S) in base 2, in the order of the bandwidths."""
+    return np.take_along_axis(shift, packed.order[:, None, :], 2) * LOG2_E
+
+
+def _bounds(n: int, chunks: int, block_rows: int, symmetric: bool) -> list[int]:
+    """Chunks of about equal work; above the diagonal the first rows have the most columns."""
+    shares = [k / chunks for k in range(chunks + 1)]
+    if symmetric:
+        shares = [1 - math.sqrt(1 - share) for share in shares]
+    bounds = [round(share * n / block_rows) * block_rows for share in shares]
+    return [*bounds[:-1], n]

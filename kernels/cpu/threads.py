@@ -7,9 +7,8 @@ on the number of threads, because every output row is computed by one task in on
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 # below this many multiply-adds one thread is done before a second has woken up (about 50 microseconds)
 _SERIAL_WORK = 1 << 20
@@ -50,16 +49,21 @@ def run_rows(task: Callable[[int, int], None], rows: int, work_per_row: int) -> 
         return
     pieces = min(rows, threads * _TASKS_PER_THREAD)
     bounds = [rows * k // pieces for k in range(pieces + 1)]
-    # one shared iterator hands the pieces out; taking the next one is atomic under the GIL
-    todo = iter(list(pairwise(bounds)))
+    _share(lambda number: task(bounds[number], bounds[number + 1]), pieces, threads)
 
-    def drain(todo: Iterable[tuple[int, int]]) -> None:
-        for start, stop in todo:
-            task(start, stop)
 
-    futures = [_helpers(threads - 1).submit(drain, todo) for _ in range(threads - 1)]
+def _share(task: Callable[[int], None], count: int, threads: int) -> None:
+    # one shared iterator hands the tasks out; taking the next one is atomic under the GIL
+    todo = iter(range(count))
+
+    def drain() -> None:
+        for number in todo:
+            task(number)
+
+    helpers = _helpers(threads - 1)
+    futures = [helpers.submit(drain) for _ in range(threads - 1)]
     try:
-        drain(todo)
+        drain()
     finally:
         # a helper that never started has nothing left to do
         for future in futures:

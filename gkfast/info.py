@@ -1,0 +1,56 @@
+"""What will run on this machine, and from where: `gkfast info`."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def lines() -> list[str]:
+    """One line for each part: versions, processor, CPU kernels, their cache, GPU kernels, precision."""
+    import torch
+    from llvmlite import binding
+
+    from gkfast.kernels.cpu import cache, threads, vector
+
+    packages = ", ".join(f"{name} {_version(name)}" for name in ("numpy", "numba", "torch", "triton"))
+    folder = cache.folder()
+    files = [*folder.glob("*.nbi"), *folder.glob("*.nbc")]
+    size = sum(file.stat().st_size for file in files) / 2**20
+    precision = torch.get_float32_matmul_precision()
+    return [
+        f"gkfast     {version('gkfast')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        f"packages   {packages}",
+        f"processor  {_processor()} ({binding.get_host_cpu_name()})",
+        f"CPU        Numba kernels, vectors of {8 * vector.BYTES} bits, {vector.REGISTERS} vector registers",
+        f"threads    {threads.thread_count()}, as torch.get_num_threads() says",
+        f"cache      {folder}: {len(files)} files, {size:.1f} MiB",
+        f"GPU        {_gpu()}",
+        f"precision  {precision}, as torch.get_float32_matmul_precision() says; on the CPU all are float32-grade",
+    ]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        about = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in about.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none: torch finds no CUDA device"
+    devices = (torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count()))
+    names = sorted({f"{device.name} (sm_{device.major}{device.minor})" for device in devices})
+    kernels = "Triton kernels" if _version("triton") != "not installed" else "no kernels: Triton is not installed"
+    return f"{', '.join(names)}, {kernels}"

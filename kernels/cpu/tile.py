@@ -1,0 +1,233 @@
+"""The register tile: ROWS rows by VECTORS registers of columns, whose sums over k stay in registers.
+
+              columns of B: VECTORS registers at k
+              +----------------+----------------+
+    A[r, k] ->| acc[r][0]      | acc[r][1]      |   for k in range(depth):
+     one      |                |                |       b = B[k, :]
+     scalar   |  step(a, b, acc) for each r, v  |       for r in rows: acc[r] = step(A[r, k], b, acc[r])
+     a row    |                |                |
+              +----------------+----------------+   then finish(acc), and the tile is stored
+
+Everything quadratic in this library is this loop with another step: a b + acc is a product of matrices (distances by
+|x|^2 + |y|^2 - 2 x.y, weights g.v, gradient moments K @ Y); acc + (b - a)^2 is a distance without cancellation;
+acc + a (b - x) pulls rows towards columns without cancellation. A step is one or two instructions for a whole
+register of pairs, and 8 x 2 of them are independent: enough to hide the latency of two units.
+
+Sums over k are restarted every DEPTH terms and added to a running total, so that rounding does not grow with depth;
+the order is the same for every tile and every row, so an entry's bits do not depend on its place.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .vector import (
+    LANES,
+    REAL,
+    REGISTERS,
+    address,
+    constant,
+    emit_fma,
+    emit_load,
+    emit_splat,
+    emit_store,
+)
+
+# with 16 registers 6 x 2 sums leave four for a row of B, a scalar of A and a difference
+ROWS = 8 if REGISTERS == 32 else 6
+VECTORS = 2
+WIDTH = {dtype: VECTORS * lanes for dtype, lanes in LANES.items()}
+DEPTH = 64
+
+_INDEX = ir.IntType(64)
+_SCALAR = types.intp
+
+
+def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, finish):
+    """Calls finish({(r, v): sum_k step(a[r a_row + k a_step], b[k b_step + v lanes:])}), which emits the rest.
+
+    It is called twice: for sums of one block, and of several. Were the two joined, their registers would not suffice.
+    """
+    lanes = LANES[dtype]
+    vector = ir.VectorType(REAL[dtype], lanes)
+    places = [(r, v) for r in range(rows) for v in range(VECTORS)]
+    starts = [builder.gep(a, [builder.mul(a_row, _INDEX(r))]) for r in range(rows)]
+
+    def slots():
+        # LLVM turns these places on the stack into registers
+        return {place: cgutils.alloca_once(builder, vector) for place in places}
+
+    def fill(slots, value):
+        for slot in slots.values():
+            builder.store(constant(vector, value), slot)
+
+    def block(acc, first, stop):
+        fill(acc, 0.0)
+        with cgutils.for_range_slice(builder, first, stop, _INDEX(1), _INDEX) as (k, _):
+            row = builder.gep(b, [builder.mul(k, b_step)])
+            bs = [emit_load(builder, builder.gep(row, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
+            at = builder.mul(k, a_step)
+            for r in range(rows):
+                scalar = emit_splat(builder, builder.load(builder.gep(starts[r], [at])), lanes)
+                for v in range(VECTORS):
+                    builder.store(step(scalar, bs[v], builder.load(acc[r, v]), (r, v)), acc[r, v])
+
+    limit = _INDEX(DEPTH)
+    with builder.if_else(builder.icmp_signed("<=", depth, limit)) as (one, several):
+        with one:
+            acc = slots()
+            block(acc, _INDEX(0), depth)
+            finish({place: builder.load(acc[place]) for place in places})
+        with several:
+            acc, sums = slots(), slots()
+            fill(sums, 0.0)
+            with cgutils.for_range_slice(builder, _INDEX(0), depth, limit, _INDEX) as (first, _):
+                stop = builder.add(first, limit)
+                block(acc, first, builder.select(builder.icmp_signed("<", stop, depth), stop, depth))
+                for place in places:
+                    builder.store(builder.fadd(builder.load(sums[place]), builder.load(acc[place])), sums[place])
+            finish({place: builder.load(sums[place]) for place in places})
+
+
+def _emit_store_tile(builder, dtype, tile, out, out_row):
+    for place, value in tile.items():
+        emit_store(builder, value, _place(builder, dtype, out, out_row, place))
+
+
+def _place(builder, dtype, base, row, place):
+    r, v = place
+    return builder.gep(base, [builder.add(builder.mul(row, _INDEX(r)), _INDEX(v * LANES[dtype]))])
+
+
+@intrinsic
+def distances(
+    typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, out, at, out_row
+):
+    """out[r, j] = |x_r - y_j|^2 for one tile; whether any of them was near.
+
+    x holds points as rows, x_row apart; y holds WIDTH points as columns. nx and ny are their squared norms, summed
+    in the order of the tile, so that equal points have distance 0 exactly. The sum of both less twice the product is
+    right to a few roundings of the norms: entries that come out at most slope (nx + ny) + offset, which are those
+    whom that would harm, are replaced by sums of squared differences. An infinite offset means all.
+    """
+    dtype = x.dtype
+
+    def generate(context, builder, signature, arguments):
+        x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset, out_, at, out_row = arguments
+        x_ = address(context, builder, x, x_, x_at)
+        y_ = address(context, builder, y, y_, y_at)
+        nx_ = address(context, builder, nx, nx_, nx_at)
+        ny_ = address(context, builder, ny, ny_, ny_at)
+        out_ = address(context, builder, out, out_, at)
+        lanes = LANES[dtype]
+        bits = ir.IntType(lanes)
+        vector = ir.VectorType(REAL[dtype], lanes)
+        zero, minus_two = constant(vector, 0.0), constant(vector, -2.0)
+        found = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
+
+        def sums(step, finish):
+            columns = _INDEX(WIDTH[dtype])
+            _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish)
+
+        def slot(place):
+            return _place(builder, dtype, out_, out_row, place)
+
+        def norms():
+            """[r, v] of nx + ny, and of the greatest distance that is near"""
+            slopes, offsets = emit_splat(builder, slope, lanes), emit_splat(builder, offset, lanes)
+            ys = [emit_load(builder, builder.gep(ny_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
+            limits = [emit_fma(builder, slopes, y, offsets) for y in ys]
+            for r in range(ROWS):
+                own = emit_splat(builder, builder.load(builder.gep(nx_, [_INDEX(r)])), lanes)
+                own_limit = builder.fmul(slopes, own)
+                for v in range(VECTORS):
+                    yield (r, v), builder.fadd(own, ys[v]), builder.fadd(own_limit, limits[v])
+
+        def square_of_difference(a, b, acc, _):
+            difference = builder.fsub(b, a)
+            return emit_fma(builder, difference, difference, acc)
+
+        def finish_product(tile):
+            some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
+            for place, both, limit in norms():
+                value = emit_fma(builder, minus_two, tile[place], both)
+                value = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+                some = builder.or_(some, builder.fcmp_ordered("<=", value, limit))
+                emit_store(builder, value, slot(place))
+            builder.store(builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0)), found)
+
+        def finish_near(tile):
+            for place, _, limit in norms():
+                rough = emit_load(builder, slot(place), dtype)
+                near = builder.fcmp_ordered("<=", rough, limit)
+                emit_store(builder, builder.select(near, tile[place], rough), slot(place))
+
+        all_near = builder.fcmp_ordered("==", offset, REAL[dtype](float("inf")))
+        builder.store(all_near, found)
+        with builder.if_else(all_near) as (differences, product):
+            with differences:
+                sums(square_of_difference, lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row))
+            with product:
+                sums(lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish_product)
+                with builder.if_then(builder.load(found), likely=False):
+                    sums(square_of_difference, finish_near)
+        return builder.load(found)
+
+    i = _SCALAR
+    return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, out, i, i), generate
+
+
+@intrinsic
+def product(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, out, at, out_row):
+    """out[r, :] = sum_k a[r, k] b[k, :] for one tile, ROWS by WIDTH."""
+    dtype = a.dtype
+
+    def generate(context, builder, signature, arguments):
+        a_, a_at, a_row, a_step, b_, b_at, b_row, depth, out_, at, out_row = arguments
+        a_ = address(context, builder, a, a_, a_at)
+        b_ = address(context, builder, b, b_, b_at)
+        out_ = address(context, builder, out, out_, at)
+
+        def step(a, b, acc, _):
+            return emit_fma(builder, a, b, acc)
+
+        def finish(tile):
+            _emit_store_tile(builder, dtype, tile, out_, out_row)
+
+        _emit_sums(builder, dtype, ROWS, a_, a_row, a_step, b_, b_row, depth, step, finish)
+        return context.get_dummy_value()
+
+    i = _SCALAR
+    return types.void(a, i, i, i, b, i, i, i, out, i, i), generate
+
+
+@intrinsic
+def pull(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, x, x_at, x_row, out, at, out_row):
+    """out[r, :] = sum_k a[r, k] (b[k, :] - x[r, :]) for half a tile, ROWS / 2 by WIDTH: x needs registers too."""
+    dtype = a.dtype
+
+    def generate(context, builder, signature, arguments):
+        a_, a_at, a_row, a_step, b_, b_at, b_row, depth, x_, x_at, x_row, out_, at, out_row = arguments
+        a_ = address(context, builder, a, a_, a_at)
+        b_ = address(context, builder, b, b_, b_at)
+        x_ = address(context, builder, x, x_, x_at)
+        out_ = address(context, builder, out, out_, at)
+        rows = ROWS // 2
+        own = {
+            (r, v): emit_load(builder, _place(builder, dtype, x_, x_row, (r, v)), dtype)
+            for r in range(rows)
+            for v in range(VECTORS)
+        }
+
+        def step(a, b, acc, place):
+            return emit_fma(builder, a, builder.fsub(b, own[place]), acc)
+
+        def finish(tile):
+            _emit_store_tile(builder, dtype, tile, out_, out_row)
+
+        _emit_sums(builder, dtype, rows, a_, a_row, a_step, b_, b_row, depth, step, finish)
+        return context.get_dummy_value()
+
+    i = _SCALAR
+    return types.void(a, i, i, i, b, i, i, i, x, i, i, out, i, i), generate
