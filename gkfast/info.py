@@ -10,15 +10,15 @@ def lines() -> list[str]:
     import torch
     from llvmlite import binding
 
-    from gkfast.kernels.cpu import cache, threads, vector
+    from gkfast.kernels.cpu import compiled, threads, vector
 
     packages = ", ".join(f"{name} {_version(name)}" for name in ("numpy", "numba", "torch", "triton"))
-    folder = cache.folder()
+    folder = compiled.folder()
     files = [*folder.glob("*.nbi"), *folder.glob("*.nbc")]
     size = sum(file.stat().st_size for file in files) / 2**20
     precision = torch.get_float32_matmul_precision()
     return [
-        f"gkfast     {version('gkfast')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        f"gkfast     {version('gkfast')}, Python {platform.python_version()}, {platform.system()}",
         f"packages   {packages}",
         f"processor  {_processor()} ({binding.get_host_cpu_name()})",
         f"CPU        Numba kernels, vectors of {8 * vector.BYTES} bits, {vector.REGISTERS} vector registers",

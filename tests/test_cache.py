@@ -28,8 +28,8 @@ for k in range(len(calls)):
     k = (first + k) % len(calls)
     operation, dtype = calls[k]
     results[k] = float(numpy.sum(operation(*(a.astype(dtype) for a in wide))))
-from gkfast.kernels.cpu import cache
-print([results[k] for k in sorted(results)], cache.compiled_here())
+from gkfast.kernels.cpu.compiled import compiled_here
+print([results[k] for k in sorted(results)], compiled_here())
 """
 
 

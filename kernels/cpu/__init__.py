@@ -1,11 +1,13 @@
-"""CPU kernels: NumPy arrays in and out, float32 or float64, compiled by Numba.
+"""CPU kernels: NumPy arrays in and out, float32 or float64, compiled by Numba. README.md shows how they work.
 
-packed   the data in units and order fit for the sweeps
-exp2     2**t as vector code
-sweep    the compiled loops over all pairs
-sums     one call of the sum sweep
-threads  who runs which rows
+packed   the data as the tiles read it, and which pairs are near
+tile     the register tile: products, distances, pulls
+vector   vector registers as values in Numba code, and 2**t
+sums     one sweep over all pairs: values and gradient moments
+threads, memory, compiled   who runs which rows, in what memory, and how it was compiled
 rbf, rbf_matmul, log_density, kernel_sums   the operations
+
+Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).
 """
 
 from .kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2

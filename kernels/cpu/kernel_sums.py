@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .packed import pack
+from .packed import copied, pack
 from .sums import sweep
 
 
@@ -32,8 +32,8 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
             packed,
             points,
             points,
-            g=u[..., None],
-            v=u[..., None],
+            g=u,
+            v=u,
             skip_diagonal=drop >= 1,
             minus_one=minus_one,
             symmetric=True,
@@ -44,14 +44,15 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
             want_parameters=want_parameters,
         )
 
-    xx = within(packed.x, a, want_x, want_a)
-    yy = within(packed.y, b, want_y, want_b)
+    packed_a, packed_b = copied(a[..., None]), copied(b[..., None])
+    xx = within(packed.x, packed_a, want_x, want_a)
+    yy = within(packed.y, packed_b, want_y, want_b)
     xy = sweep(
         packed,
         packed.x,
         packed.y,
-        g=a[..., None],
-        v=b[..., None],
+        g=packed_a,
+        v=packed_b,
         skip_diagonal=drop >= 2,
         minus_one=minus_one,
         want_value=True,
@@ -64,21 +65,23 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     if not any(wants):
         return sums, None, None, None, None, None, None
 
-    def combined(want, of_xx, of_yy, of_xy, dtype):
-        """sum_k scale_rk of_k, rounded once"""
+    def combined(want, of_xx, of_yy, of_xy, like):
+        """sum_k scale_rk of_k, rounded once to the dtype of `like`"""
         if not want:
             return None
-        total = 0.0
-        for k, part in enumerate((of_xx, of_yy, of_xy)):
+        total = 0
+        for k, factor, part in ((0, ends, of_xx), (1, ends, of_yy), (2, 1, of_xy)):
             if part is not None:
-                total = total + scale[:, :, k].reshape(*scale.shape[:2], *[1] * (part.ndim - 1)) * part[:, None]
-        return total.astype(dtype)
+                total += (factor * scale[:, :, k]).reshape(*scale.shape[:2], *[1] * (part.ndim - 1)) * part[:, None]
+        return total.astype(like.dtype)
 
     # both ends of a pair within a set are its points
-    dx = combined(want_x, 2 * xx.dx if want_x else None, None, xy.dx, x.dtype)
-    dy = combined(want_y, None, 2 * yy.dx if want_y else None, xy.dy, x.dtype)
-    da = combined(want_a, 2 * xx.value[..., 0] if want_a else None, None, xy.value[..., 0], x.dtype)
-    db = combined(want_b, None, 2 * yy.value[..., 0] if want_b else None, xy.column_value[..., 0] if want_b else None, x.dtype)
-    dsigma = combined(want_sigma, xx.dsigma, yy.dsigma, xy.dsigma, np.float64)
-    dweights = combined(want_weights, xx.dweights, yy.dweights, xy.dweights, np.float64)
+    ends = 2
+    dx = combined(want_x, xx.dx, None, xy.dx, x)
+    dy = combined(want_y, None, yy.dx, xy.dy, y)
+    da = combined(want_a, xx.value[..., 0], None, xy.value[..., 0], a)
+    db = combined(want_b, None, yy.value[..., 0], xy.column_value[..., 0] if want_b else None, b)
+    ends = 1
+    dsigma = combined(want_sigma, xx.dsigma, yy.dsigma, xy.dsigma, sigma)
+    dweights = combined(want_weights, xx.dweights, yy.dweights, xy.dweights, weights)
     return sums, dx, dy, da, db, dsigma, dweights

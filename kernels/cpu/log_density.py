@@ -5,8 +5,8 @@ would be an error of the density itself. So these two work in float64 whatever t
 """
 
 import numpy as np
-from .cache import jit
 
+from .compiled import compiled
 from .packed import LOG2_E, pack
 from .rbf_matmul import rbf_matmul_backward
 from .sums import _scratch
@@ -17,7 +17,7 @@ from .vector import at_least, exp2, fma, lane_of, load, splat, store, total
 _COLUMNS = 256
 
 
-@jit()
+@compiled
 def _log_sum_exp(
     x, nx, n, y, ny, m, slope, offset, scale, log_weights, column_log, skip_diagonal, panels, start, stop, out
 ):

@@ -1,20 +1,19 @@
 """Memory for results and for what a call needs on its way: the first touch of a page costs more than a kernel entry.
 
-`fresh` is for results: in pages of 2 MiB where the system has them. `scratch` is for arrays that do not outlive the
-call: each thread keeps its blocks, and a block is free as soon as nothing but this list refers to it.
+`fresh` is for results. NumPy asks for huge pages itself where an array has 4 MiB or more; what it lacks is a
+beginning on a line of the cache. `scratch` is for arrays that do not outlive the call: each thread keeps its blocks,
+and a block is free as soon as nothing but this list refers to it.
 """
 
 import math
-import mmap
 import sys
 import threading
 
 import numpy as np
 
 _LINE = 64
-_HUGE_PAGE = 1 << 21
 # smaller results gain nothing
-_LEAST_HUGE = 1 << 22
+_LEAST_ALIGNED = 1 << 20
 # per thread
 _MOST_KEPT = 1 << 26
 
@@ -24,14 +23,14 @@ _own = threading.local()
 def fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array of undefined content that is the caller's to keep."""
     count = math.prod(shape)
-    size = count * dtype.itemsize
-    if size < _LEAST_HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if count * dtype.itemsize < _LEAST_ALIGNED:
         return np.empty(shape, dtype)
-    # private: shared memory has no huge pages
-    room = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    room.madvise(mmap.MADV_HUGEPAGE)
-    begin = -np.frombuffer(room, np.uint8, 1).ctypes.data % _HUGE_PAGE
-    return np.frombuffer(room, dtype, count, begin).reshape(shape)
+    return _aligned(np.empty(count * dtype.itemsize + _LINE, np.uint8), count, shape, dtype)
+
+
+def _aligned(block: np.ndarray, count: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    begin = -block.ctypes.data % _LINE
+    return block[begin : begin + count * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -51,5 +50,4 @@ def scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     while sum(map(len, blocks)) > _MOST_KEPT:
         # a block that is still in use lives on without the list
         del blocks[0]
-    begin = -block.ctypes.data % _LINE
-    return block[begin : begin + count * dtype.itemsize].view(dtype).reshape(shape)
+    return _aligned(block, count, shape, dtype)

@@ -8,11 +8,11 @@ exact, so that a difference of two points is what it was:
   c / 2 <= x <= 2 c (Sterbenz); where they do not, the centre is not far from the data anyway;
 - the power of two is 1 unless sigma or the data are so large or small that a square could leave the dtype's range.
 
-|x|^2 + |y|^2 - 2 x.y has an error of up to e = kappa eps (|x|^2 + |y|^2), whatever the distance; kappa was measured, see
-_kappa. Pairs for which that would be felt in the result are `near`, and get the sum of squared differences instead:
+|x|^2 + |y|^2 - 2 x.y has an error of up to e = kappa eps (|x|^2 + |y|^2), whatever the distance; kappa was measured.
+Pairs for which that would be felt in the result are near, and get the sum of squared differences instead:
 
-- A stored kernel may be wrong by `tol`: exp(-c d2) c e <= tol, c = 1 / (2 sigma^2), holds from d2 = log(c e / tol) / c
-  on, and so from e / tol - 1 / c on: near is d2 <= slope (|x|^2 + |y|^2) + offset.
+- A stored kernel may be wrong by `tol`: exp(-c d2) c e <= tol, c = 1 / (2 sigma^2), holds from
+  d2 = log(c e / tol) / c on, and so from e / tol - 1 / c on: near is d2 <= slope (|x|^2 + |y|^2) + offset.
 - A term of a sum may be wrong by a share `rel` of itself, see _near. The bound is then one for all pairs: slope is 0.
 
 Whether a pair is near does not depend on where in a tile it lies. Where many pairs would be, all are: offset = inf.
@@ -22,11 +22,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from .cache import jit
 
+from .compiled import compiled, inner
 from .memory import scratch
 from .threads import run_rows
-from .tile import DEPTH, ROWS, WIDTH
+from .tile import DEPTH, ROWS
 from .vector import BYTES, fma, load, splat, store
 
 LOG2_E = 1.4426950408889634
@@ -54,8 +54,6 @@ _SMALL = 1 << 15
 
 # a ladder: kernel s is kernel s - 1 squared this many times; 0 is a new exponential
 _FRESH = 0
-
-_exact = jit()
 
 
 class Points(NamedTuple):
@@ -85,7 +83,7 @@ class Packed(NamedTuple):
     unit: np.ndarray  # (B,) lengths times unit are lengths in the caller's units
 
 
-@_exact
+@inner
 def _survey(x, low, high, largest):
     """Extends low (D,) and high (D,) by the finite values of x (N, D); whether all are finite."""
     n, dims = x.shape
@@ -103,7 +101,7 @@ def _survey(x, low, high, largest):
     return odd == 0
 
 
-@_exact
+@compiled
 def _pack_points(x, centre, factors, rows, columns, norms, panels, start, stop):
     """Panels start to stop, numbered through the batch, of x (B, N, D)."""
     n, dims = x.shape[1], x.shape[2]
@@ -138,15 +136,15 @@ def _pack_points(x, centre, factors, rows, columns, norms, panels, start, stop):
             store(norms, b * norms.shape[1] + first + v, total)
 
 
-@_exact
+@compiled
 def _surveyed(x, y, sigma, moderate, largest):
-    """Whether all is finite; the centre; the power of two, also as two factors: alone it can leave the dtype's range."""
+    """Whether all is finite, the centre, the power of two as two factors (one can leave the range), its exponent."""
     batch, dims = x.shape[0], x.shape[2]
     centre = np.empty((batch, dims), x.dtype)
     factors = np.empty((batch, 2), x.dtype)
     exponents = np.empty(batch, np.int64)
-    low = np.full((batch, dims), np.inf).astype(x.dtype)
-    high = np.full((batch, dims), -np.inf).astype(x.dtype)
+    low, high = np.empty((batch, dims), x.dtype), np.empty((batch, dims), x.dtype)
+    low[:], high[:] = np.inf, -np.inf
     bandwidth, usual, most = moderate
     finite = True
     for b in range(batch):
@@ -155,13 +153,16 @@ def _surveyed(x, y, sigma, moderate, largest):
         greatest = 0.0
         for k in range(low.shape[1]):
             lo, hi = low[b, k], high[b, k]
-            if (0 < lo and hi <= 3 * lo) or (hi < 0 and lo >= 3 * hi):
+            if (lo > 0 and hi <= 3 * lo) or (hi < 0 and lo >= 3 * hi):
                 centre[b, k] = lo / 2 + hi / 2
             else:
                 centre[b, k] = 0
             if lo <= hi:
                 greatest = max(greatest, abs(lo - centre[b, k]), abs(hi - centre[b, k]))
-        narrow, wide = math.frexp(sigma[b].min())[1], math.frexp(sigma[b].max())[1]
+        least, most_sigma = sigma[b, 0], sigma[b, 0]
+        for value in sigma[b]:
+            least, most_sigma = min(least, value), max(most_sigma, value)
+        narrow, wide = math.frexp(least)[1], math.frexp(most_sigma)[1]
         data = math.frexp(greatest)[1]
         e = 0
         if not (-bandwidth < narrow and wide < bandwidth and data < usual):
@@ -175,7 +176,7 @@ def _surveyed(x, y, sigma, moderate, largest):
     return finite, centre, factors, exponents
 
 
-@_exact
+@inner
 def _near(c, a, error, bound):
     """The least distance from which on an `error` of d2 is at most `bound`, relative to sum_s a_s exp(-c_s d2).
 
@@ -202,7 +203,7 @@ def _near(c, a, error, bound):
         distance = max(1.25 * distance, 0.25 / c.max())
 
 
-@_exact
+@inner
 def _greatest_and_mean(norms, count):
     greatest = mean = 0.0
     for i in range(count):
@@ -214,7 +215,7 @@ def _greatest_and_mean(norms, count):
     return greatest, mean / max(count, 1)
 
 
-@_exact
+@compiled
 def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
     """The arrays of Packed from `slope` on, for the tolerances in `bounds` that are not 0."""
     few, eps, kernel, total, gradient, smallest, largest, squares = bounds
@@ -250,7 +251,7 @@ def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
             pull_weights[b, s] = min(max(w / own / own, -largest / 2.0**20), largest / 2.0**20)
             ratio = c[s] / c[s - 1] if s > 0 else 0.0
             steps = 1 if abs(ratio - 2) <= 8 * eps else 2 if abs(ratio - 4) <= 16 * eps else _FRESH
-            run = run + steps if 0 < steps and run + steps <= squares else 0
+            run = run + steps if steps > 0 and run + steps <= squares else 0
             squarings[b, s] = steps if run > 0 else _FRESH
         slope[b], offset[b], pull_near[b] = 0.0, np.inf, -1.0
         if not few:
@@ -276,7 +277,7 @@ def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
     return slope, offset, pull_near, scale, squarings, sorted_weights, pull_weights, order, unit
 
 
-@_exact
+@compiled
 def _copied_here(x, centre, factors, width, row):
     """_copied on this thread."""
     batch, n, dims = x.shape
@@ -288,7 +289,7 @@ def _copied_here(x, centre, factors, width, row):
     return rows, columns, norms
 
 
-@_exact
+@compiled
 def _pack_here(x, y, same, sigma, weights, width, row, moderate, bounds):
     """pack in one call, since for small data a call costs more than what it does."""
     finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[6])
@@ -301,9 +302,8 @@ def _pack_here(x, y, same, sigma, weights, width, row, moderate, bounds):
 def _row(dims: int, dtype: np.dtype) -> tuple[int, int]:
     """The width of a panel and the length of a row, in which a tile over coordinates may end beyond the last."""
     width = 2 * BYTES // dtype.itemsize
-    row = -(-dims // width) * width
-    # rows a page apart would fall on the same lines of the cache
-    return width, row + width if row * dtype.itemsize % 4096 == 0 else row
+    # an odd number of registers apart, rows fall on all lines of the cache in turn
+    return width, -(-dims // width) * width + width // 2
 
 
 def _copied(x: np.ndarray, centre: np.ndarray, factors: np.ndarray) -> Points:
@@ -331,7 +331,7 @@ def copied(x: np.ndarray) -> Points:
 
 
 def pack(x, y, sigma, weights, *wanted: str) -> Packed:
-    """x (B, N, D), y (B, M, D) or None for y = x, sigma and weights (B, S) float64, for the `wanted` of _TOLERANCE."""
+    """x (B, N, D), y (B, M, D) or None for x, sigma and weights (B, S) float64; wanted: keys of _TOLERANCE."""
     dtype, same = x.dtype, y is None
     x = np.ascontiguousarray(x)
     y = x if same else np.ascontiguousarray(y)

@@ -1,8 +1,8 @@
 """The kernel matrix and its gradients."""
 
 import numpy as np
-from .cache import jit
 
+from .compiled import compiled
 from .memory import fresh
 from .packed import pack
 from .sums import sweep
@@ -14,7 +14,7 @@ from .vector import exp2, fma, load, splat, store
 _SLAB = 1 << 19
 
 
-@jit()
+@compiled
 def _matrix_rows(x, y, nx, ny, n, m, slope, offset, scale, squarings, weights, slab, panels, start, stop, out):
     """Panels of ROWS rows, start to stop, numbered through the batch, of K (B, N, M)."""
     dims, width = y.shape[2], y.shape[3]
@@ -22,7 +22,7 @@ def _matrix_rows(x, y, nx, ny, n, m, slope, offset, scale, squarings, weights, s
     count = scale.shape[1]
     row = x.shape[2]
     room = np.empty(ROWS * width + 64, x.dtype)
-    tile = room[(-room.ctypes.data % 64) // x.itemsize:]
+    tile = room[(-room.ctypes.data % 64) // x.itemsize :]
     zero = splat(x.dtype.type(0))
     number = start
     while number < stop:

@@ -1,6 +1,6 @@
 """K @ v and its gradients, with K never stored."""
 
-from .packed import pack
+from .packed import copied, pack
 from .sums import sweep
 
 
@@ -15,7 +15,7 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_o
         packed,
         packed.x,
         packed.y,
-        v=v,
+        v=copied(v),
         row_shift=shift,
         skip_diagonal=skip_diagonal,
         minus_one=minus_one,
@@ -32,8 +32,8 @@ def rbf_matmul_backward(g, x, y, v, sigma, weights, wants, shift=None, skip_diag
         packed,
         packed.x,
         packed.y,
-        v=v,
-        g=g,
+        v=copied(v),
+        g=copied(g),
         row_shift=shift,
         skip_diagonal=skip_diagonal,
         minus_one=minus_one,

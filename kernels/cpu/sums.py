@@ -18,9 +18,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from .cache import jit
 
-from .packed import LOG2_E, Packed, Points, copied
+from .compiled import compiled, inner
+from .packed import LOG2_E, Packed, Points
 from .threads import run_rows
 from .tile import ROWS, distances, product, pull
 from .vector import BYTES, at_least, exp2, exp2m1, fma, load, splat, store, total
@@ -35,8 +35,6 @@ _CHUNK_BYTES = 1 << 25
 # multiply-adds of a chunk at least
 _CHUNK_WORK, _MOST_CHUNKS = 1 << 23, 32
 
-_exact = jit()
-
 
 class Sums(NamedTuple):
     """What one sweep returns, in float64 and the caller's units; None where it was not wanted."""
@@ -49,13 +47,13 @@ class Sums(NamedTuple):
     dweights: np.ndarray | None  # (B, S)
 
 
-@_exact
+@inner
 def _scratch(size, like):
     room = np.empty(size + 64, like.dtype)
     return room[-room.ctypes.data % 64 // like.itemsize :][:size]
 
 
-@_exact
+@inner
 def _pull_one(weight, x, y, b, i, j, dx, dy, chunk, want_dx, want_dy, dims):
     for k in range(dims):
         part = np.float64(weight) * (np.float64(y[b, j, k]) - np.float64(x[b, i, k]))
@@ -65,7 +63,7 @@ def _pull_one(weight, x, y, b, i, j, dx, dy, chunk, want_dx, want_dy, dims):
             dy[b, chunk, j, k] -= part
 
 
-@_exact
+@inner
 def _add_tile(tile, width, sums, first, count, k0, dims, out):
     """out[first + r, k0:] += tile[r] - sums[r] points[r], the tile's part of it."""
     for r in range(count):
@@ -74,7 +72,7 @@ def _add_tile(tile, width, sums, first, count, k0, dims, out):
             row[k0 + k] += np.float64(tile[r * width + k])
 
 
-@_exact
+@inner
 def _subtract_own(points, b, first, sums, count, dims, out):
     for r in range(count):
         own, row, times = points[b, first + r], out[first + r], np.float64(sums[r])
@@ -85,9 +83,26 @@ def _subtract_own(points, b, first, sums, count, dims, out):
 def _mixer(minus_one, pulls):
     """The mixing of a block for the usual wants, compiled for each pair of flags: it is the inmost loop."""
 
-    @_exact
+    @inner
     def mix(
-        d2, weight, totals, line, rows, padded, b, scale, squarings, weights, pull_weights, keep, add, g, v, v_at, outer, sums
+        d2,
+        weight,
+        totals,
+        line,
+        rows,
+        padded,
+        b,
+        scale,
+        squarings,
+        weights,
+        pull_weights,
+        keep,
+        add,
+        g,
+        v,
+        v_at,
+        outer,
+        sums,
     ):
         """sums[r] = sum_j total_rj v_j, or totals are kept; weight = c pulling, where c = g_r v_j or in weight."""
         real = d2.dtype.type
@@ -146,7 +161,7 @@ _mix_values, _mix_less, _mix_pulls, _mix_less_pulls = (
 )
 
 
-@_exact
+@inner
 def _mix_all(
     d2, weight, totals, line, rows, padded, b, scale, squarings, weights, pull_weights, keep, v, v_at, minus_one,
     want_value, want_pull, want_parameters, row_shift, column_shift, i0, j0, moments, sums, parameters, times,
@@ -209,15 +224,16 @@ def _mix_all(
                 parameters[s] += times * np.float64(total(load(moments, s * lanes)))
 
 
-@_exact
+@compiled
 def _sum_rows(
-    b, chunk, start, stop,
-    x, nx, x_pull, n, y, yt, ny, y_pull, m, dims, slopes, offsets, pull_nears, scale, squarings, weights, pull_weights,
-    g, v, vt, columns, pairs, row_shift, column_shift, skip_diagonal, minus_one, symmetric, block_rows, block_columns,
+    chunks, bounds, first, last,
+    x, nx, x_pull, n, y, yt, ny, y_pull, m, dims, slopes, offsets, pull_nears,
+    scale, squarings, weights, pull_weights, g, v, vt, columns, pairs, row_shift, column_shift,
+    skip_diagonal, minus_one, symmetric, block_rows, block_columns,
     want_value, want_column_value, want_dx, want_dy, want_parameters,
     value, column_value, dx, dy, parameters,
 ):  # fmt: skip
-    """Rows start to stop of batch element b, which are this chunk, against all columns; see Sums and the module.
+    """Chunks of rows, first to last, numbered through the batch, against all columns; see Sums and the module.
 
     symmetric: y is x, and only the blocks on and above the diagonal are visited; others count for rows and columns.
     Without per-row results (want_value only to be summed up) a block above the diagonal counts twice.
@@ -245,202 +261,204 @@ def _sum_rows(
     g_column = g[:, :, 0]
     some_near = np.empty((block_rows // ROWS, block_columns // width), np.bool_)
     zero = splat(real(0))
-    slope, offset, pull_near = slopes[b], offsets[b], pull_nears[b]
-    differences = offset == np.inf
-    near_slope, near_offset = real(slope), real(offset)
-    first_block = start // block_columns * block_columns if symmetric else 0
-    for j0 in range(first_block, m, block_columns):
-        wide = min(block_columns, m - j0)
-        p0, p1 = j0 // width, (j0 + wide + width - 1) // width
-        padded = (p1 - p0) * width
-        for i0 in range(start, stop, block_rows):
-            high = min(block_rows, stop - i0)
-            if symmetric and j0 < i0 // block_columns * block_columns:
-                continue
-            above = symmetric and j0 > i0
-            # the diagonal's block is complete: its rows have all its columns
-            to_columns = above or not symmetric
-            twice = real(2 if above and not want_column_value else 1)
+    for number in range(first, last):
+        b, chunk = number // chunks, number % chunks
+        start, stop = bounds[chunk], bounds[chunk + 1]
+        slope, offset, pull_near = slopes[b], offsets[b], pull_nears[b]
+        differences = offset == np.inf
+        near_slope, near_offset = real(slope), real(offset)
+        first_block = start // block_columns * block_columns if symmetric else 0
+        for j0 in range(first_block, m, block_columns):
+            wide = min(block_columns, m - j0)
+            p0, p1 = j0 // width, (j0 + wide + width - 1) // width
+            padded = (p1 - p0) * width
+            for i0 in range(start, stop, block_rows):
+                high = min(block_rows, stop - i0)
+                if symmetric and j0 < i0 // block_columns * block_columns:
+                    continue
+                above = symmetric and j0 > i0
+                # the diagonal's block is complete: its rows have all its columns
+                to_columns = above or not symmetric
+                twice = real(2 if above and not want_column_value else 1)
 
-            for p in range(p0, p1):
-                for r in range(0, high, ROWS):
-                    i = i0 + r
-                    some_near[r // ROWS, p - p0] = distances(
-                        x, (b * x.shape[1] + i) * row, row, yt, (b * panels + p) * dims * width, dims,
-                        nx, b * nx.shape[1] + i, ny, b * ny.shape[1] + p * width, near_slope, near_offset,
-                        d2, r * line + (p - p0) * width, line,
-                    )  # fmt: skip
-            if skip_diagonal:
-                for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
-                    # a kernel of 0, or one less 1
-                    d2[(i - i0) * line + i - j0] = 0 if minus_one else np.inf
-
-            if want_c and not outer:
-                if from_pairs:
-                    for r in range(high):
-                        whole = wide // lanes * lanes
-                        for j in range(0, whole, lanes):
-                            store(weight, r * line + j, load(pairs, (b * n + i0 + r) * m + j0 + j))
-                        for j in range(whole, padded):
-                            weight[r * line + j] = pairs[b, i0 + r, j0 + j] if j < wide else 0
-                else:
-                    for p in range(p0, p1):
-                        for r in range(0, high, ROWS):
-                            product(
-                                g, (b * g.shape[1] + i0 + r) * g.shape[2], g.shape[2], 1,
-                                vt, (b * panels + p) * columns * width, width, columns,
-                                weight, r * line + (p - p0) * width, line,
-                            )  # fmt: skip
+                for p in range(p0, p1):
+                    for r in range(0, high, ROWS):
+                        i = i0 + r
+                        some_near[r // ROWS, p - p0] = distances(
+                            x, (b * x.shape[1] + i) * row, row, yt, (b * panels + p) * dims * width, dims,
+                            nx, b * nx.shape[1] + i, ny, b * ny.shape[1] + p * width, near_slope, near_offset,
+                            d2, r * line + (p - p0) * width, line,
+                        )  # fmt: skip
                 if skip_diagonal:
+                    for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
+                        # a kernel of 0, or one less 1
+                        d2[(i - i0) * line + i - j0] = 0 if minus_one else np.inf
+
+                if want_c and not outer:
+                    if from_pairs:
+                        for r in range(high):
+                            whole = wide // lanes * lanes
+                            for j in range(0, whole, lanes):
+                                store(weight, r * line + j, load(pairs, (b * n + i0 + r) * m + j0 + j))
+                            for j in range(whole, padded):
+                                weight[r * line + j] = pairs[b, i0 + r, j0 + j] if j < wide else 0
+                    else:
+                        for p in range(p0, p1):
+                            for r in range(0, high, ROWS):
+                                product(
+                                    g, (b * g.shape[1] + i0 + r) * g.shape[2], g.shape[2], 1,
+                                    vt, (b * panels + p) * columns * width, width, columns,
+                                    weight, r * line + (p - p0) * width, line,
+                                )  # fmt: skip
+                    if skip_diagonal:
+                        for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
+                            weight[(i - i0) * line + i - j0] = 0
+
+                v_at = b * panels * width + j0
+                # symmetric blocks above the diagonal stand for two
+                if general:
+                    _mix_all(
+                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
+                        keep_total, vt, v_at, minus_one, want_value, want_pull, want_parameters, row_shift,
+                        column_shift, i0, j0, moments, row_sums, parameters[b, chunk], 2.0 if above else 1.0,
+                    )  # fmt: skip
+                else:
+                    g_block = g_column[b, i0 : i0 + high]
+                    if want_pull and minus_one:
+                        _mix_less_pulls(
+                            d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
+                            keep_total, want_value, g_block, vt, v_at, outer, row_sums,
+                        )  # fmt: skip
+                    elif want_pull:
+                        _mix_pulls(
+                            d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
+                            keep_total, want_value, g_block, vt, v_at, outer, row_sums,
+                        )  # fmt: skip
+                    elif minus_one:
+                        _mix_less(
+                            d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
+                            keep_total, want_value, g_block, vt, v_at, outer, row_sums,
+                        )  # fmt: skip
+                    else:
+                        _mix_values(
+                            d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
+                            keep_total, want_value, g_block, vt, v_at, outer, row_sums,
+                        )  # fmt: skip
+                if want_value and not keep_total:
+                    for r in range(high):
+                        value[b, i0 + r, 0] += np.float64(twice * row_sums[r])
+                if want_pull and skip_diagonal:
                     for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
                         weight[(i - i0) * line + i - j0] = 0
 
-            v_at = b * panels * width + j0
-            # symmetric blocks above the diagonal stand for two
-            if general:
-                _mix_all(
-                    d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
-                    vt, v_at, minus_one, want_value, want_pull, want_parameters, row_shift, column_shift, i0, j0,
-                    moments, row_sums, parameters[b, chunk], 2.0 if above else 1.0,
-                )  # fmt: skip
-            else:
-                g_block = g_column[b, i0 : i0 + high]
-                if want_pull and minus_one:
-                    _mix_less_pulls(
-                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
-                        want_value, g_block, vt, v_at, outer, row_sums,
-                    )  # fmt: skip
-                elif want_pull:
-                    _mix_pulls(
-                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
-                        want_value, g_block, vt, v_at, outer, row_sums,
-                    )  # fmt: skip
-                elif minus_one:
-                    _mix_less(
-                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
-                        want_value, g_block, vt, v_at, outer, row_sums,
-                    )  # fmt: skip
-                else:
-                    _mix_values(
-                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights, keep_total,
-                        want_value, g_block, vt, v_at, outer, row_sums,
-                    )  # fmt: skip
-            if want_value and not keep_total:
-                for r in range(high):
-                    value[b, i0 + r, 0] += np.float64(twice * row_sums[r])
-            if want_pull and skip_diagonal:
-                for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
-                    weight[(i - i0) * line + i - j0] = 0
-
-            if want_value and keep_total:
-                if columns <= _FEW_VALUES:
-                    for r in range(high):
-                        for e in range(columns):
-                            sum_e = zero
-                            for j in range(0, padded, lanes):
-                                p = p0 + j // width
-                                ve = load(vt, ((b * panels + p) * columns + e) * width + j % width)
-                                sum_e = fma(load(totals, r * line + j), ve, sum_e)
-                            value[b, i0 + r, e] += np.float64(twice * total(sum_e))
-                else:
-                    for e0 in range(0, columns, width):
-                        for r in range(0, high, ROWS):
-                            product(
-                                totals, r * line, line, 1, v, (b * v.shape[1] + j0) * v.shape[2] + e0, v.shape[2], wide,
-                                tile, 0, width,
-                            )  # fmt: skip
-                            _add_tile(tile, width, row_sums, i0 + r, min(ROWS, high - r), e0, columns, value[b])
-            if want_column_value and to_columns:
-                if columns <= _FEW_VALUES:
-                    for e in range(columns):
-                        for j in range(0, padded, lanes):
-                            sum_e = zero
-                            for r in range(high):
-                                ge = splat(g[b, i0 + r, e])
-                                sum_e = fma(load(totals, r * line + j), ge, sum_e)
-                            store(tile, 0, sum_e)
-                            for q in range(min(lanes, wide - j)):
-                                column_value[b, chunk, j0 + j + q, e] += np.float64(tile[q])
-                else:
-                    for e0 in range(0, columns, width):
-                        for j in range(0, wide, ROWS):
-                            product(
-                                totals, j, 1, line, g, (b * g.shape[1] + i0) * g.shape[2] + e0, g.shape[2], high,
-                                tile, 0, width,
-                            )  # fmt: skip
-                            _add_tile(
-                                tile, width, row_sums, j0 + j, min(ROWS, wide - j), e0, columns, column_value[b, chunk]
-                            )
-
-            if want_pull and not differences:
-                # near pairs one by one, by their difference: in a product it would cancel
-                for p in range(p0, p1):
-                    for r0 in range(0, high, ROWS):
-                        if some_near[r0 // ROWS, p - p0]:
-                            for r in range(r0, min(r0 + ROWS, high)):
-                                for j in range((p - p0) * width, min((p - p0 + 1) * width, wide)):
-                                    at = r * line + j
-                                    if d2[at] <= pull_near and weight[at] != 0:
-                                        if d2[at] > 0:
-                                            _pull_one(
-                                                weight[at], x_pull, y_pull, b, i0 + r, j0 + j, dx, dy, chunk,
-                                                want_dx, want_dy and to_columns, dims,
-                                            )  # fmt: skip
-                                        weight[at] = 0
-            if want_dx:
-                for k0 in range(0, dims, width):
-                    y_at = (b * y.shape[1] + j0) * row + k0
-                    if differences:
-                        for r in range(0, high, ROWS // 2):
-                            x_at = (b * x.shape[1] + i0 + r) * row + k0
-                            pull(
-                                weight, r * line, line, 1, y_pull, y_at, row, wide, x_pull, x_at, row, tile, 0, width
-                            )
-                            _add_tile(tile, width, row_sums, i0 + r, min(ROWS // 2, high - r), k0, dims, dx[b])
-                    else:
-                        for r in range(0, high, ROWS):
-                            product(weight, r * line, line, 1, y, y_at, row, wide, tile, 0, width)
-                            _add_tile(tile, width, row_sums, i0 + r, min(ROWS, high - r), k0, dims, dx[b])
-                if not differences:
-                    for r in range(high):
-                        sum_r = zero
-                        for j in range(wide, padded):
-                            weight[r * line + j] = 0
-                        for j in range(0, padded, lanes):
-                            sum_r = sum_r + load(weight, r * line + j)
-                        row_sums[r] = total(sum_r)
-                    _subtract_own(x, b, i0, row_sums, high, dims, dx[b])
-            if want_dy and to_columns:
-                for k0 in range(0, dims, width):
-                    x_at = (b * x.shape[1] + i0) * row + k0
-                    if differences:
-                        for j in range(0, wide, ROWS // 2):
-                            y_at = (b * y.shape[1] + j0 + j) * row + k0
-                            pull(
-                                weight, j, 1, line, x_pull, x_at, row, high, y_pull, y_at, row, tile, 0, width
-                            )
-                            _add_tile(tile, width, row_sums, j0 + j, min(ROWS // 2, wide - j), k0, dims, dy[b, chunk])
-                    else:
-                        for j in range(0, wide, ROWS):
-                            product(weight, j, 1, line, x, x_at, row, high, tile, 0, width)
-                            _add_tile(tile, width, row_sums, j0 + j, min(ROWS, wide - j), k0, dims, dy[b, chunk])
-                if not differences:
-                    for j in range(0, padded, lanes):
-                        sum_j = zero
+                if want_value and keep_total:
+                    if columns <= _FEW_VALUES:
                         for r in range(high):
-                            sum_j = sum_j + load(weight, r * line + j)
-                        store(tile, 0, sum_j)
-                        for q in range(min(lanes, wide - j)):
-                            row_sums[j + q] = tile[q]
-                    _subtract_own(y, b, j0, row_sums, wide, dims, dy[b, chunk])
+                            for e in range(columns):
+                                sum_e = zero
+                                for j in range(0, padded, lanes):
+                                    p = p0 + j // width
+                                    ve = load(vt, ((b * panels + p) * columns + e) * width + j % width)
+                                    sum_e = fma(load(totals, r * line + j), ve, sum_e)
+                                value[b, i0 + r, e] += np.float64(twice * total(sum_e))
+                    else:
+                        for e0 in range(0, columns, width):
+                            for r in range(0, high, ROWS):
+                                product(
+                                    totals, r * line, line, 1, v, (b * v.shape[1] + j0) * v.shape[2] + e0, v.shape[2],
+                                    wide, tile, 0, width,
+                                )  # fmt: skip
+                                _add_tile(tile, width, row_sums, i0 + r, min(ROWS, high - r), e0, columns, value[b])
+                if want_column_value and to_columns:
+                    if columns <= _FEW_VALUES:
+                        for e in range(columns):
+                            for j in range(0, padded, lanes):
+                                sum_e = zero
+                                for r in range(high):
+                                    ge = splat(g[b, i0 + r, e])
+                                    sum_e = fma(load(totals, r * line + j), ge, sum_e)
+                                store(tile, 0, sum_e)
+                                for q in range(min(lanes, wide - j)):
+                                    column_value[b, chunk, j0 + j + q, e] += np.float64(tile[q])
+                    else:
+                        for e0 in range(0, columns, width):
+                            for j in range(0, wide, ROWS):
+                                product(
+                                    totals, j, 1, line, g, (b * g.shape[1] + i0) * g.shape[2] + e0, g.shape[2], high,
+                                    tile, 0, width,
+                                )  # fmt: skip
+                                _add_tile(
+                                    tile,
+                                    width,
+                                    row_sums,
+                                    j0 + j,
+                                    min(ROWS, wide - j),
+                                    e0,
+                                    columns,
+                                    column_value[b, chunk],
+                                )
 
-
-@_exact
-def _sum_chunks(chunks, bounds, start, stop, rest):
-    """Chunks start to stop, numbered through the batch: one call for all that a thread does at once."""
-    for number in range(start, stop):
-        b, chunk = number // chunks, number % chunks
-        _sum_rows(b, chunk, bounds[chunk], bounds[chunk + 1], *rest)
+                if want_pull and not differences:
+                    # near pairs one by one, by their difference: in a product it would cancel
+                    for p in range(p0, p1):
+                        for r0 in range(0, high, ROWS):
+                            if some_near[r0 // ROWS, p - p0]:
+                                for r in range(r0, min(r0 + ROWS, high)):
+                                    for j in range((p - p0) * width, min((p - p0 + 1) * width, wide)):
+                                        at = r * line + j
+                                        if d2[at] <= pull_near and weight[at] != 0:
+                                            if d2[at] > 0:
+                                                _pull_one(
+                                                    weight[at], x_pull, y_pull, b, i0 + r, j0 + j, dx, dy, chunk,
+                                                    want_dx, want_dy and to_columns, dims,
+                                                )  # fmt: skip
+                                            weight[at] = 0
+                if want_dx:
+                    for k0 in range(0, dims, width):
+                        y_at = (b * y.shape[1] + j0) * row + k0
+                        if differences:
+                            for r in range(0, high, ROWS // 2):
+                                x_at = (b * x.shape[1] + i0 + r) * row + k0
+                                pull(
+                                    weight, r * line, line, 1, y_pull, y_at, row, wide, x_pull, x_at, row,
+                                    tile, 0, width,
+                                )  # fmt: skip
+                                _add_tile(tile, width, row_sums, i0 + r, min(ROWS // 2, high - r), k0, dims, dx[b])
+                        else:
+                            for r in range(0, high, ROWS):
+                                product(weight, r * line, line, 1, y, y_at, row, wide, tile, 0, width)
+                                _add_tile(tile, width, row_sums, i0 + r, min(ROWS, high - r), k0, dims, dx[b])
+                    if not differences:
+                        for r in range(high):
+                            sum_r = zero
+                            for j in range(wide, padded):
+                                weight[r * line + j] = 0
+                            for j in range(0, padded, lanes):
+                                sum_r = sum_r + load(weight, r * line + j)
+                            row_sums[r] = total(sum_r)
+                        _subtract_own(x, b, i0, row_sums, high, dims, dx[b])
+                if want_dy and to_columns:
+                    for k0 in range(0, dims, width):
+                        x_at = (b * x.shape[1] + i0) * row + k0
+                        if differences:
+                            for j in range(0, wide, ROWS // 2):
+                                y_at = (b * y.shape[1] + j0 + j) * row + k0
+                                pull(weight, j, 1, line, x_pull, x_at, row, high, y_pull, y_at, row, tile, 0, width)
+                                high_j = min(ROWS // 2, wide - j)
+                                _add_tile(tile, width, row_sums, j0 + j, high_j, k0, dims, dy[b, chunk])
+                        else:
+                            for j in range(0, wide, ROWS):
+                                product(weight, j, 1, line, x, x_at, row, high, tile, 0, width)
+                                _add_tile(tile, width, row_sums, j0 + j, min(ROWS, wide - j), k0, dims, dy[b, chunk])
+                    if not differences:
+                        for j in range(0, padded, lanes):
+                            sum_j = zero
+                            for r in range(high):
+                                sum_j = sum_j + load(weight, r * line + j)
+                            store(tile, 0, sum_j)
+                            for q in range(min(lanes, wide - j)):
+                                row_sums[j + q] = tile[q]
+                        _subtract_own(y, b, j0, row_sums, wide, dims, dy[b, chunk])
 
 
 def sweep(
@@ -448,8 +466,8 @@ def sweep(
     x: Points,
     y: Points,
     *,
-    v: np.ndarray | None = None,
-    g: np.ndarray | None = None,
+    v: Points | None = None,
+    g: Points | None = None,
     pairs: np.ndarray | None = None,
     row_shift: np.ndarray | None = None,
     column_shift: np.ndarray | None = None,
@@ -462,7 +480,7 @@ def sweep(
     want_dy: bool = False,
     want_parameters: bool = False,
 ) -> Sums:
-    """x (B, N, D) against y (B, M, D); v (B, M, E), g (B, N, E), pairs (B, N, M); shifts (B, N|M, S).
+    """x (B, N, D) against y (B, M, D); v (B, M, E), g (B, N, E), both copied; pairs (B, N, M); shifts (B, N|M, S).
 
     symmetric: y is x, and c_ij = c_ji. Half the pairs are visited, and the results are those of all: dx, which needs
     want_dy as well, and value, which without want_column_value is only good for g . value.
@@ -471,12 +489,8 @@ def sweep(
     batch, n, m, count = len(x.rows), x.count, y.count, packed.scale.shape[1]
     none = np.empty((batch, 0, 1), dtype)
     no_columns = np.empty((batch, 0, 1, 1), dtype)
-    columns = 1
-    g_points = v_points = None
-    if v is not None:
-        columns, v_points = v.shape[2], copied(v)
-    if g is not None:
-        columns, g_points = g.shape[2], copied(g)
+    given = v or g
+    columns = given.columns.shape[2] if given else 1
     products = want_dx or want_dy or columns > _FEW_VALUES
     block_rows = _MANY_ROWS if products else _FEW_ROWS
     # the blocks on the diagonal are visited whole: of a small matrix they would be a large part
@@ -484,6 +498,10 @@ def sweep(
     # a block of rows lies within one block of columns
     unit = math.lcm(block_rows, y.columns.shape[3])
     block_columns = max(1, least_columns // unit) * unit
+    if n <= block_rows and m <= block_columns:
+        # one block: no more memory than it takes
+        width = y.columns.shape[3]
+        block_rows, block_columns = max(1, -(-n // ROWS)) * ROWS, max(1, -(-m // width)) * width
     to_columns = want_dy or want_column_value
     # at least so many rows a chunk: what columns receive is added up from all chunks
     least = 512 if to_columns else 2 * block_rows
@@ -507,8 +525,8 @@ def sweep(
         wide = np.zeros((batch, count, y.columns.shape[1] * y.columns.shape[3]), dtype)
         wide[:, :, :m] = _in_order(packed, column_shift).transpose(0, 2, 1)
         column_shift = wide
-    g_rows = none if g_points is None else g_points.rows
-    v_rows, v_columns = (none, no_columns) if v_points is None else (v_points.rows, v_points.columns)
+    g_rows = g.rows if g else none
+    v_rows, v_columns = (v.rows, v.columns) if v else (none, no_columns)
 
     rest = (
         x.rows, x.norms, x_pull, n, y.rows, y.columns, y.norms, y_pull, m, dims,
@@ -520,17 +538,19 @@ def sweep(
     )  # fmt: skip
 
     def task(start, stop):
-        _sum_chunks(chunks, bounds, start, stop, rest)
+        _sum_rows(chunks, bounds, start, stop, *rest)
 
     if n and m:
         run_rows(task, batch * chunks, work // chunks)
-    dx, dy = dx if want_dx else None, dy.sum(1) if want_dy else None
-    value, column_value = value if want_value else None, column_value.sum(1) if want_column_value else None
+    dx, dy = dx if want_dx else None, _sum_of_chunks(dy) if want_dy else None
+    value, column_value = value if want_value else None, _sum_of_chunks(column_value) if want_column_value else None
     if symmetric and want_dy:
         dx, dy = dx + dy, None
     if symmetric and want_column_value:
         value, column_value = value + column_value, None
-    lengths = packed.unit[:, None, None]
+    if (packed.unit != 1).any():
+        lengths = packed.unit[:, None, None]
+        dx, dy = None if dx is None else dx / lengths, None if dy is None else dy / lengths
     dsigma = dweights = None
     if want_parameters:
         sums = parameters.sum(1).reshape(batch, count, 2)
@@ -539,9 +559,11 @@ def sweep(
         np.put_along_axis(dsigma, packed.order, sums[..., 1], 1)
         # sum c k d2 / sigma^3, with d2 = -t sigma^2 2 / log2(e)
         dsigma *= -2 / LOG2_E * packed.given_weights / packed.given_sigma
-    return Sums(
-        value, column_value, None if dx is None else dx / lengths, None if dy is None else dy / lengths, dsigma, dweights
-    )
+    return Sums(value, column_value, dx, dy, dsigma, dweights)
+
+
+def _sum_of_chunks(parts: np.ndarray) -> np.ndarray:
+    return parts[:, 0] if parts.shape[1] == 1 else parts.sum(1)
 
 
 def _in_order(packed: Packed, shift: np.ndarray) -> np.ndarray:

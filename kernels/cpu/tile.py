@@ -101,9 +101,7 @@ def _place(builder, dtype, base, row, place):
 
 
 @intrinsic
-def distances(
-    typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, out, at, out_row
-):
+def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, out, at, out_row):
     """out[r, j] = |x_r - y_j|^2 for one tile; whether any of them was near.
 
     x holds points as rows, x_row apart; y holds WIDTH points as columns. nx and ny are their squared norms, summed

@@ -1,8 +1,8 @@
 """Vector registers as values in Numba code: load, store, arithmetic, 2**t.
 
 LLVM's loop vectoriser does not keep a sum over bandwidths, or a block of a product, in registers. Code written with
-these values does: `a * b + c` on them is one instruction each for all lanes, `fma(a, b, c)` one for both. They live in
-registers only and are never passed to or from Python.
+these values does: `a * b + c` on them is one instruction each for all lanes, `fma(a, b, c)` one for both. They live
+in registers only and are never passed to or from Python.
 
 The width is that of the machine at hand, from LLVM: 512 bits with AVX-512, 256 with AVX2, else 128.
 """
