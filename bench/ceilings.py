@@ -16,9 +16,10 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from torch import Tensor
 
 from bench.machine import vectors
-from bench.measure import SQUARINGS, Case
+from bench.measure import SQUARINGS, Case, on_one_thread
 
 # enough independent chains to hide the latency of two multiply-adds per clock, few enough for sixteen registers
 _CHAINS = 12
@@ -76,10 +77,13 @@ def fma_rate(dtype: str) -> float:
 
 @cache
 def fill_seconds(n: int, m: int, dtype: str) -> float:
-    """Seconds to fill an (N, M) matrix that is there already: the best of twenty tries."""
+    """Seconds to fill an (N, M) matrix that is there already: the best of twenty tries, on one thread and on all."""
     out = torch.empty(n, m, dtype=getattr(torch, dtype))
 
-    return min(_seconds(lambda: out.fill_(1.0)) for _ in range(20))
+    def fill() -> Tensor:
+        return out.fill_(1.0)
+
+    return min(_seconds(run) for run in (fill, on_one_thread(fill)) for _ in range(20))
 
 
 def _seconds(run: Callable[[], object]) -> float:

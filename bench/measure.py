@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -245,12 +246,10 @@ def rounds(runs: list[Run]) -> tuple[list[Times], float]:
         1 if g > _TURN else math.ceil(_TURN / min(g, first_call(run)[0])) for g, run in zip(guess, runs, strict=True)
     ]
     settling = [math.ceil(_SETTLE / _TURN) * k if g < _SETTLE else 0 for g, k in zip(guess, calls, strict=True)]
-    least = 1 if max(guess) > _LONG else 3
+    least, most = (1, 1) if max(guess) > _LONG else (3, _MOST_ROUNDS)
     seconds: list[list[float]] = [[] for _ in runs]
     start, others = time.perf_counter(), others_seconds()
-    while len(seconds[0]) < least or (
-        len(seconds[0]) < _MOST_ROUNDS and time.perf_counter() < start + _BUDGET * len(runs)
-    ):
+    while len(seconds[0]) < least or (len(seconds[0]) < most and time.perf_counter() < start + _BUDGET * len(runs)):
         order = range(len(runs)) if len(seconds[0]) % 2 == 0 else reversed(range(len(runs)))
         for k in order:
             for _ in range(settling[k]):
@@ -264,10 +263,10 @@ def rounds(runs: list[Run]) -> tuple[list[Times], float]:
     return [Times(s, k) for s, k in zip(seconds, calls, strict=True)], others
 
 
-def on_one_thread(run: Run) -> Run:
+def on_one_thread(run: Callable[[], Any]) -> Callable[[], Any]:
     """The same run with torch's number of threads, which gkfast follows, at one."""
 
-    def single() -> Outputs:
+    def single() -> Any:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
