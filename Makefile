@@ -14,7 +14,8 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest
 
-# some twelve minutes that want the machine for themselves; then: python -m bench.regressions bench/results/MACHINE.csv
+# wants the machine for itself, for about a quarter of an hour; what got slower since the last commit, by
+# python -m bench.regressions bench/results/MACHINE.csv
 bench: $(VENV)/.bench-ready
 	$(PY) -m pytest --benchmark-only --benchmark-quiet --save-rows=bench/results
 	$(PY) -m bench.report

@@ -104,9 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         if sentences:
             print(f"{title}:", *sentences, sep="\n    ")
-    print(
-        f"{changes.compared} rows compared; {len(changes.slower)} slower by more than {TOLERANCE:.0%}, {len(changes.wrong)} wrong"
-    )
+    slower, wrong = len(changes.slower), len(changes.wrong)
+    print(f"{changes.compared} rows compared; {slower} slower by more than {TOLERANCE:.0%}, {wrong} wrong")
     return 1 if changes.slower or changes.wrong else 0
 
 

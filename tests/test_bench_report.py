@@ -24,18 +24,7 @@ def row(rival="", case="rbf float32 N=M=64 D=8", **values):
     sizes = {"op": "rbf", "dtype": "float32", "N": 64, "M": 64, "D": 8, "E": 1, "bandwidths": "one", "sweep": False}
     ours = {"gkfast_ms": 1.0, "gkfast_error": 1e-7, "gkfast_first_call_s": 0.1, "bound": "fma", "bound_ms": 0.5}
     quiet = {"disturbed": False, "spread": 0.02}
-    return {
-        "case": case,
-        **sizes,
-        "rival": rival,
-        **ours,
-        "disturbed": False,
-        "spread": 0.02,
-        **empty,
-        **figures,
-        **values,
-        **where,
-    }
+    return {"case": case, **sizes, "rival": rival, **ours, **quiet, **empty, **figures, **values, **where}
 
 
 def saved(path, *table):
