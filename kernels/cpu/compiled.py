@@ -1,0 +1,101 @@
+"""How everything here is compiled: without the GIL, with NumPy's rules for division, kept on disk.
+
+Two things that Numba's cache on disk leaves open are settled here. It compares the date of a function's own file, and
+would keep code of a tile long changed: the stamp here is of all files of this folder. And it numbers the files of a
+function's signatures by what its index lists, so that two processes that compile two of them at once may pick one
+number for both, and each would later load the other's code: whoever compiles or loads holds a lock on the folder.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+_this_process = threading.RLock()
+_depth = 0
+_dispatchers: list[Any] = []
+
+
+def _stamp() -> str:
+    content = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        content.update(path.read_bytes())
+    return content.hexdigest()
+
+
+_STAMP = _stamp()
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """`compiled`, for what only compiled code calls: without an entry from Python, whose compilation takes time."""
+    return compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def compiled(function: Callable[..., Any], **options: bool) -> Any:
+    """Numba's njit. No fastmath: it would allow to reorder what is ordered with care."""
+    dispatcher = njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+    file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if file is not None:
+        file._source_stamp = _STAMP
+    compile_one = dispatcher.compile
+
+    def compile_alone(signature: Any) -> Any:
+        with _locked(folder()):
+            return compile_one(signature)
+
+    # numba calls it for each new signature, also from within the compilation of a caller
+    dispatcher.compile = compile_alone
+    _dispatchers.append(dispatcher)
+    return dispatcher
+
+
+def folder() -> Path:
+    """Where compiled code is kept."""
+    return Path(_dispatchers[0].stats.cache_path)
+
+
+def compiled_here() -> int:
+    """How many signatures this process has compiled itself, since the disk did not have them."""
+    return sum(sum(dispatcher.stats.cache_misses.values()) for dispatcher in _dispatchers)
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """This process alone in the folder; a compilation within another is not locked out by it."""
+    global _depth
+    with _this_process:
+        if _depth:
+            yield
+            return
+        place.mkdir(parents=True, exist_ok=True)
+        with open(place / "lock", "a") as file:
+            _wait_for(file)
+            _depth = 1
+            try:
+                yield
+            finally:
+                # closing the file lets the next one in
+                _depth = 0
+
+
+try:
+    import fcntl
+
+    def _wait_for(file: Any) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+except ImportError:
+    import msvcrt
+    import time
+
+    def _wait_for(file: Any) -> None:
+        while True:
+            try:
+                file.seek(0)
+                return msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+            except OSError:  # it gives up after ten seconds
+                time.sleep(0.1)
