@@ -120,6 +120,28 @@ def _kernel_sums_cpu(
     return (scale.detach() * sums[:, None]).sum(-1), sums, *gradients
 
 
+def _kernel_sums_gpu(
+    scale: Tensor,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    drop: int,
+    minus_one: bool,
+    wants: Wants,
+) -> tuple[Tensor, ...]:
+    from gkfast.kernels import gpu
+
+    x, y, a, b = x.contiguous(), y.contiguous(), a.contiguous(), b.contiguous()
+    arguments = (scale.detach(), x, y, a, b, sigma, weights, drop, minus_one, tuple(wants))
+    sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
+    likes = (x, y, a, b, sigma, weights)
+    gradients = [unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True)]
+    return (scale.detach() * sums[:, None]).sum(-1), sums, *gradients
+
+
 def _with_gradients_fake(
     scale: Tensor,
     x: Tensor,
@@ -153,18 +175,37 @@ def _with_gradients_cpu(
     return sums, *(d[:, 0] if want else d for d, want in zip(gradients, wants, strict=True))
 
 
+def _with_gradients_gpu(
+    scale: Tensor,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    drop: int,
+    minus_one: bool,
+    wants: Wants,
+) -> tuple[Tensor, ...]:
+    arguments = (scale[:, None], x, y, a, b, sigma, weights, drop, minus_one, wants)
+    _, sums, *gradients = _kernel_sums_gpu(*arguments)
+    return sums, *(d[:, 0] if want else d for d, want in zip(gradients, wants, strict=True))
+
+
 define(
     "kernel_sums(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"
     " int drop, bool minus_one, bool[] wants)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel_sums_fake,
     _kernel_sums_cpu,
+    _kernel_sums_gpu,
 )
 define(
     "kernel_sums_with_gradients(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"
     " int drop, bool minus_one, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _with_gradients_fake,
     _with_gradients_cpu,
+    _with_gradients_gpu,
 )
 
 

@@ -72,11 +72,21 @@ def _log_density_cpu(
     return torch.from_numpy(cpu.log_density(*arrays, leave_one_out))
 
 
+def _log_density_gpu(
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+) -> Tensor:
+    from gkfast.kernels import gpu
+
+    x, y, log_data_weights = x.contiguous(), y.contiguous(), log_data_weights.contiguous()
+    return gpu.log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out)
+
+
 define(
     "log_density(Tensor x, Tensor y, Tensor sigma, Tensor log_weights, Tensor data_weights, bool leave_one_out)"
     " -> Tensor",
     _log_density_fake,
     _log_density_cpu,
+    _log_density_gpu,
 )
 
 

@@ -21,6 +21,7 @@ from gkfast.ops.define import (
     numbers,
     run,
     tensor,
+    unwanted,
     vjp,
     wanted,
 )
@@ -94,6 +95,23 @@ def _rbf_matmul_cpu(
     return tensor(cpu.rbf_matmul(*arrays, shifts, skip_diagonal, minus_one), x)
 
 
+def _rbf_matmul_gpu(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    shift: Tensor | None,
+    skip_diagonal: bool,
+    minus_one: bool,
+) -> Tensor:
+    from gkfast.kernels import gpu
+
+    x, y, v = x.contiguous(), y.contiguous(), v.contiguous()
+    shift = None if shift is None else shift.contiguous()
+    return gpu.rbf_matmul(x, y, v, sigma, weights, shift, skip_diagonal, minus_one)
+
+
 def _rbf_matmul_backward_fake(
     g: Tensor,
     x: Tensor,
@@ -129,17 +147,40 @@ def _rbf_matmul_backward_cpu(
     return tuple(tensor(d, like) for d, like in zip(gradients, (x, y, v, sigma, weights), strict=True))
 
 
+def _rbf_matmul_backward_gpu(
+    g: Tensor,
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    shift: Tensor | None,
+    skip_diagonal: bool,
+    minus_one: bool,
+    wants: Wants,
+) -> tuple[Tensor, ...]:
+    from gkfast.kernels import gpu
+
+    g, x, y, v = g.contiguous(), x.contiguous(), y.contiguous(), v.contiguous()
+    shift = None if shift is None else shift.contiguous()
+    gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, tuple(wants), shift, skip_diagonal, minus_one)
+    likes = (x, y, v, sigma, weights)
+    return tuple(unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True))
+
+
 define(
     "rbf_matmul(Tensor x, Tensor y, Tensor v, Tensor sigma, Tensor weights, Tensor? shift, bool skip_diagonal,"
     " bool minus_one) -> Tensor",
     _rbf_matmul_fake,
     _rbf_matmul_cpu,
+    _rbf_matmul_gpu,
 )
 define(
     "rbf_matmul_backward(Tensor g, Tensor x, Tensor y, Tensor v, Tensor sigma, Tensor weights, Tensor? shift,"
     " bool skip_diagonal, bool minus_one, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _rbf_matmul_backward_fake,
     _rbf_matmul_backward_cpu,
+    _rbf_matmul_backward_gpu,
 )
 
 

@@ -1,11 +1,28 @@
 """GPU kernels: torch tensors in and out, compiled by Triton.
 
-    rbf   the kernel matrix and its gradients
+packed     the bandwidths as the kernels read them
+tiles      the sizes of tiles
+distances  squared distances of a tile
+sweep      all pairs, row by row, for every sum
+rbf, rbf_matmul, kernel_sums, log_density   the operations
 
-Operations without a kernel here run the reference in torch. Without a GPU the same code runs under Triton's
+Without a GPU the same code runs under Triton's
 interpreter (TRITON_INTERPRET=1, set before triton is imported), which is how the tests check it.
 """
 
+from .kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2
+from .log_density import log_density, score
 from .rbf import rbf, rbf_backward
+from .rbf_matmul import rbf_matmul, rbf_matmul_backward
 
-__all__ = ["rbf", "rbf_backward"]
+__all__ = [
+    "kernel_sums",
+    "kernel_sums_with_gradients",
+    "log_density",
+    "mmd2",
+    "rbf",
+    "rbf_backward",
+    "rbf_matmul",
+    "rbf_matmul_backward",
+    "score",
+]

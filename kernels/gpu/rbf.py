@@ -9,86 +9,54 @@ sums for sigma and weights; the others pull on x and on y with the rows and the 
 owner, so nothing is added by atomics and results repeat bit for bit.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
-LOG2_E = math.log2(math.e)
+from .distances import squared_distances
+from .packed import Table, accumulator, triton_dtype
+from .tiles import tile
 
-# BN, BM, BD, warps by kernel: few enough entries a thread to compile without spills for sm_80, sm_90 and sm_100 in
-# every dtype (tests/compile_gpu_kernels.py); not yet tuned on a GPU
-TILES = {"matrix": (32, 64, 4, 8), "weight": (32, 32, 4, 4), "pull": (32, 64, 4, 8)}
-_RUNTIME_SIZES = ["N", "M", "D", "S"]
+_RUNTIME_SIZES = ["N", "M", "D", "S", "table_stride"]
 
 
 @triton.jit
 def _tile(N, M, BN: tl.constexpr, BM: tl.constexpr):
-    """This program's batch, rows [BN] and columns [BM], int64, since N times M may pass 2^31."""
+    """This program's batch, first row and first column, int64, since N times M may pass 2^31."""
     tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BM)
     pid = tl.program_id(0).to(tl.int64)
     tile = pid % (tiles_n * tiles_m)
-    i = (tile // tiles_m) * BN + tl.arange(0, BN)
-    j = (tile % tiles_m) * BM + tl.arange(0, BM)
-    return pid // (tiles_n * tiles_m), i, j
+    return pid // (tiles_n * tiles_m), (tile // tiles_m) * BN, (tile % tiles_m) * BM
 
 
 @triton.jit
 def _squared_distances(
-    x_ptr,
-    y_ptr,
-    rows,
-    cols,
-    row_in,
-    col_in,
-    unit,
-    D,
-    BN: tl.constexpr,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """|x_i - y_j|^2 in units of 1 / unit, [BN, BM]; summed in blocks of BD, so that rounding does not grow with D."""
-    total = tl.zeros([BN, BM], ACC)
-    for d0 in range(0, D, BD):
-        part = tl.zeros([BN, BM], ACC)
-        for k in tl.static_range(BD):
-            d = d0 + k
-            xi = tl.load(x_ptr + rows * D + d, mask=row_in & (d < D), other=0.0).to(ACC)
-            yj = tl.load(y_ptr + cols * D + d, mask=col_in & (d < D), other=0.0).to(ACC)
-            e = (xi[:, None] - yj[None, :]) * unit
-            part = tl.fma(e, e, part)
-        total += part
-    return total
+    x_ptr, y_ptr, b, i0, j0, unit, N, M, D,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SCALED: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    rows, cols = tl.arange(0, BN), tl.arange(0, BM)
+    return squared_distances(
+        x_ptr + (b * N + i0) * D, y_ptr + (b * M + j0) * D, rows, cols, rows < N - i0, cols < M - j0, unit, D,
+        BN, BM, BD, SCALED, ACC,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def _rbf_kernel(
-    x_ptr,
-    y_ptr,
-    out_ptr,
-    table_ptr,
-    N,
-    M,
-    D,
-    S,
-    BN: tl.constexpr,
-    BM: tl.constexpr,
-    BD: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    b, i, j = _tile(N, M, BN, BM)
-    row_in, col_in = i < N, j < M
-    table_ptr += b * (1 + 3 * S)
+    x_ptr, y_ptr, out_ptr, table_ptr, N, M, D, S, table_stride,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SCALED: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    b, i0, j0 = _tile(N, M, BN, BM)
+    table_ptr += b * table_stride
     unit = tl.load(table_ptr)
-    d2 = _squared_distances(x_ptr, y_ptr, b * N + i, b * M + j, row_in, col_in, unit, D, BN, BM, BD, ACC)
+    d2 = _squared_distances(x_ptr, y_ptr, b, i0, j0, unit, N, M, D, BN, BM, BD, SCALED, ACC)
     total = tl.zeros([BN, BM], ACC)
     for s in range(S):
         scale, weight = tl.load(table_ptr + 1 + s), tl.load(table_ptr + 1 + S + s)
-        total += weight * tl.exp2(-d2 * scale)
+        total += weight * tl.exp2(d2 * scale)
+    i, j = i0 + tl.arange(0, BN), j0 + tl.arange(0, BM)
     out = out_ptr + (b * N + i)[:, None] * M + j[None, :]
-    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=row_in[:, None] & col_in[None, :])
+    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=(i < N)[:, None] & (j < M)[None, :])
 
 
 def rbf(x, y, sigma, weights, out=None):
@@ -98,34 +66,36 @@ def rbf(x, y, sigma, weights, out=None):
     m = other.shape[1]
     if out is None:
         out = x.new_empty(batch, n, m)
-    acc = _accumulator(x)
-    bn, bm, bd, warps = TILES["matrix"]
+    table = Table(sigma, weights, x)
+    bn, bm, bd, warps, registers = tile("matrix", dims, table.dtype, x.device)
     programs = batch * triton.cdiv(n, bn) * triton.cdiv(m, bm)
     if programs:
-        table = _table(sigma, weights, acc, x.device)
-        _rbf_kernel[(programs,)](
-            x, other, out, table, n, m, dims, sigma.shape[1],
-            BN=bn, BM=bm, BD=bd, ACC=_triton_dtype(acc), num_warps=warps,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            _rbf_kernel[(programs,)](
+                x, other, out, table.rows, n, m, dims, table.count, table.stride,
+                BN=bn, BM=bm, BD=bd, SCALED=table.scaled, ACC=triton_dtype(table.dtype),
+                num_warps=warps, maxnreg=registers,
+            )  # fmt: skip
     return out
 
 
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def _rbf_weight_kernel(
-    g_ptr, x_ptr, y_ptr, w_ptr, moments_ptr, table_ptr, N, M, D, S,
-    WANT_MOMENTS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
+    g_ptr, x_ptr, y_ptr, w_ptr, moments_ptr, table_ptr, N, M, D, S, table_stride,
+    WANT_MOMENTS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SCALED: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
-    b, i, j = _tile(N, M, BN, BM)
-    row_in, col_in = i < N, j < M
-    inside = row_in[:, None] & col_in[None, :]
-    table_ptr += b * (1 + 3 * S)
+    b, i0, j0 = _tile(N, M, BN, BM)
+    table_ptr += b * table_stride
     unit = tl.load(table_ptr)
-    d2 = _squared_distances(x_ptr, y_ptr, b * N + i, b * M + j, row_in, col_in, unit, D, BN, BM, BD, ACC)
+    d2 = _squared_distances(x_ptr, y_ptr, b, i0, j0, unit, N, M, D, BN, BM, BD, SCALED, ACC)
+    i, j = i0 + tl.arange(0, BN), j0 + tl.arange(0, BM)
+    inside = (i < N)[:, None] & (j < M)[None, :]
     place = (b * N + i)[:, None] * M + j[None, :]
     g = tl.load(g_ptr + place, mask=inside, other=0.0).to(ACC)
     w = tl.zeros([BN, BM], ACC)
     for s in range(S):
-        gk = g * tl.exp2(-d2 * tl.load(table_ptr + 1 + s))
+        gk = g * tl.exp2(d2 * tl.load(table_ptr + 1 + s))
         w += tl.load(table_ptr + 1 + 2 * S + s) * gk
         if WANT_MOMENTS:
             # an infinite distance has a kernel of 0 and no say in the moments
@@ -137,14 +107,14 @@ def _rbf_weight_kernel(
 
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def _rbf_pull_kernel(
-    w_ptr, x_ptr, y_ptr, dx_ptr, table_ptr, N, M, D, S, row_stride, col_stride,
+    w_ptr, x_ptr, y_ptr, dx_ptr, table_ptr, N, M, D, S, table_stride, row_stride, col_stride,
     BOTH: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     # dx_i = sum_j W_ij (y_j - x_i), for BN rows and BD coordinates; W is read by strides, so that y pulls as x does
-    b, i, coordinates = _tile(N, D, BN, BD)
+    b, i0, d0 = _tile(N, D, BN, BD)
+    i, coordinates = i0 + tl.arange(0, BN), d0 + tl.arange(0, BD)
     row_in = i < N
-    unit = tl.load(table_ptr + b * (1 + 3 * S))
-    d0 = tl.min(coordinates, 0)
+    unit = tl.load(table_ptr + b * table_stride)
     total = tl.zeros([BN, BD], ACC)
     for j0 in range(0, M, BM):
         j = tl.arange(0, BM).to(tl.int64) + j0
@@ -173,29 +143,32 @@ def rbf_backward(g, x, y, sigma, weights, wants):
     want_moments = want_sigma or want_weights
     other = x if y is None else y
     batch, n, dims = x.shape
-    m, count, acc = other.shape[1], sigma.shape[1], _accumulator(x)
-    table = _table(sigma, weights, acc, x.device)
-    options = {"ACC": _triton_dtype(acc)}
+    m, count, acc = other.shape[1], sigma.shape[1], accumulator(x)
+    table = Table(sigma, weights, x)
 
-    bn, bm, bd, warps = TILES["weight"]
+    bn, bm, bd, warps, registers = tile("weight", dims, table.dtype, x.device)
     programs = batch * triton.cdiv(n, bn) * triton.cdiv(m, bm)
     w = x.new_empty(batch, n, m, dtype=acc)
     moments = x.new_empty(programs if want_moments else 0, 2, count, dtype=acc)
     if programs:
-        _rbf_weight_kernel[(programs,)](
-            g, x, other, w, moments, table, n, m, dims, count,
-            WANT_MOMENTS=want_moments, BN=bn, BM=bm, BD=bd, num_warps=warps, **options,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            _rbf_weight_kernel[(programs,)](
+                g, x, other, w, moments, table.rows, n, m, dims, count, table.stride,
+                WANT_MOMENTS=want_moments, BN=bn, BM=bm, BD=bd, SCALED=table.scaled, ACC=triton_dtype(acc),
+                num_warps=warps, maxnreg=registers,
+            )  # fmt: skip
 
     def pull(rows, cols, row_stride, col_stride):
-        bn, bm, bd, warps = TILES["pull"]
+        bn, bm, bd, warps, registers = tile("pull", dims, table.dtype, x.device)
         dx = torch.empty_like(rows)
         programs = batch * triton.cdiv(rows.shape[1], bn) * triton.cdiv(dims, bd)
         if programs:
-            _rbf_pull_kernel[(programs,)](
-                w, rows, cols, dx, table, rows.shape[1], cols.shape[1], dims, count, row_stride, col_stride,
-                BOTH=y is None, BN=bn, BM=bm, BD=bd, num_warps=warps, **options,
-            )  # fmt: skip
+            with torch.cuda.device_of(x):
+                _rbf_pull_kernel[(programs,)](
+                    w, rows, cols, dx, table.rows, rows.shape[1], cols.shape[1], dims, count, table.stride,
+                    row_stride, col_stride, BOTH=y is None, BN=bn, BM=bm, BD=bd, ACC=triton_dtype(acc),
+                    num_warps=warps, maxnreg=registers,
+                )  # fmt: skip
         return dx
 
     dx = pull(x, other, m, 1) if want_x else None
@@ -204,32 +177,5 @@ def rbf_backward(g, x, y, sigma, weights, wants):
     if want_moments:
         total = moments.double().reshape(batch, programs // max(1, batch), 2, count).sum(1)
         dweights = total[:, 0] if want_weights else None
-        if want_sigma:
-            # the second moment is in units of the table's first column to the power -2
-            dsigma = (
-                weights.to(total) * total[:, 1] / (sigma.to(total) * table[:, :1].double()) ** 2 / sigma.to(total)
-            )
+        dsigma = table.dsigma(total[:, 1], sigma, weights) if want_sigma else None
     return dx, dy, dsigma, dweights
-
-
-def _accumulator(x):
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _triton_dtype(dtype):
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-def _table(sigma, weights, dtype, device):
-    """Rows of 1 / unit, log2(e) / (2 sigma^2), weights, weights / sigma^2; unit is a power of two near sigma.
-
-    Computed where sigma is; numbers on the CPU are copied without waiting for the device.
-    """
-    sigma, weights = sigma.detach().double(), weights.detach().to(sigma.device).double()
-    inverse = torch.exp2(-torch.log2(sigma).mean(1, keepdim=True).floor())
-    units = sigma * inverse
-    limits = torch.finfo(dtype)
-    # clamped, because 0 times infinity would be NaN where equal points must give 1
-    scale = (LOG2_E / 2 / units.square()).clamp(limits.tiny, limits.max)
-    pull = (weights / units.square()).clamp(limits.min, limits.max)
-    return torch.cat([inverse, scale, weights, pull], 1).to(device, dtype, non_blocking=True)

@@ -1,0 +1,255 @@
+"""Compiles the GPU kernels for three architectures without a GPU, and says what came out.
+
+    python bench/offline.py                 every case; prints a table, writes bench/results/offline.csv
+    python bench/offline.py --brief --json  what tests/test_gpu.py asks for
+
+The launchers themselves are called, with tensors on the CPU; their launches are recorded instead of run, and each is
+compiled with the constants and types that it had. Exit status 1 if a kernel spills, needs more registers than leave
+room, lacks the tensor-core instructions that it should have, or computes float32 exponentials the slow way.
+"""
+
+import argparse
+import csv
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
+# of a thread, where a block has eight warps: a multiprocessor has 65536, and one block must leave room
+MOST_REGISTERS = 200
+# what tensor-core instructions are called in machine code: Ampere, Hopper, Blackwell
+TENSOR_CORE = r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|DMMA)\b"
+
+
+DEFAULTS = {"num_warps": 4, "num_stages": 3, "maxnreg": None}
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    dtype: str
+    d: int
+    columns: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel."""
+
+    sm: int
+    kernel: str
+    op: str
+    dtype: str
+    d: int
+    columns: int
+    tile: str
+    warps: int
+    registers: int
+    spills: int
+    shared: int
+    tensor_core: int
+    ex2: int
+    slow_ex2: int
+    expects_tensor_core: bool
+
+    @property
+    def wrong(self):
+        most = MOST_REGISTERS if self.warps >= 8 else 255
+        faults = {
+            "spills": self.spills > 0,
+            "registers": self.registers > most,
+            "no tensor core": self.expects_tensor_core and not self.tensor_core,
+            "slow ex2": self.dtype != "float64" and self.slow_ex2 > 0,
+        }
+        return ", ".join(name for name, fault in faults.items() if fault)
+
+
+def gpu():
+    """gkfast.kernels.gpu, from an installation or from this checkout."""
+    sys.path.insert(0, str(ROOT))
+    from gkfast.kernels import gpu
+
+    return gpu
+
+
+def call(case):
+    """The public launchers of one case, on small tensors."""
+    kernels = gpu()
+    dtype = getattr(torch, case.dtype)
+    n = 256
+    x, y = torch.zeros(1, n, case.d, dtype=dtype), torch.zeros(1, n, case.d, dtype=dtype)
+    v, a = torch.zeros(1, n, case.columns, dtype=dtype), torch.zeros(1, n, dtype=dtype)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    shift = torch.zeros(1, n, 1, dtype=dtype)
+    if case.op == "rbf":
+        kernels.rbf(x, y, one, one)
+    elif case.op == "rbf_backward":
+        kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, y, one, one, (True,) * 4)
+    elif case.op == "rbf_matmul":
+        kernels.rbf_matmul(x, y, v, one, one)
+    elif case.op == "rbf_matmul_backward":
+        kernels.rbf_matmul_backward(v, x, y, v, one, one, (True,) * 5)
+    elif case.op == "density_backward":
+        kernels.rbf_matmul_backward(v, x, y, v, one, one, (True,) * 5, shift=shift, skip_diagonal=True)
+    elif case.op == "mmd2":
+        ladder = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]], dtype=torch.float64)
+        wants = (True, True, False, False, False, False)
+        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, ladder, ladder, 1, True, wants)
+    elif case.op == "mmd2_of_x":
+        wants = (True, False, False, False, False, False)
+        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, True, wants)
+    elif case.op == "log_density":
+        kernels.log_density(x, y, one, one, a, True)
+    else:
+        raise ValueError(case.op)
+
+
+def launches(case):
+    """(kernel, arguments, options) of every launch of one case."""
+    found = []
+
+    def record(self, *args, grid, warmup, **kwargs):
+        found.append((self, args, kwargs))
+
+    run, JITFunction.run = JITFunction.run, record
+    try:
+        call(case)
+    finally:
+        JITFunction.run = run
+    return found
+
+
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+def source(kernel, arguments, options):
+    """The kernel as compiled for these arguments; tensors are aligned as torch's allocator aligns them."""
+    given = dict(zip(kernel.arg_names, arguments, strict=False)) | {
+        name: value for name, value in options.items() if name in kernel.arg_names
+    }
+    constants = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
+    signature, attributes = {}, {}
+    for k, parameter in enumerate(kernel.params):
+        value = given[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + TYPES[value.dtype]
+            attributes[(k,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = parameter.annotation_type or "i32"
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compile_row(case, kernel, arguments, options, sm):
+    warps = options.get("num_warps", 4)
+    compiled = triton.compile(
+        source(kernel, arguments, options),
+        target=GPUTarget("cuda", sm, 32),
+        options={name: options.get(name, default) for name, default in DEFAULTS.items()},
+    )
+    ptx = compiled.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run(BIN / "cuobjdump", "--dump-resource-usage", file.name)
+        code = _run(BIN / "cuobjdump", "--dump-sass", file.name)
+    tile = "x".join(str(options[name]) for name in ("BN", "BM", "BD") if name in options)
+    return Row(
+        sm,
+        kernel.__name__,
+        case.op,
+        case.dtype,
+        case.d,
+        case.columns,
+        tile,
+        warps,
+        int(re.search(r"REG:(\d+)", usage).group(1)),
+        int(re.search(r"STACK:(\d+)", usage).group(1)),
+        compiled.metadata.shared,
+        len(re.findall(TENSOR_CORE, code)),
+        ptx.count("ex2.approx.ftz.f32"),
+        ptx.count("ex2.approx.f32"),
+        bool(options.get("DOT", False)),
+    )
+
+
+def _run(*command):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
+
+
+OPS = ["rbf", "rbf_backward", "rbf_matmul", "rbf_matmul_backward", "mmd2", "mmd2_of_x", "log_density"]
+
+
+def cases(brief):
+    """(architecture, case); brief: what differs between dtypes on one architecture, between architectures in one."""
+    full = [Case(op, dtype, d) for op in OPS for dtype in ("float32", "float64") for d in (3, 64)]
+    full += [
+        Case(op, dtype, 16, 10) for op in ("rbf_matmul", "rbf_matmul_backward") for dtype in ("float32", "float64")
+    ]
+    full += [Case("rbf_matmul", "float32", 16, 200), Case("density_backward", "float64", 16)]
+    full += [Case(op, dtype, 64) for op in ("rbf", "rbf_matmul") for dtype in ("bfloat16", "float16")]
+    if not brief:
+        return [(sm, case) for sm in (80, 90, 100) for case in full]
+    some = [c for c in full if c.op in ("rbf", "rbf_matmul", "mmd2") and c.dtype == "float32" and c.columns == 1]
+    of_hopper = [c for c in full if c.d != 3 or c.op == "mmd2"]
+    return [(90, c) for c in of_hopper] + [(sm, c) for sm in (80, 100) for c in some]
+
+
+def rows(brief, only=""):
+    seen = set()
+    for sm, case in cases(brief):
+        if only not in case.op:
+            continue
+        for kernel, arguments, options in launches(case):
+            # launches of several cases may be one kernel
+            made = source(kernel, arguments, options)
+            key = (sm, made.hash(), *(options.get(name) for name in DEFAULTS))
+            if key not in seen:
+                seen.add(key)
+                yield compile_row(case, kernel, arguments, options, sm)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--brief", action="store_true", help="fewer cases, and no file")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--only", default="", metavar="OP", help="operations whose name holds this")
+    options = parser.parse_args()
+    found = []
+    for row in rows(options.brief, options.only):
+        found.append(asdict(row) | {"wrong": row.wrong})
+        if not options.json:
+            if len(found) == 1:
+                print(" ".join(f"{name:>10.10}" for name in found[0]))
+            print(" ".join(f"{value!s:>10.22}" for value in found[-1].values()), flush=True)
+    if options.json:
+        print(json.dumps(found))
+    elif not options.brief and not options.only:
+        with open(ROOT / "bench/results/offline.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, found[0])
+            writer.writeheader()
+            writer.writerows(found)
+    return int(any(row["wrong"] for row in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

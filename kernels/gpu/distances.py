@@ -1,0 +1,73 @@
+"""Squared distances of a tile of pairs, and functions of them, inside a kernel."""
+
+import math
+
+import triton
+import triton.language as tl
+
+# 2**t - 1 = t sum_n log(2)**(n + 1) / (n + 1)! t**n; the terms left out are below an ulp for -1/2 < t < 1/2
+_TAYLOR = tl.constexpr(tuple(math.log(2) ** (n + 1) / math.factorial(n + 1) for n in range(14)))
+
+
+@triton.jit
+def cast(x, ptr):
+    """x in the dtype that is stored at ptr; to a half by way of float32, as the hardware converts."""
+    if ptr.dtype.element_ty.primitive_bitwidth == 16:
+        x = x.to(tl.float32)
+    return x.to(ptr.dtype.element_ty)
+
+
+@triton.jit
+def exp2m1(t, k, ACC: tl.constexpr):
+    """2**t - 1 to the last digits for small t too; k is 2**t."""
+    TERMS: tl.constexpr = 14 if ACC.primitive_bitwidth == 64 else 7
+    total = tl.full(t.shape, _TAYLOR[TERMS - 1], ACC)
+    for n in tl.static_range(1, TERMS):
+        total = tl.fma(total, t, tl.full(t.shape, _TAYLOR[TERMS - 1 - n], ACC))
+    return tl.where(tl.abs(t) < 0.5, total * t, k - 1)
+
+
+@triton.jit
+def squared_distances(
+    p_ptr, q_ptr, rows, cols, row_in, col_in, unit, D,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SCALED: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """|p_i - q_j|^2 in units of 1 / unit, [BN, BM]; summed in blocks of BD, so that rounding does not grow with D.
+
+    Pointers are those of the tile's first row and column, and rows and cols count from there in int32. Differences
+    are scaled after they are taken, when they are exact for near points.
+    """
+    total = tl.zeros([BN, BM], ACC)
+    for d0 in range(0, D, BD):
+        part = tl.zeros([BN, BM], ACC)
+        for k in tl.static_range(BD):
+            d = d0 + k
+            p = tl.load(p_ptr + rows * D + d, mask=row_in & (d < D), other=0.0).to(ACC)
+            q = tl.load(q_ptr + cols * D + d, mask=col_in & (d < D), other=0.0).to(ACC)
+            e = p[:, None] - q[None, :]
+            if SCALED:
+                e *= unit
+            part = tl.fma(e, e, part)
+        total += part
+    return total
+
+
+@triton.jit
+def coordinates_of(ptr, rows, inside, D: tl.constexpr, ACC: tl.constexpr):
+    """The few coordinates of a tile of points, a tuple of vectors."""
+    found = ()
+    for d in tl.static_range(D):
+        found += (tl.load(ptr + rows * D + d, mask=inside, other=0.0).to(ACC),)
+    return found
+
+
+@triton.jit
+def differences(p, q, unit, D: tl.constexpr, SCALED: tl.constexpr):
+    """q_j - p_i by coordinate, a tuple of [BN, BM]."""
+    found = ()
+    for d in tl.static_range(D):
+        e = q[d][None, :] - p[d][:, None]
+        if SCALED:
+            e *= unit
+        found += (e,)
+    return found

@@ -1,0 +1,329 @@
+"""The row sweep: one program holds a tile of rows, meets all columns, and keeps the sums that the flags ask for.
+
+    K_ij = sum_s w_s k_sij,  k_sij = 2**(-scale_s |p_i - q_j|^2 - shift_s),  c_ij = sum_e f_ie h_je
+
+    VALUE    sum_j K_ij h_je                      (K - sum_s w_s with MINUS_ONE)          (B, rows, E)
+    PULL     sum_j c_ij sum_s w_s / sigma_s^2 k_sij (q_j - p_i)                            (B, rows, D)
+    MOMENTS  sum_ij c_ij k_sij (k - 1 with MINUS_ONE), sum_ij c_ij k_sij |p_i - q_j|^2     (B, 2, S)
+
+p, f are the points and coefficients of the rows, q, h those of the columns. Every row has one program, or one for
+each part of the columns, whose sums are then added in order: no atomics, so results repeat bit for bit. Sums are in
+the dtype of the tile within a few tiles and in float64 beyond, so that rounding does not grow with M.
+
+One launch can hold four sweeps over two point sets: x with x, y with y, x with y, y with x. That is MMD^2.
+
+To add an epilogue: a flag, an accumulator before the loop, its share of a tile in the loop, its store at the end.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .distances import cast, coordinates_of, differences, exp2m1, squared_distances
+from .packed import LOG2_E, Table, triton_dtype
+from .tiles import splits, tile
+
+# tiles whose sums are kept in the tile's dtype before they go into float64
+_CHUNK = tl.constexpr(16)
+
+
+@triton.jit(do_not_specialize=["N", "M", "D", "E", "B", "S", "table_stride", "SPLITS"])
+def _sweep_kernel(
+    x_ptr, y_ptr, a_ptr, b_ptr, shift_ptr, table_ptr, value_ptr, pull_ptr, moments_ptr,
+    N, M, D, E, B, S, table_stride, SPLITS,
+    ONE_BANDWIDTH: tl.constexpr, PARTS: tl.constexpr, DIMS: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr,
+    DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ONE_COLUMN: tl.constexpr,
+    VALUE: tl.constexpr, PULL: tl.constexpr, MOMENTS: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, SP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(1)
+    split = tl.program_id(2) % SPLITS
+    e0 = (tl.program_id(2) // SPLITS) * BE
+    # the part's rows and columns: 0 x with x, 1 y with y, 2 x with y, 3 y with x; a single part is x with y
+    p_ptr, q_ptr, f_ptr, h_ptr, n, m, skip, pulls = x_ptr, y_ptr, a_ptr, b_ptr, N, M, DROP == 2, PULL > 0
+    if PARTS > 1:
+        if part % 2 == 1:
+            p_ptr, f_ptr, n = y_ptr, b_ptr, M
+        if part % 3 == 0:
+            q_ptr, h_ptr, m = x_ptr, a_ptr, N
+        skip = (DROP > 0) & ((part < 2) | (DROP == 2))
+        # bit 0 of PULL: x is pulled; bit 1: y is
+        pulls = ((PULL >> (part % 2)) & 1) == 1
+
+    # rows of the outputs are of one height for all parts
+    height = tl.maximum(N, M) if PARTS > 1 else N
+    tiles = tl.cdiv(height, BN)
+    pid = tl.program_id(0).to(tl.int64)
+    b, i0 = pid // tiles, (pid % tiles).to(tl.int32) * BN
+    # rows count from i0 and columns from j0, in int32; where they begin is int64
+    rows, cols = tl.arange(0, BN), tl.arange(0, BM)
+    row_in = rows < n - i0
+    p_ptr += (b * n + i0) * D
+    f_ptr += (b * n + i0) * E
+    place = ((split.to(tl.int64) * PARTS + part) * B + b) * height + i0
+    # whole tiles of columns for each split, and none for rows that this part does not have
+    width = tl.cdiv(tl.cdiv(m, BM), SPLITS) * BM
+    start = split * width
+    stop = tl.where(i0 < n, tl.minimum(start + width, m), start)
+
+    table_ptr += b * table_stride
+    unit = tl.load(table_ptr)
+    columns, coordinates, bandwidths = tl.arange(0, BE), tl.arange(0, BD), tl.arange(0, SP)
+    column_in = e0 + columns < E
+    if ONE_COLUMN and (PULL > 0 or MOMENTS):
+        f = tl.load(f_ptr + rows, mask=row_in, other=0.0).to(ACC)
+    if DIMS > 0:
+        p = coordinates_of(p_ptr, rows, row_in, DIMS, ACC)
+
+    value = tl.zeros([BN], tl.float64)
+    values = tl.zeros([BN, BE], tl.float64)
+    pull = tl.zeros([BN, BD], tl.float64)
+    mass = tl.zeros([BN, SP], tl.float64)
+    spread = tl.zeros([BN, SP], tl.float64)
+    pull_ptr += place * D
+    if PULL > 0 and DIMS == 0:
+        # more coordinates than registers hold: the pull on these rows is summed in its place in memory
+        for d0 in range(0, D, BD):
+            inside = row_in[:, None] & (coordinates < D - d0)[None, :]
+            tl.store(pull_ptr + rows[:, None] * D + d0 + coordinates[None, :], pull, mask=inside)
+        tl.debug_barrier()
+
+    for j0 in range(start, stop, _CHUNK * BM):
+        value_chunk = tl.zeros([BN, BM], ACC)
+        values_chunk = tl.zeros([BN, BE], ACC)
+        pull_chunk = _zeros(BN, BM, DIMS, ACC)
+        for j1 in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
+            col_in = cols < m - j1
+            q_tile = q_ptr + (b * m + j1) * D
+            h_tile = h_ptr + (b * m + j1) * E
+            if DIMS > 0:
+                away = differences(p, coordinates_of(q_tile, cols, col_in, DIMS, ACC), unit, DIMS, SCALED)
+                d2 = away[0] * away[0]
+                for d in tl.static_range(1, DIMS):
+                    d2 = tl.fma(away[d], away[d], d2)
+            else:
+                d2 = squared_distances(p_ptr, q_tile, rows, cols, row_in, col_in, unit, D, BN, BM, BD, SCALED, ACC)
+
+            # c_ij, less f_i where there is one column; zero for columns that are not there
+            if ONE_COLUMN:
+                h = tl.load(h_tile + cols, mask=col_in, other=0.0).to(ACC)
+                c = tl.broadcast_to(h[None, :], [BN, BM])
+            elif PULL > 0 or MOMENTS:
+                c = tl.zeros([BN, BM], ACC)
+                for e1 in range(0, E, 16):
+                    e = tl.arange(0, 16)
+                    some = e < E - e1
+                    left = tl.load(
+                        f_ptr + rows[:, None] * E + e1 + e[None, :], mask=row_in[:, None] & some[None, :], other=0.0
+                    )
+                    right = tl.load(
+                        h_tile + cols[None, :] * E + e1 + e[:, None], mask=col_in[None, :] & some[:, None], other=0.0
+                    )
+                    c = tl.dot(left.to(ACC), right.to(ACC), c, input_precision="ieee", out_dtype=ACC)
+            if DROP > 0:
+                kept = (rows[:, None] - cols[None, :] != j1 - i0) | (not skip)
+                if PULL > 0 or MOMENTS:
+                    c = tl.where(kept, c, 0.0)
+
+            total = tl.zeros([BN, BM], ACC)
+            tug = tl.zeros([BN, BM], ACC)
+            for s in range(1 if ONE_BANDWIDTH else S):
+                t = d2 * tl.load(table_ptr + 1 + s)
+                if SHIFT == 1:
+                    shift = tl.load(shift_ptr + (b * n + i0 + rows) * S + s, mask=row_in, other=0.0).to(ACC)
+                    t -= (shift * LOG2_E)[:, None]
+                if SHIFT == 2:
+                    shift = tl.load(shift_ptr + (b * m + j1 + cols) * S + s, mask=col_in, other=0.0).to(ACC)
+                    t -= (shift * LOG2_E)[None, :]
+                if SHIFT > 0:
+                    # a shift can make the kernel of a pair that does not count infinite, which times 0 would be NaN
+                    t = tl.where(col_in[None, :], t, float("-inf"))
+                    if DROP > 0:
+                        t = tl.where(kept, t, float("-inf"))
+                k = tl.exp2(t)
+                less = k
+                if MINUS_ONE:
+                    less = exp2m1(t, k, ACC)
+                if VALUE:
+                    total = tl.fma(less, tl.load(table_ptr + 1 + S + s), total)
+                if PULL > 0:
+                    tug = tl.fma(k, tl.load(table_ptr + 1 + 2 * S + s), tug)
+                if MOMENTS:
+                    here = bandwidths[None, :] == s
+                    mass += tl.where(here, tl.sum(c * less, 1)[:, None], 0.0)
+                    # an infinite distance has a kernel of 0 and no say
+                    far = tl.where(k == 0.0, 0.0, c * k * d2)
+                    spread += tl.where(here, tl.sum(far, 1)[:, None], 0.0)
+
+            if VALUE:
+                if DROP > 0:
+                    total = tl.where(kept, total, 0.0)
+                if ONE_COLUMN:
+                    value_chunk = tl.fma(total, h[None, :], value_chunk)
+                else:
+                    inside = col_in[:, None] & column_in[None, :]
+                    right = tl.load(h_tile + cols[:, None] * E + e0 + columns[None, :], mask=inside, other=0.0)
+                    values_chunk = tl.dot(total, right.to(ACC), values_chunk, input_precision="ieee", out_dtype=ACC)
+            if PULL > 0 and pulls:
+                tug *= c
+                if DIMS > 0:
+                    pull_chunk = _pulled(pull_chunk, tug, away, DIMS)
+                else:
+                    _pull_in_memory(
+                        pull_ptr, p_ptr, q_tile, rows, cols, row_in, col_in, coordinates, tug, unit, D,
+                        BN, BM, BD, SCALED, ACC,
+                    )  # fmt: skip
+        if VALUE and ONE_COLUMN:
+            value += tl.sum(value_chunk, 1)
+        if VALUE and not ONE_COLUMN:
+            values += values_chunk
+        if PULL > 0:
+            for d in tl.static_range(DIMS):
+                pull += tl.where(coordinates[None, :] == d, tl.sum(pull_chunk[d], 1)[:, None], 0.0)
+
+    if VALUE and ONE_COLUMN:
+        tl.store(value_ptr + place + rows, cast(value, value_ptr), mask=row_in)
+    if VALUE and not ONE_COLUMN:
+        there = value_ptr + place * E + rows[:, None] * E + e0 + columns[None, :]
+        tl.store(there, cast(values, value_ptr), mask=row_in[:, None] & column_in[None, :])
+    if PULL > 0:
+        wide = unit.to(tl.float64)
+        factor = f.to(tl.float64)[:, None] * wide if ONE_COLUMN else tl.full([BN, 1], 1.0, tl.float64) * wide
+        for d0 in range(0, D, BD):
+            inside = row_in[:, None] & (coordinates < D - d0)[None, :]
+            owned = pull_ptr + rows[:, None] * D + d0 + coordinates[None, :]
+            if DIMS == 0:
+                pull = tl.load(owned, mask=inside, other=0.0).to(tl.float64)
+            tl.store(owned, cast(pull * factor, pull_ptr), mask=inside)
+    if MOMENTS:
+        if ONE_COLUMN:
+            mass *= f[:, None]
+            spread *= f[:, None]
+        # one row of sums for each program: splits by parts by batch by tiles
+        there = moments_ptr + (((split.to(tl.int64) * PARTS + part) * B + b) * tiles + i0 // BN) * 2 * S + bandwidths
+        tl.store(there, tl.sum(mass, 0), mask=bandwidths < S)
+        tl.store(there + S, tl.sum(spread, 0), mask=bandwidths < S)
+
+
+@triton.jit
+def _zeros(BN: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, ACC: tl.constexpr):
+    found = ()
+    for _ in tl.static_range(D):
+        found += (tl.zeros([BN, BM], ACC),)
+    return found
+
+
+@triton.jit
+def _pulled(pull, tug, away, D: tl.constexpr):
+    """pull + tug away by coordinate; a kernel of 0 pulls nothing, from infinitely far either."""
+    found = ()
+    for d in tl.static_range(D):
+        found += (pull[d] + tl.where(tug == 0.0, 0.0, tug * away[d]),)
+    return found
+
+
+@triton.jit
+def _pull_in_memory(
+    pull_ptr, p_ptr, q_ptr, rows, cols, row_in, col_in, coordinates, tug, unit, D,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SCALED: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Adds sum_j tug_ij (q_j - p_i), BD coordinates at a time; only this program touches these rows."""
+    for d0 in range(0, D, BD):
+        block = tl.zeros([BN, BD], ACC)
+        # as many turns as there are coordinates: unrolled, their reductions would take all registers
+        for k in range(tl.minimum(BD, D - d0)):
+            p = tl.load(p_ptr + rows * D + d0 + k, mask=row_in, other=0.0).to(ACC)
+            q = tl.load(q_ptr + cols * D + d0 + k, mask=col_in, other=0.0).to(ACC)
+            e = q[None, :] - p[:, None]
+            if SCALED:
+                e *= unit
+            moment = tl.sum(tl.where(tug == 0.0, 0.0, tug * e), 1)
+            block += tl.where(coordinates[None, :] == k, moment[:, None], 0.0)
+        there = pull_ptr + rows[:, None] * D + d0 + coordinates[None, :]
+        inside = row_in[:, None] & (coordinates < D - d0)[None, :]
+        tl.store(there, tl.load(there, mask=inside, other=0.0) + block, mask=inside)
+    # what one thread stored another may load for the next tile
+    tl.debug_barrier()
+
+
+class Sums(NamedTuple):
+    """What a sweep returns; (P, ...) where it holds P parts."""
+
+    value: torch.Tensor | None  # (P, B, rows, E)
+    pull: torch.Tensor | None  # (P, B, rows, D)
+    mass: torch.Tensor | None  # (P, B, S) float64
+    spread: torch.Tensor | None  # (P, B, S) float64, in the table's units
+
+
+def sweep(
+    table: Table,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *,
+    parts: int = 1,
+    row_shift: torch.Tensor | None = None,
+    col_shift: torch.Tensor | None = None,
+    drop: int = 0,
+    minus_one: bool = False,
+    value: bool = False,
+    pull: int = 0,
+    moments: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Sums:
+    """x (B, N, D), y (B, M, D), a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
+
+    With one part the rows are x, a, the columns y, b. With three or four see _sweep_kernel; the rows of a part stand
+    first where others have more. The bits of pull say for which of x and y it is wanted; other parts' are unwritten.
+    """
+    (batch, n, dims), m, columns = x.shape, y.shape[1], b.shape[2]
+    be = min(64, max(16, triton.next_power_of_2(columns)))
+    if value and (pull or moments) and columns != 1:
+        # registers hold the sums of one or of the other
+        options = {"parts": parts, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
+        options["minus_one"] = minus_one
+        of_rows = sweep(table, x, y, a, b, pull=pull, moments=moments, **options)
+        return of_rows._replace(value=sweep(table, x, y, a, b, value=True, **options).value)
+    kind = "moments" if pull or moments else "value" if columns == 1 else "columns"
+    bn, bm, bd, warps, registers = tile(kind, dims, table.dtype, x.device)
+    height = n if parts == 1 else max(n, m)
+    tiles = triton.cdiv(height, bn)
+    e_blocks = max(1, triton.cdiv(columns, be)) if value else 1
+    few = dims if 1 <= dims <= 4 else 0
+    pieces = splits(batch * tiles * parts * e_blocks, m if parts == 1 else max(n, m), x.device)
+    kept = dtype if pieces == 1 else torch.float64
+    values = x.new_empty(pieces, parts, batch, height, columns if value else 0, dtype=kept)
+    # where it is summed in memory it is summed in float64
+    pulls = x.new_empty(
+        pieces, parts, batch, height, dims if pull else 0, dtype=kept if few else torch.float64
+    )  # fmt: skip
+    sums = x.new_empty(pieces, parts, batch, tiles, 2, table.count if moments else 0, dtype=torch.float64)
+    if batch * tiles and (columns or not value):
+        shift = col_shift if row_shift is None else row_shift
+        with torch.cuda.device_of(x):
+            _sweep_kernel[(batch * tiles, parts, pieces * e_blocks)](
+                x, y, a, b, table.rows if shift is None else shift, table.rows, values, pulls, sums,
+                n, m, dims, columns, batch, table.count, table.stride, pieces,
+                ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=few, SCALED=table.scaled,
+                SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
+                DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1,
+                VALUE=value, PULL=pull, MOMENTS=moments,
+                BN=bn, BM=bm, BD=triton.next_power_of_2(few) if few else bd, BE=be,
+                SP=triton.next_power_of_2(max(1, table.count)), ACC=triton_dtype(table.dtype),
+                num_warps=warps, num_stages=1, maxnreg=registers,
+            )  # fmt: skip
+    summed = sums.sum(dim=(0, 3)) if moments else None
+    return Sums(
+        _added(values, dtype) if value else None,
+        _added(pulls, dtype) if pull else None,
+        None if summed is None else summed[:, :, 0],
+        None if summed is None else summed[:, :, 1],
+    )
+
+
+def _added(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # in the order of the splits
+    return (partial[0] if partial.shape[0] == 1 else partial.sum(0)).to(dtype)

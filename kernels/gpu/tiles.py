@@ -1,0 +1,76 @@
+"""The tiles of every kernel: a fixed table, so that no first call tunes and results repeat bit for bit.
+
+None of them has been tuned on a GPU yet.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+# chosen for registers and spills by offline compilation for sm_80, sm_90 and sm_100 (bench/offline.py)
+_OFFLINE = "offline compilation"
+
+
+class Tile(NamedTuple):
+    bn: int
+    bm: int
+    bd: int
+    warps: int
+    # a cap on the registers of a thread: near a multiple that decides how many blocks fit, the assembler may choose
+    # to spill rather than pass it
+    registers: int | None
+
+
+class _Row(NamedTuple):
+    kernel: str
+    # 0 fits every GPU
+    architecture: int
+    float64: bool
+    dims: float
+    tile: Tile
+    origin: str
+
+
+_ANY = float("inf")
+
+# the first row that fits is taken: that architecture, that accumulator, at most that many coordinates
+TILES = [
+    _Row("matrix", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
+    _Row("matrix", 0, True, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
+    _Row("weight", 0, False, _ANY, Tile(32, 32, 4, 4, None), _OFFLINE),
+    _Row("weight", 0, True, _ANY, Tile(32, 32, 4, 4, None), _OFFLINE),
+    _Row("pull", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
+    _Row("pull", 0, True, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
+    _Row("value", 0, False, 4, Tile(64, 64, 4, 8, 128), _OFFLINE),
+    _Row("value", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
+    _Row("value", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
+    _Row("columns", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
+    _Row("columns", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
+    _Row("moments", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
+    _Row("moments", 0, True, _ANY, Tile(32, 32, 4, 8, 200), _OFFLINE),
+    _Row("log", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
+]
+
+
+def architecture(device):
+    """10 times the compute capability; 0 without a GPU."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def tile(kernel, dims, accumulator, device):
+    of = architecture(device)
+    wide = accumulator == torch.float64
+    for row in TILES:
+        if row.kernel == kernel and row.architecture in (0, of) and row.float64 == wide and dims <= row.dims:
+            return row.tile
+    raise KeyError((kernel, of, accumulator, dims))
+
+
+def splits(programs, columns, device):
+    """In how many parts the columns are swept, so that few rows occupy the whole GPU too."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    # two blocks a multiprocessor; a part is worth its program from 256 columns up
+    return max(1, min(2 * processors // max(1, programs), columns // 256, 64))
