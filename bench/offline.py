@@ -41,6 +41,8 @@ class Case:
     dtype: str
     d: int
     columns: int = 1
+    # of products of bfloat16 pieces; None: small, by differences
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Row:
     dtype: str
     d: int
     columns: int
+    products: int
     tile: str
     warps: int
     registers: int
@@ -86,6 +89,11 @@ def gpu():
 def call(case):
     """The public launchers of one case, on small tensors."""
     kernels = gpu()
+    by = {} if case.precision is None else {"precision": case.precision}
+    # small tensors stand for large ones
+    sys.modules["gkfast.kernels.gpu.split"].worth_splitting = lambda *_: bool(by)
+    for name in ("rbf", "rbf_matmul", "kernel_sums"):
+        sys.modules[f"gkfast.kernels.gpu.{name}"].worth_splitting = lambda *_: bool(by)
     dtype = getattr(torch, case.dtype)
     n = 256
     x, y = torch.zeros(1, n, case.d, dtype=dtype), torch.zeros(1, n, case.d, dtype=dtype)
@@ -93,30 +101,32 @@ def call(case):
     one = torch.ones(1, 1, dtype=torch.float64)
     shift = torch.zeros(1, n, 1, dtype=dtype)
     if case.op == "rbf":
-        kernels.rbf(x, y, one, one)
+        kernels.rbf(x, y, one, one, **by)
     elif case.op == "rbf_backward":
         kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, y, one, one, (True,) * 4)
     elif case.op == "rbf_matmul":
-        kernels.rbf_matmul(x, y, v, one, one)
+        kernels.rbf_matmul(x, y, v, one, one, **by)
     elif case.op == "rbf_matmul_backward":
-        kernels.rbf_matmul_backward(v, x, y, v, one, one, (True,) * 5)
+        kernels.rbf_matmul_backward(v, x, y, v, one, one, (True,) * 5, **by)
     elif case.op == "density_backward":
         kernels.rbf_matmul_backward(v, x, y, v, one, one, (True,) * 5, shift=shift, skip_diagonal=True)
     elif case.op == "mmd2":
         ladder = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]], dtype=torch.float64)
         wants = (True, True, False, False, False, False)
-        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, ladder, ladder, 1, True, wants)
+        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, ladder, ladder, 1, True, wants, **by)
     elif case.op == "mmd2_of_x":
         wants = (True, False, False, False, False, False)
-        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, True, wants)
+        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, True, wants, **by)
     elif case.op == "log_density":
         kernels.log_density(x, y, one, one, a, True)
     else:
         raise ValueError(case.op)
 
 
-def launches(case):
+def launches(case, sm):
     """(kernel, arguments, options) of every launch of one case."""
+    gpu()
+    sys.modules["gkfast.kernels.gpu.tiles"].architecture = lambda _: sm
     found = []
 
     def record(self, *args, grid, warmup, **kwargs):
@@ -180,6 +190,7 @@ def compile_row(case, kernel, arguments, options, sm):
         case.dtype,
         case.d,
         case.columns,
+        options.get("DOT", 0),
         tile,
         warps,
         int(re.search(r"REG:(\d+)", usage).group(1)),
@@ -188,7 +199,7 @@ def compile_row(case, kernel, arguments, options, sm):
         len(re.findall(TENSOR_CORE, code)),
         ptx.count("ex2.approx.ftz.f32"),
         ptx.count("ex2.approx.f32"),
-        bool(options.get("DOT", False)),
+        kernel.__name__ != "_split_kernel" and options.get("DOT", 0) > 0,
     )
 
 
@@ -207,10 +218,17 @@ def cases(brief):
     ]
     full += [Case("rbf_matmul", "float32", 16, 200), Case("density_backward", "float64", 16)]
     full += [Case(op, dtype, 64) for op in ("rbf", "rbf_matmul") for dtype in ("bfloat16", "float16")]
+    full += [
+        Case(op, "float32", d, 1, precision)
+        for op in ("rbf", "rbf_matmul", "rbf_matmul_backward", "mmd2")
+        for precision in ("highest", "high", "medium")
+        for d in (16, 64, 784)
+    ]
+    full += [Case(op, "float32", 64, 10, "highest") for op in ("rbf_matmul", "rbf_matmul_backward")]
     if not brief:
         return [(sm, case) for sm in (80, 90, 100) for case in full]
-    some = [c for c in full if c.op in ("rbf", "rbf_matmul", "mmd2") and c.dtype == "float32" and c.columns == 1]
-    of_hopper = [c for c in full if c.d != 3 or c.op == "mmd2"]
+    some = [c for c in full if c.op in ("rbf", "mmd2") and c.dtype == "float32" and c.d == 64]
+    of_hopper = [c for c in full if (c.d != 3 or c.op == "mmd2") and not (c.precision and c.d in (16, 784))]
     return [(90, c) for c in of_hopper] + [(sm, c) for sm in (80, 100) for c in some]
 
 
@@ -219,7 +237,7 @@ def rows(brief, only=""):
     for sm, case in cases(brief):
         if only not in case.op:
             continue
-        for kernel, arguments, options in launches(case):
+        for kernel, arguments, options in launches(case, sm):
             # launches of several cases may be one kernel
             made = source(kernel, arguments, options)
             key = (sm, made.hash(), *(options.get(name) for name in DEFAULTS))

@@ -384,6 +384,85 @@ def test_kernel_sums_wants():
         assert torch.equal(gradients[k], everything[1 + k])
 
 
+# error of value and gradients relative in norm, sigma at the data's scale: bits that two pieces, or one, lack
+PRECISION = {"highest": (1e-6, 2e-6), "high": (1e-4, 1e-4), "medium": (2e-2, 2e-2)}
+
+
+@pytest.fixture
+def by_products(monkeypatch):
+    """Small samples take the way of large ones."""
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 0)
+
+
+@pytest.mark.parametrize("precision", PRECISION)
+@pytest.mark.parametrize(("dims", "count"), [(17, 1), (70, 3)])
+def test_products(dims, count, precision, by_products):
+    of_value, of_gradient = PRECISION[precision]
+    x, y = sample(2, 67, 34, dims, torch.float32, scale=dims**0.5, offset=3)
+    v, sigma, weights = torch.rand(2, 34, count).to(DEVICE), *two_bandwidths(2)
+    sigma = sigma * 1.5 * dims**0.5
+    wide = [t.detach().double().requires_grad_() for t in (x, y, v, sigma, weights)]
+    truth = reference.rbf_matmul(*wide)
+    ours = gpu.rbf_matmul(x, y, v, sigma, weights, precision=precision)
+    assert (ours - truth).norm() <= of_value * truth.norm()
+    g = torch.rand_like(truth).float()
+    gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, (True,) * 5, precision=precision)
+    check_gradients(gradients, (truth * g).sum(), wide, of_gradient)
+    k = gpu.rbf(x, y, sigma, weights, precision=precision)
+    assert (k - reference.rbf(x.double(), y.double(), sigma, weights)).abs().max() <= 2 * of_value
+    # of less precision are other numbers: the test would not see a mode that is not passed on
+    assert torch.equal(k, gpu.rbf(x, y, sigma, weights)) == (precision == "highest")
+
+
+def test_products_of_x_with_itself(by_products):
+    x, _ = sample(1, 67, 1, 20, torch.float32, offset=2)
+    k = gpu.rbf(x, None, 2 * ONE, ONE)
+    assert torch.equal(k, k.mT)
+    assert (k.diagonal(dim1=1, dim2=2) == 1).all()
+    assert k.max() <= 1
+
+
+@pytest.mark.parametrize("wants", [(True, True), (True, False), (False, True)])
+def test_products_in_kernel_sums(wants, by_products):
+    x, y = sample(1, 40, 67, 20, torch.float32)
+    a, b = torch.rand(1, 40).to(DEVICE), torch.rand(1, 67).to(DEVICE)
+    scale = torch.tensor([[[1.0, 1.0, -2.0]]], dtype=torch.float64, device=DEVICE)
+    wide = [t.detach().double().requires_grad_() for t in (x, y)]
+    truth = reference.mmd2(*wide, a.double(), b.double(), scale[:, 0], 2 * ONE, ONE, 1)
+    sums, *gradients = gpu.kernel_sums_with_gradients(
+        scale, x, y, a, b, 2 * ONE, ONE, 1, True, (*wants, False, False, False, False)
+    )
+    assert ((scale[:, 0] * sums).sum(-1) - truth).abs() <= 2e-6 * sums.abs().max()
+    for gradient, exact, want in zip(gradients, torch.autograd.grad(truth, wide), wants, strict=False):
+        assert (gradient is not None) == want
+        if want:
+            assert (gradient[:, 0] - exact).norm() <= 1e-5 * exact.norm()
+
+
+@overflows
+def test_differences_where_products_are_not_accurate(by_products, monkeypatch):
+    """Far clusters, and what is not finite, get the same bits as by differences alone."""
+    x, y = sample(1, 40, 35, 6, torch.float32)
+    v = torch.rand(1, 35, 1).to(DEVICE)
+    far, infinite, lacking = (x.clone() for _ in range(3))
+    far[:, ::2] += 100
+    infinite[0, 3, 0], lacking[0, 3, 0] = torch.inf, torch.nan
+
+    def results():
+        for precision in ("highest", "high"):
+            for points in (far, infinite, lacking)[precision == "high" :]:
+                arguments = (points, y, v, ONE, ONE)
+                yield gpu.rbf_matmul(*arguments, precision=precision)
+                g = torch.ones(1, 40, 1, device=DEVICE)
+                yield gpu.rbf_matmul_backward(g, *arguments, (True,) + (False,) * 4, precision=precision)[0]
+                yield gpu.rbf(points, y, ONE, ONE, precision=precision)
+
+    found = list(results())
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 2**60)
+    for ours, plain in zip(found, results(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=0, equal_nan=True)
+
+
 def check_density(x, y, sigma, weights, leave_one_out):
     log_weights = weights.log() - x.shape[2] * sigma.log()
     log_data = torch.randn(y.shape[:2]).to(DEVICE, x.dtype)

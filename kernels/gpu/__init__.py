@@ -1,6 +1,7 @@
 """GPU kernels: torch tensors in and out, compiled by Triton.
 
 packed     the bandwidths as the kernels read them
+split      points as tensor cores take them, and when
 tiles      the sizes of tiles
 distances  squared distances of a tile
 sweep      all pairs, row by row, for every sum

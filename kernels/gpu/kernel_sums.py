@@ -3,6 +3,7 @@
 import torch
 
 from .packed import Table
+from .split import Split, worth_splitting
 from .sweep import sweep
 
 
@@ -29,6 +30,7 @@ def kernel_sums_with_gradients(
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     n, m = x.shape[1], y.shape[1]
     table = Table(sigma, weights, x)
+    split = Split(table, x, y, precision) if worth_splitting(x, y) else None
     sums = sweep(
         table,
         x,
@@ -42,6 +44,7 @@ def kernel_sums_with_gradients(
         pull=int(want_x) + 2 * int(want_y),
         moments=want_sigma or want_weights,
         dtype=torch.float64,
+        split=split,
     )
     value = sums.value[..., 0]
     a, b = a.double(), b.double()

@@ -65,7 +65,7 @@ def log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out, preci
     """log sum_sj exp(log_weights_s + log_data_weights_j + log k_sij), (B, N) float64. See gkfast.log_density."""
     (batch, n, dims), m = x.shape, y.shape[1]
     table = Table(sigma, log_weights, x, torch.float64)
-    bn, bm, bd, warps, registers = tile("log", x.shape[2], torch.float64, x.device)
+    bn, bm, bd, warps, registers, *_ = tile("log", x.shape[2], torch.float64, x.device)
     tiles = triton.cdiv(n, bn)
     pieces = splits(batch * tiles, m, x.device)
     partial = x.new_empty(pieces, batch, n, dtype=torch.float64)

@@ -35,7 +35,7 @@ def _clamp(x, low, high):
 
 @triton.jit(do_not_specialize=["S", "sigma_stride", "weights_stride", *_FLOATS])
 def _table_kernel(
-    table_ptr, sigma_ptr, weights_ptr, S, sigma_stride, weights_stride,
+    table_ptr, sigma_ptr, weights_ptr, limit_ptr, S, sigma_stride, weights_stride,
     s0: tl.int64, s1: tl.int64, s2: tl.int64, s3: tl.int64, s4: tl.int64, s5: tl.int64, s6: tl.int64, s7: tl.int64,
     w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64, w7: tl.int64,
     NUMBERS: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr,
@@ -67,6 +67,8 @@ def _table_kernel(
     # clamped, because 0 times infinity would be NaN where equal points must give 1
     scale = _clamp(tl.full([SP], LOG2_E / 2, tl.float64) / squares, tiny, most)
     most *= 2.0**-20
+    # where the greatest of the norms will be gathered
+    tl.store(limit_ptr, 0)
     row = table_ptr + b * (1 + 3 * S)
     kind = table_ptr.dtype.element_ty
     tl.store(row, inverse.to(kind))
@@ -89,6 +91,7 @@ class Table:
         rows = 1 if shared else batch
         self.stride = 0 if shared else 1 + 3 * count
         self.rows = torch.empty(rows, 1 + 3 * count, dtype=self.dtype, device=x.device)
+        self.limit = torch.empty(1, dtype=torch.int32, device=x.device)
         moderate = _MODERATE[self.dtype]
         self.scaled = True
         numbers = [0] * (2 * _NUMBERS)
@@ -108,7 +111,7 @@ class Table:
         if batch:
             with torch.cuda.device_of(x):
                 _table_kernel[(rows,)](
-                    self.rows, *pointers, count, *strides, *numbers,
+                    self.rows, *pointers, self.limit, count, *strides, *numbers,
                     NUMBERS=on_host, SP=triton.next_power_of_2(max(1, count)), MODERATE=moderate, num_warps=1,
                 )  # fmt: skip
 

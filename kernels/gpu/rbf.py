@@ -1,13 +1,15 @@
 """The kernel matrix and its gradients.
 
-Distances are sums of squared differences, as on the CPU: right for every input, at FP32 (not tensor-core) speed.
-Differences are scaled by a power of two taken from sigma, which is exact, so that squares stay in range where the
-kernel is neither 0 nor 1.
+Distances are sums of squared differences, as on the CPU, right for every input; for the matrix also products on
+tensor cores, where these are accurate (split.py). Differences are scaled by a power of two taken from sigma, which is
+exact, so that squares stay in range where the kernel is neither 0 nor 1.
 
 The gradients take three kernels: one writes W_ij = g_ij sum_s w_s / sigma_s^2 k_sij, as large as g, and the partial
 sums for sigma and weights; the others pull on x and on y with the rows and the columns of W. Every output has one
 owner, so nothing is added by atomics and results repeat bit for bit.
 """
+
+import math
 
 import torch
 import triton
@@ -15,6 +17,7 @@ import triton.language as tl
 
 from .distances import squared_distances
 from .packed import Table, accumulator, triton_dtype
+from .split import Split, inner_products, pieces_of, worth_splitting
 from .tiles import tile
 
 _RUNTIME_SIZES = ["N", "M", "D", "S", "table_stride"]
@@ -43,13 +46,32 @@ def _squared_distances(
 
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def _rbf_kernel(
-    x_ptr, y_ptr, out_ptr, table_ptr, N, M, D, S, table_stride,
+    x_ptr, y_ptr, out_ptr, table_ptr, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, limit_ptr,
+    N, M, D, S, table_stride,
     BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SCALED: tl.constexpr, ACC: tl.constexpr,
+    SAME: tl.constexpr, DOT: tl.constexpr, LIMIT: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
+    if LIMIT > 0:
+        # launched in both forms: products where they are accurate, else differences
+        products = tl.load(limit_ptr).to(tl.float32, bitcast=True) <= LIMIT
+        if products != (DOT > 0):
+            return
     b, i0, j0 = _tile(N, M, BN, BM)
     table_ptr += b * table_stride
     unit = tl.load(table_ptr)
-    d2 = _squared_distances(x_ptr, y_ptr, b, i0, j0, unit, N, M, D, BN, BM, BD, SCALED, ACC)
+    if DOT > 0:
+        ROW: tl.constexpr = pieces_of(DOT) * DP
+        rows, cols = tl.arange(0, BN), tl.arange(0, BM)
+        row_in, col_in = rows < N - i0, cols < M - j0
+        first, second = x_pieces_ptr + (b * N + i0) * ROW, y_pieces_ptr + (b * M + j0) * ROW
+        xy = inner_products(first, second, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, True)
+        x_squares = tl.load(x_norms_ptr + b * N + i0 + rows, mask=row_in, other=0.0)
+        y_squares = tl.load(y_norms_ptr + b * M + j0 + cols, mask=col_in, other=0.0)
+        d2 = tl.maximum(tl.fma(xy, -2.0, x_squares[:, None] + y_squares[None, :]), 0.0)
+        if SAME:
+            d2 = tl.where(rows[:, None] - cols[None, :] == j0 - i0, 0.0, d2)
+    else:
+        d2 = _squared_distances(x_ptr, y_ptr, b, i0, j0, unit, N, M, D, BN, BM, BD, SCALED, ACC)
     total = tl.zeros([BN, BM], ACC)
     for s in range(S):
         scale, weight = tl.load(table_ptr + 1 + s), tl.load(table_ptr + 1 + S + s)
@@ -59,7 +81,7 @@ def _rbf_kernel(
     tl.store(out, total.to(out_ptr.dtype.element_ty), mask=(i < N)[:, None] & (j < M)[None, :])
 
 
-def rbf(x, y, sigma, weights, out=None):
+def rbf(x, y, sigma, weights, out=None, precision="highest"):
     """K, (B, N, M). See gkfast.rbf."""
     other = x if y is None else y
     batch, n, dims = x.shape
@@ -67,15 +89,25 @@ def rbf(x, y, sigma, weights, out=None):
     if out is None:
         out = x.new_empty(batch, n, m)
     table = Table(sigma, weights, x)
-    bn, bm, bd, warps, registers = tile("matrix", dims, table.dtype, x.device)
-    programs = batch * triton.cdiv(n, bn) * triton.cdiv(m, bm)
-    if programs:
-        with torch.cuda.device_of(x):
-            _rbf_kernel[(programs,)](
-                x, other, out, table.rows, n, m, dims, table.count, table.stride,
-                BN=bn, BM=bm, BD=bd, SCALED=table.scaled, ACC=triton_dtype(table.dtype),
-                num_warps=warps, maxnreg=registers,
-            )  # fmt: skip
+    if out.numel() == 0:
+        return out
+    split = Split(table, x, other, precision) if worth_splitting(x, other) else None
+    operands = (split.x, split.y, split.x_norms, split.y_norms, split.greatest) if split else (table.rows,) * 5
+
+    def launch(products):
+        found = tile("matrix", dims, table.dtype, x.device, products)
+        _rbf_kernel[(batch * triton.cdiv(n, found.bn) * triton.cdiv(m, found.bm),)](
+            x, other, out, table.rows, *operands, n, m, dims, table.count, table.stride,
+            BN=found.bn, BM=found.bm, BD=found.bd, SCALED=table.scaled, ACC=triton_dtype(table.dtype), SAME=y is None,
+            DOT=products, LIMIT=split.limit if split else 0.0,
+            BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if products else 0,
+            num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+        )  # fmt: skip
+
+    with torch.cuda.device_of(x):
+        launch(0)
+        if split:
+            launch(split.products)
     return out
 
 
@@ -137,7 +169,7 @@ def _rbf_pull_kernel(
     tl.store(out, (total * unit).to(dx_ptr.dtype.element_ty), mask=row_in[:, None] & (coordinates < D)[None, :])
 
 
-def rbf_backward(g, x, y, sigma, weights, wants):
+def rbf_backward(g, x, y, sigma, weights, wants, precision="highest"):
     """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are None. y None: x is both."""
     want_x, want_y, want_sigma, want_weights = wants
     want_moments = want_sigma or want_weights
@@ -146,7 +178,7 @@ def rbf_backward(g, x, y, sigma, weights, wants):
     m, count, acc = other.shape[1], sigma.shape[1], accumulator(x)
     table = Table(sigma, weights, x)
 
-    bn, bm, bd, warps, registers = tile("weight", dims, table.dtype, x.device)
+    bn, bm, bd, warps, registers, *_ = tile("weight", dims, table.dtype, x.device)
     programs = batch * triton.cdiv(n, bn) * triton.cdiv(m, bm)
     w = x.new_empty(batch, n, m, dtype=acc)
     moments = x.new_empty(programs if want_moments else 0, 2, count, dtype=acc)
@@ -159,7 +191,7 @@ def rbf_backward(g, x, y, sigma, weights, wants):
             )  # fmt: skip
 
     def pull(rows, cols, row_stride, col_stride):
-        bn, bm, bd, warps, registers = tile("pull", dims, table.dtype, x.device)
+        bn, bm, bd, warps, registers, *_ = tile("pull", dims, table.dtype, x.device)
         dx = torch.empty_like(rows)
         programs = batch * triton.cdiv(rows.shape[1], bn) * triton.cdiv(dims, bd)
         if programs:

@@ -15,6 +15,7 @@ One launch can hold four sweeps over two point sets: x with x, y with y, x with 
 To add an epilogue: a flag, an accumulator before the loop, its share of a tile in the loop, its store at the end.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ import triton.language as tl
 
 from .distances import cast, coordinates_of, differences, exp2m1, squared_distances
 from .packed import LOG2_E, Table, triton_dtype
+from .split import Split, inner_products, pieces_of, weighted_points
 from .tiles import splits, tile
 
 # tiles whose sums are kept in the tile's dtype before they go into float64
@@ -32,25 +34,36 @@ _CHUNK = tl.constexpr(16)
 @triton.jit(do_not_specialize=["N", "M", "D", "E", "B", "S", "table_stride", "SPLITS"])
 def _sweep_kernel(
     x_ptr, y_ptr, a_ptr, b_ptr, shift_ptr, table_ptr, value_ptr, pull_ptr, moments_ptr,
+    x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, limit_ptr,
     N, M, D, E, B, S, table_stride, SPLITS,
     ONE_BANDWIDTH: tl.constexpr, PARTS: tl.constexpr, DIMS: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr,
     DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ONE_COLUMN: tl.constexpr,
-    VALUE: tl.constexpr, PULL: tl.constexpr, MOMENTS: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, SP: tl.constexpr, ACC: tl.constexpr,
+    VALUE: tl.constexpr, PULL: tl.constexpr, MOMENTS: tl.constexpr, DOT: tl.constexpr, LIMIT: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr,
+    SP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    if LIMIT > 0:
+        # launched in both forms: products where they are accurate, else differences
+        products = tl.load(limit_ptr).to(tl.float32, bitcast=True) <= LIMIT
+        if products != (DOT > 0):
+            return
     part = tl.program_id(1)
     split = tl.program_id(2) % SPLITS
-    e0 = (tl.program_id(2) // SPLITS) * BE
+    # of columns of the value; where points are pulled by products, of coordinates
+    block = tl.program_id(2) // SPLITS
+    e0 = block * BE
     # the part's rows and columns: 0 x with x, 1 y with y, 2 x with y, 3 y with x; a single part is x with y
     p_ptr, q_ptr, f_ptr, h_ptr, n, m, skip, pulls = x_ptr, y_ptr, a_ptr, b_ptr, N, M, DROP == 2, PULL > 0
+    p_pieces, q_pieces, p_norms, q_norms = x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr
     if PARTS > 1:
         if part % 2 == 1:
-            p_ptr, f_ptr, n = y_ptr, b_ptr, M
+            p_ptr, f_ptr, n, p_pieces, p_norms = y_ptr, b_ptr, M, y_pieces_ptr, y_norms_ptr
         if part % 3 == 0:
-            q_ptr, h_ptr, m = x_ptr, a_ptr, N
+            q_ptr, h_ptr, m, q_pieces, q_norms = x_ptr, a_ptr, N, x_pieces_ptr, x_norms_ptr
         skip = (DROP > 0) & ((part < 2) | (DROP == 2))
         # bit 0 of PULL: x is pulled; bit 1: y is
-        pulls = ((PULL >> (part % 2)) & 1) == 1
+        if PULL < 3:
+            pulls = part % 2 == PULL - 1
 
     # rows of the outputs are of one height for all parts
     height = tl.maximum(N, M) if PARTS > 1 else N
@@ -64,9 +77,9 @@ def _sweep_kernel(
     f_ptr += (b * n + i0) * E
     place = ((split.to(tl.int64) * PARTS + part) * B + b) * height + i0
     # whole tiles of columns for each split, and none for rows that this part does not have
-    width = tl.cdiv(tl.cdiv(m, BM), SPLITS) * BM
-    start = split * width
-    stop = tl.where(i0 < n, tl.minimum(start + width, m), start)
+    share = tl.cdiv(tl.cdiv(m, BM), SPLITS) * BM
+    start = split * share
+    stop = tl.where(i0 < n, tl.minimum(start + share, m), start)
 
     table_ptr += b * table_stride
     unit = tl.load(table_ptr)
@@ -76,29 +89,46 @@ def _sweep_kernel(
         f = tl.load(f_ptr + rows, mask=row_in, other=0.0).to(ACC)
     if DIMS > 0:
         p = coordinates_of(p_ptr, rows, row_in, DIMS, ACC)
+    if DOT > 0:
+        ROW: tl.constexpr = pieces_of(DOT) * DP
+        p_pieces += (b * n + i0) * ROW
+        norms = tl.load(p_norms + b * n + i0 + rows, mask=row_in, other=0.0)
+        # the coordinates that this program pulls
+        coordinates += block * BD
+        tug_sum = tl.zeros([BN], tl.float64)
 
     value = tl.zeros([BN], tl.float64)
     values = tl.zeros([BN, BE], tl.float64)
     pull = tl.zeros([BN, BD], tl.float64)
     mass = tl.zeros([BN, SP], tl.float64)
     spread = tl.zeros([BN, SP], tl.float64)
-    pull_ptr += place * D
+    # a row's length in memory
+    width = DP if DP > 0 else D
+    pull_ptr += place * width
     if PULL > 0 and DIMS == 0:
         # more coordinates than registers hold: the pull on these rows is summed in its place in memory
-        for d0 in range(0, D, BD):
-            inside = row_in[:, None] & (coordinates < D - d0)[None, :]
-            tl.store(pull_ptr + rows[:, None] * D + d0 + coordinates[None, :], pull, mask=inside)
+        own = pull_ptr + rows[:, None] * width + coordinates[None, :]
+        if DOT > 0:
+            tl.store(own, pull, mask=row_in[:, None])
+        else:
+            for d0 in range(0, D, BD):
+                tl.store(own + d0, pull, mask=row_in[:, None] & (coordinates < D - d0)[None, :])
         tl.debug_barrier()
 
     for j0 in range(start, stop, _CHUNK * BM):
         value_chunk = tl.zeros([BN, BM], ACC)
         values_chunk = tl.zeros([BN, BE], ACC)
-        pull_chunk = _zeros(BN, BM, DIMS, ACC)
+        pull_chunk = tl.zeros([BN, BD], ACC) if DOT > 0 else _zeros(BN, BM, DIMS, ACC)
         for j1 in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
             col_in = cols < m - j1
             q_tile = q_ptr + (b * m + j1) * D
             h_tile = h_ptr + (b * m + j1) * E
-            if DIMS > 0:
+            if DOT > 0:
+                q_tile = q_pieces + (b * m + j1) * ROW
+                xy = inner_products(p_pieces, q_tile, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, False)
+                squares = tl.load(q_norms + (b * m + j1) + cols, mask=col_in, other=0.0)
+                d2 = tl.maximum(tl.fma(xy, -2.0, norms[:, None] + squares[None, :]), 0.0)
+            elif DIMS > 0:
                 away = differences(p, coordinates_of(q_tile, cols, col_in, DIMS, ACC), unit, DIMS, SCALED)
                 d2 = away[0] * away[0]
                 for d in tl.static_range(1, DIMS):
@@ -168,43 +198,65 @@ def _sweep_kernel(
                     values_chunk = tl.dot(total, right.to(ACC), values_chunk, input_precision="ieee", out_dtype=ACC)
             if PULL > 0 and pulls:
                 tug *= c
-                if DIMS > 0:
+                if DOT > 0:
+                    pull_chunk = weighted_points(tug, q_tile, cols, col_in, coordinates, pull_chunk, DP, DOT)
+                    tug_sum += tl.sum(tug, 1)
+                elif DIMS > 0:
                     pull_chunk = _pulled(pull_chunk, tug, away, DIMS)
                 else:
                     _pull_in_memory(
-                        pull_ptr, p_ptr, q_tile, rows, cols, row_in, col_in, coordinates, tug, unit, D,
+                        pull_ptr, p_ptr, q_tile, rows, cols, row_in, col_in, coordinates, tug, unit, D, width,
                         BN, BM, BD, SCALED, ACC,
                     )  # fmt: skip
         if VALUE and ONE_COLUMN:
             value += tl.sum(value_chunk, 1)
         if VALUE and not ONE_COLUMN:
             values += values_chunk
-        if PULL > 0:
+        if PULL > 0 and DOT > 0:
+            own = pull_ptr + rows[:, None] * width + coordinates[None, :]
+            tl.store(own, tl.load(own, mask=row_in[:, None], other=0.0) + pull_chunk, mask=row_in[:, None])
+            tl.debug_barrier()
+        elif PULL > 0:
             for d in tl.static_range(DIMS):
                 pull += tl.where(coordinates[None, :] == d, tl.sum(pull_chunk[d], 1)[:, None], 0.0)
 
+    # programs that differ in the coordinates they pull have the same sums
+    first = block == 0
     if VALUE and ONE_COLUMN:
-        tl.store(value_ptr + place + rows, cast(value, value_ptr), mask=row_in)
+        tl.store(value_ptr + place + rows, cast(value, value_ptr), mask=row_in & first)
     if VALUE and not ONE_COLUMN:
         there = value_ptr + place * E + rows[:, None] * E + e0 + columns[None, :]
         tl.store(there, cast(values, value_ptr), mask=row_in[:, None] & column_in[None, :])
     if PULL > 0:
         wide = unit.to(tl.float64)
         factor = f.to(tl.float64)[:, None] * wide if ONE_COLUMN else tl.full([BN, 1], 1.0, tl.float64) * wide
-        for d0 in range(0, D, BD):
-            inside = row_in[:, None] & (coordinates < D - d0)[None, :]
-            owned = pull_ptr + rows[:, None] * D + d0 + coordinates[None, :]
-            if DIMS == 0:
-                pull = tl.load(owned, mask=inside, other=0.0).to(tl.float64)
-            tl.store(owned, cast(pull * factor, pull_ptr), mask=inside)
+        own = pull_ptr + rows[:, None] * width + coordinates[None, :]
+        if DOT > 0:
+            # sum_j tug_ij y_j less x_i sum_j tug_ij
+            pull = tl.load(own, mask=row_in[:, None], other=0.0)
+            there = p_pieces + rows[:, None] * ROW + coordinates[None, :]
+            for k in tl.static_range(pieces_of(DOT)):
+                piece = tl.load(there + k * DP, mask=row_in[:, None], other=0.0).to(tl.float64)
+                pull -= piece * tug_sum[:, None]
+            tl.store(own, pull * factor, mask=row_in[:, None])
+        else:
+            for d0 in range(0, D, BD):
+                inside = row_in[:, None] & (coordinates < D - d0)[None, :]
+                if DIMS == 0:
+                    pull = tl.load(own + d0, mask=inside, other=0.0).to(tl.float64)
+                tl.store(own + d0, cast(pull * factor, pull_ptr), mask=inside)
     if MOMENTS:
         if ONE_COLUMN:
             mass *= f[:, None]
             spread *= f[:, None]
-        # one row of sums for each program: splits by parts by batch by tiles
-        there = moments_ptr + (((split.to(tl.int64) * PARTS + part) * B + b) * tiles + i0 // BN) * 2 * S + bandwidths
-        tl.store(there, tl.sum(mass, 0), mask=bandwidths < S)
-        tl.store(there + S, tl.sum(spread, 0), mask=bandwidths < S)
+        # splits by parts by batch by strips of 32 rows; a tile of several strips puts its sums into its first
+        strips = tl.cdiv(height, 32)
+        strip = tl.arange(0, BN // 32)[:, None]
+        there = ((split.to(tl.int64) * PARTS + part) * B + b) * strips + i0 // 32 + strip
+        there = moments_ptr + there * 2 * S + bandwidths[None, :]
+        inside = (i0 // 32 + strip < strips) & (bandwidths < S)[None, :] & first
+        tl.store(there, tl.where(strip == 0, tl.sum(mass, 0)[None, :], 0.0), mask=inside)
+        tl.store(there + S, tl.where(strip == 0, tl.sum(spread, 0)[None, :], 0.0), mask=inside)
 
 
 @triton.jit
@@ -226,7 +278,7 @@ def _pulled(pull, tug, away, D: tl.constexpr):
 
 @triton.jit
 def _pull_in_memory(
-    pull_ptr, p_ptr, q_ptr, rows, cols, row_in, col_in, coordinates, tug, unit, D,
+    pull_ptr, p_ptr, q_ptr, rows, cols, row_in, col_in, coordinates, tug, unit, D, width,
     BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SCALED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Adds sum_j tug_ij (q_j - p_i), BD coordinates at a time; only this program touches these rows."""
@@ -241,7 +293,7 @@ def _pull_in_memory(
                 e *= unit
             moment = tl.sum(tl.where(tug == 0.0, 0.0, tug * e), 1)
             block += tl.where(coordinates[None, :] == k, moment[:, None], 0.0)
-        there = pull_ptr + rows[:, None] * D + d0 + coordinates[None, :]
+        there = pull_ptr + rows[:, None] * width + d0 + coordinates[None, :]
         inside = row_in[:, None] & (coordinates < D - d0)[None, :]
         tl.store(there, tl.load(there, mask=inside, other=0.0) + block, mask=inside)
     # what one thread stored another may load for the next tile
@@ -273,6 +325,7 @@ def sweep(
     pull: int = 0,
     moments: bool = False,
     dtype: torch.dtype | None = None,
+    split: Split | None = None,
 ) -> Sums:
     """x (B, N, D), y (B, M, D), a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
 
@@ -284,41 +337,58 @@ def sweep(
     if value and (pull or moments) and columns != 1:
         # registers hold the sums of one or of the other
         options = {"parts": parts, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
-        options["minus_one"] = minus_one
+        options |= {"minus_one": minus_one, "split": split}
         of_rows = sweep(table, x, y, a, b, pull=pull, moments=moments, **options)
         return of_rows._replace(value=sweep(table, x, y, a, b, value=True, **options).value)
     kind = "moments" if pull or moments else "value" if columns == 1 else "columns"
-    bn, bm, bd, warps, registers = tile(kind, dims, table.dtype, x.device)
     height = n if parts == 1 else max(n, m)
-    tiles = triton.cdiv(height, bn)
     e_blocks = max(1, triton.cdiv(columns, be)) if value else 1
     few = dims if 1 <= dims <= 4 else 0
-    pieces = splits(batch * tiles * parts * e_blocks, m if parts == 1 else max(n, m), x.device)
-    kept = dtype if pieces == 1 else torch.float64
-    values = x.new_empty(pieces, parts, batch, height, columns if value else 0, dtype=kept)
-    # where it is summed in memory it is summed in float64
+    strips = batch * triton.cdiv(height, 32)
+    parted = splits(strips * parts * e_blocks, m if parts == 1 else max(n, m), x.device)
+    kept = dtype if parted == 1 else torch.float64
+    values = x.new_empty(parted, parts, batch, height, columns if value else 0, dtype=kept)
+    # where it is summed in memory it is summed in float64, in rows as long as those of the pieces
+    width = split.dims if split else dims
     pulls = x.new_empty(
-        pieces, parts, batch, height, dims if pull else 0, dtype=kept if few else torch.float64
+        parted, parts, batch, height, width if pull else 0, dtype=kept if few else torch.float64
     )  # fmt: skip
-    sums = x.new_empty(pieces, parts, batch, tiles, 2, table.count if moments else 0, dtype=torch.float64)
-    if batch * tiles and (columns or not value):
-        shift = col_shift if row_shift is None else row_shift
+    sums = x.new_empty(
+        parted, parts, batch, strips // max(1, batch), 2, table.count if moments else 0, dtype=torch.float64
+    )  # fmt: skip
+    shift = col_shift if row_shift is None else row_shift
+
+    def launch(products):
+        found = tile(kind, dims, table.dtype, x.device, split.products if products else 0)
+        bd = triton.next_power_of_2(few) if few else found.bd
+        if products:
+            # blocks of coordinates to pull, each by its own program: the greatest that fits
+            bd = math.gcd(split.dims, bd)
+        d_blocks = split.dims // bd if products and pull else 1
+        _sweep_kernel[(batch * triton.cdiv(height, found.bn), parts, parted * e_blocks * d_blocks)](
+            x, y, a, b, table.rows if shift is None else shift, table.rows, values, pulls, sums,
+            *((split.x, split.y, split.x_norms, split.y_norms, split.greatest) if split else (table.rows,) * 5),
+            n, m, dims, columns, batch, table.count, table.stride, parted,
+            ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=few, SCALED=table.scaled,
+            SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
+            DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1,
+            VALUE=value, PULL=pull, MOMENTS=moments,
+            DOT=split.products if products else 0, LIMIT=split.limit if split else 0.0,
+            BN=found.bn, BM=found.bm, BD=bd, BE=be,
+            BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if split else 0,
+            SP=triton.next_power_of_2(max(1, table.count)), ACC=triton_dtype(table.dtype),
+            num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+        )  # fmt: skip
+
+    if batch * height and (columns or not value):
         with torch.cuda.device_of(x):
-            _sweep_kernel[(batch * tiles, parts, pieces * e_blocks)](
-                x, y, a, b, table.rows if shift is None else shift, table.rows, values, pulls, sums,
-                n, m, dims, columns, batch, table.count, table.stride, pieces,
-                ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=few, SCALED=table.scaled,
-                SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
-                DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1,
-                VALUE=value, PULL=pull, MOMENTS=moments,
-                BN=bn, BM=bm, BD=triton.next_power_of_2(few) if few else bd, BE=be,
-                SP=triton.next_power_of_2(max(1, table.count)), ACC=triton_dtype(table.dtype),
-                num_warps=warps, num_stages=1, maxnreg=registers,
-            )  # fmt: skip
+            launch(False)
+            if split:
+                launch(True)
     summed = sums.sum(dim=(0, 3)) if moments else None
     return Sums(
         _added(values, dtype) if value else None,
-        _added(pulls, dtype) if pull else None,
+        _added(pulls, dtype)[..., :dims] if pull else None,
         None if summed is None else summed[:, :, 0],
         None if summed is None else summed[:, :, 1],
     )

@@ -19,13 +19,18 @@ class Tile(NamedTuple):
     # a cap on the registers of a thread: near a multiple that decides how many blocks fit, the assembler may choose
     # to spill rather than pass it
     registers: int | None
+    stages: int = 1
+    # coordinates of a product at a time
+    bk: int = 32
 
 
 class _Row(NamedTuple):
+    # "... by products" are those of bfloat16 pieces
     kernel: str
     # 0 fits every GPU
     architecture: int
     float64: bool
+    # greatest D
     dims: float
     tile: Tile
     origin: str
@@ -48,6 +53,12 @@ TILES = [
     _Row("columns", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
     _Row("moments", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
     _Row("moments", 0, True, _ANY, Tile(32, 32, 4, 8, 200), _OFFLINE),
+    _Row("matrix by products", 0, False, _ANY, Tile(64, 64, 64, 8, None, 2), _OFFLINE),
+    _Row("value by products", 0, False, _ANY, Tile(64, 64, 64, 8, None, 2), _OFFLINE),
+    _Row("columns by products", 0, False, _ANY, Tile(64, 64, 64, 8, None, 2), _OFFLINE),
+    _Row("moments by products", 90, False, _ANY, Tile(64, 32, 32, 8, 200, 2), _OFFLINE),
+    _Row("moments by products", 100, False, _ANY, Tile(64, 32, 32, 8, 200, 2), _OFFLINE),
+    _Row("moments by products", 0, False, _ANY, Tile(32, 32, 32, 4, None, 2, 16), _OFFLINE),
     _Row("log", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
 ]
 
@@ -60,8 +71,10 @@ def architecture(device):
     return 10 * major + minor
 
 
-def tile(kernel, dims, accumulator, device):
+def tile(kernel, dims, accumulator, device, products=0):
     of = architecture(device)
+    if products:
+        kernel += " by products"
     wide = accumulator == torch.float64
     for row in TILES:
         if row.kernel == kernel and row.architecture in (0, of) and row.float64 == wide and dims <= row.dims:
