@@ -221,14 +221,15 @@ def cases(brief):
     full += [
         Case(op, "float32", d, 1, precision)
         for op in ("rbf", "rbf_matmul", "rbf_matmul_backward", "mmd2")
-        for precision in ("highest", "high", "medium")
-        for d in (16, 64, 784)
+        for precision, d in (("highest", 16), ("highest", 64), ("highest", 784), ("high", 64), ("medium", 64))
     ]
     full += [Case(op, "float32", 64, 10, "highest") for op in ("rbf_matmul", "rbf_matmul_backward")]
+    full.append(Case("rbf_matmul_backward", "float32", 784, 10, "high"))
     if not brief:
         return [(sm, case) for sm in (80, 90, 100) for case in full]
-    some = [c for c in full if c.op in ("rbf", "mmd2") and c.dtype == "float32" and c.d == 64]
-    of_hopper = [c for c in full if (c.d != 3 or c.op == "mmd2") and not (c.precision and c.d in (16, 784))]
+    few = [c for c in full if c.precision is None or (c.precision, c.d) == ("highest", 64)]
+    some = [c for c in few if c.op in ("rbf", "mmd2") and c.dtype == "float32" and c.d == 64]
+    of_hopper = [c for c in few if (c.d != 3 or c.op == "mmd2") and c.dtype != "float16" and c.op != "mmd2_of_x"]
     return [(90, c) for c in of_hopper] + [(sm, c) for sm in (80, 100) for c in some]
 
 

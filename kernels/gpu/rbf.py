@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .distances import squared_distances
 from .packed import Table, accumulator, triton_dtype
-from .split import Split, inner_products, pieces_of, worth_splitting
+from .split import Split, inner_products, worth_splitting
 from .tiles import tile
 
 _RUNTIME_SIZES = ["N", "M", "D", "S", "table_stride"]
@@ -60,7 +60,7 @@ def _rbf_kernel(
     table_ptr += b * table_stride
     unit = tl.load(table_ptr)
     if DOT > 0:
-        ROW: tl.constexpr = pieces_of(DOT) * DP
+        ROW: tl.constexpr = (DOT + 3) // 3 * DP
         rows, cols = tl.arange(0, BN), tl.arange(0, BM)
         row_in, col_in = rows < N - i0, cols < M - j0
         first, second = x_pieces_ptr + (b * N + i0) * ROW, y_pieces_ptr + (b * M + j0) * ROW

@@ -29,11 +29,6 @@ PRODUCTS = {"highest": (6, 4.0), "high": (3, 3e38), "medium": (1, 3e38)}
 _SMALL = 2**26
 
 
-@triton.constexpr_function
-def pieces_of(products):
-    return {1: 1, 3: 2, 6: 3}[products]
-
-
 @triton.jit
 def dot(a, b, acc):
     if EMULATED:
@@ -63,7 +58,8 @@ def inner_products(
     like = tl.zeros([BN, BM], tl.float32)
     above = tl.zeros([BN, BM], tl.float32)
     below = tl.zeros([BN, BM], tl.float32)
-    ROW: tl.constexpr = pieces_of(DOT) * DP
+    # 1, 2 or 3 pieces for 1, 3 or 6 products
+    ROW: tl.constexpr = (DOT + 3) // 3 * DP
     for d0 in range(0, DP, BK):
         d = d0 + tl.arange(0, BK)
         x = x_ptr + rows[:, None] * ROW + d[None, :]
@@ -94,7 +90,7 @@ def inner_products(
 @triton.jit
 def weighted_points(weights, y_ptr, cols, col_in, d, total, DP: tl.constexpr, DOT: tl.constexpr):
     """total + sum_j weights_ij y_jd, [BN, coordinates]."""
-    y = y_ptr + cols[:, None] * (pieces_of(DOT) * DP) + d[None, :]
+    y = y_ptr + cols[:, None] * ((DOT + 3) // 3 * DP) + d[None, :]
     inside = col_in[:, None]
     wh, wm, wl = pieces(weights)
     yh = tl.load(y, mask=inside, other=0.0)
@@ -136,7 +132,7 @@ def _split_kernel(
     rows = tl.arange(0, BN)
     row_in = rows < n - i0
     p_ptr += (b * n + i0) * D
-    ROW: tl.constexpr = pieces_of(DOT) * DP
+    ROW: tl.constexpr = (DOT + 3) // 3 * DP
     pieces_ptr += (b * n + i0) * ROW
     table_ptr += b * table_stride
     unit = tl.load(table_ptr).to(tl.float32)
@@ -184,7 +180,7 @@ class Split:
         # coordinates that are multiplied at a time
         self.bk = 16 if dims <= 16 else 32
         self.dims = triton.cdiv(dims, self.bk) * self.bk
-        row = pieces_of(self.products) * self.dims
+        row = (self.products + 3) // 3 * self.dims
         self.x = x.new_empty(batch, n, row, dtype=torch.bfloat16)
         self.y = x.new_empty(batch, m, row, dtype=torch.bfloat16)
         self.x_norms = x.new_empty(batch, n, dtype=torch.float32)

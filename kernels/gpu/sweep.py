@@ -24,7 +24,7 @@ import triton.language as tl
 
 from .distances import cast, coordinates_of, differences, exp2m1, squared_distances
 from .packed import LOG2_E, Table, triton_dtype
-from .split import Split, inner_products, pieces_of, weighted_points
+from .split import Split, inner_products, weighted_points
 from .tiles import splits, tile
 
 # tiles whose sums are kept in the tile's dtype before they go into float64
@@ -90,7 +90,7 @@ def _sweep_kernel(
     if DIMS > 0:
         p = coordinates_of(p_ptr, rows, row_in, DIMS, ACC)
     if DOT > 0:
-        ROW: tl.constexpr = pieces_of(DOT) * DP
+        ROW: tl.constexpr = (DOT + 3) // 3 * DP
         p_pieces += (b * n + i0) * ROW
         norms = tl.load(p_norms + b * n + i0 + rows, mask=row_in, other=0.0)
         # the coordinates that this program pulls
@@ -235,7 +235,7 @@ def _sweep_kernel(
             # sum_j tug_ij y_j less x_i sum_j tug_ij
             pull = tl.load(own, mask=row_in[:, None], other=0.0)
             there = p_pieces + rows[:, None] * ROW + coordinates[None, :]
-            for k in tl.static_range(pieces_of(DOT)):
+            for k in tl.static_range((DOT + 3) // 3):
                 piece = tl.load(there + k * DP, mask=row_in[:, None], other=0.0).to(tl.float64)
                 pull -= piece * tug_sum[:, None]
             tl.store(own, pull * factor, mask=row_in[:, None])
@@ -334,10 +334,13 @@ def sweep(
     """
     (batch, n, dims), m, columns = x.shape, y.shape[1], b.shape[2]
     be = min(64, max(16, triton.next_power_of_2(columns)))
+    options = {"parts": parts, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
+    options |= {"minus_one": minus_one, "split": split}
+    # registers hold the sums of one or of the other
+    if split and pull and moments:
+        of_pairs = sweep(table, x, y, a, b, value=value, moments=True, **options)
+        return of_pairs._replace(pull=sweep(table, x, y, a, b, pull=pull, **options).pull)
     if value and (pull or moments) and columns != 1:
-        # registers hold the sums of one or of the other
-        options = {"parts": parts, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
-        options |= {"minus_one": minus_one, "split": split}
         of_rows = sweep(table, x, y, a, b, pull=pull, moments=moments, **options)
         return of_rows._replace(value=sweep(table, x, y, a, b, value=True, **options).value)
     kind = "moments" if pull or moments else "value" if columns == 1 else "columns"
@@ -359,7 +362,8 @@ def sweep(
     shift = col_shift if row_shift is None else row_shift
 
     def launch(products):
-        found = tile(kind, dims, table.dtype, x.device, split.products if products else 0)
+        name = kind if columns < 2 or kind == "columns" or not products else "moments of columns"
+        found = tile(name, dims, table.dtype, x.device, split.products if products else 0)
         bd = triton.next_power_of_2(few) if few else found.bd
         if products:
             # blocks of coordinates to pull, each by its own program: the greatest that fits

@@ -53,20 +53,32 @@ TILES = [
     _Row("columns", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
     _Row("moments", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
     _Row("moments", 0, True, _ANY, Tile(32, 32, 4, 8, 200), _OFFLINE),
-    _Row("matrix by products", 0, False, _ANY, Tile(64, 64, 64, 8, None, 2), _OFFLINE),
-    _Row("value by products", 0, False, _ANY, Tile(64, 64, 64, 8, None, 2), _OFFLINE),
-    _Row("columns by products", 0, False, _ANY, Tile(64, 64, 64, 8, None, 2), _OFFLINE),
-    _Row("moments by products", 90, False, _ANY, Tile(64, 32, 32, 8, 200, 2), _OFFLINE),
-    _Row("moments by products", 100, False, _ANY, Tile(64, 32, 32, 8, 200, 2), _OFFLINE),
-    _Row("moments by products", 0, False, _ANY, Tile(32, 32, 32, 4, None, 2, 16), _OFFLINE),
+    _Row("matrix by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("matrix by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("matrix by products", 0, False, _ANY, Tile(64, 32, 64, 4, None, 2, 16), _OFFLINE),
+    _Row("value by products", 90, False, 16, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("value by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("value by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("value by products", 0, False, _ANY, Tile(64, 32, 64, 4, None, 2, 16), _OFFLINE),
+    _Row("columns by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("columns by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("columns by products", 0, False, _ANY, Tile(64, 32, 64, 4, None, 2, 16), _OFFLINE),
+    _Row("moments by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments by products", 90, False, _ANY, Tile(64, 32, 32, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments by products", 100, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments by products", 100, False, _ANY, Tile(64, 32, 32, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments by products", 0, False, _ANY, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
+    _Row("moments of columns by products", 90, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments of columns by products", 100, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments of columns by products", 0, False, _ANY, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
     _Row("log", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
 ]
 
 
 def architecture(device):
-    """10 times the compute capability; 0 without a GPU."""
+    """10 times the compute capability; the interpreter, without a GPU, takes Hopper's tiles."""
     if device.type != "cuda":
-        return 0
+        return 90
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
