@@ -32,6 +32,7 @@ MOST_REGISTERS = 200
 TENSOR_CORE = r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|DMMA)\b"
 
 
+# Triton's own, where a launch names none
 DEFAULTS = {"num_warps": 4, "num_stages": 3, "maxnreg": None}
 
 
@@ -91,7 +92,6 @@ def call(case):
     kernels = gpu()
     by = {} if case.precision is None else {"precision": case.precision}
     # small tensors stand for large ones
-    sys.modules["gkfast.kernels.gpu.split"].worth_splitting = lambda *_: bool(by)
     for name in ("rbf", "rbf_matmul", "kernel_sums"):
         sys.modules[f"gkfast.kernels.gpu.{name}"].worth_splitting = lambda *_: bool(by)
     dtype = getattr(torch, case.dtype)
