@@ -214,7 +214,7 @@ def make(case, name, gpu):
     one = torch.ones(1, 1, dtype=torch.float64)
     s, wide = sigma * one, 2**28 // max(1, case.m)
     log_weight = -case.d / 2 * math.log(2 * math.pi * sigma**2) * one
-    log_share = torch.full((1, case.m), -math.log(case.m), dtype=torch.float64, device=DEVICE)
+    share = torch.full((1, case.m), 1 / case.m, dtype=torch.float64, device=DEVICE)
     if name in OURS:
         by = {"precision": name}
         if case.op == "matrix":
@@ -227,9 +227,9 @@ def make(case, name, gpu):
             wants = (True, False, False, False, False)
             return lambda: (gpu.rbf_matmul_backward(g, x, y, v, s, one, wants, **by)[0],)
         if case.op == "density":
-            return lambda: (gpu.log_density(x, y, s, log_weight, log_share, False),)
+            return lambda: (gpu.log_density(x, y, s, log_weight, share, False),)
         if case.op == "score":
-            return lambda: (gpu.score(x, y, s, log_weight, log_share, False),)
+            return lambda: (gpu.score(x, y, s, log_weight, share, False),)
         n, m = case.n, case.m
         scale = torch.tensor(
             [[[1 / (n * (n - 1)), 1 / (m * (m - 1)), -2 / (n * m)]]], dtype=torch.float64, device=DEVICE

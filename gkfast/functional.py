@@ -436,10 +436,8 @@ def _density(
         a = double(p, p.rows(named["data_weights"])[..., 0])
         share = a / a.sum(-1)[..., None]
     arguments = (x3, data3, s, log_weights - greatest, share)
-    if not leave_one_out:
-        return p, arguments, greatest
-    # 1 / M exactly, where all weights are equal: log1p keeps the digits
-    return p, arguments, greatest - xp.log1p(-share)
+    constant = greatest if xp is np else greatest.to(share.device)
+    return p, arguments, constant - xp.log1p(-share) if leave_one_out else constant
 
 
 def double(p: Problem, array: Array) -> Array:

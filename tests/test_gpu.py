@@ -476,14 +476,16 @@ def test_differences_where_products_are_not_accurate(by_products, monkeypatch):
 
 def check_density(x, y, sigma, weights, leave_one_out):
     log_weights = weights.log() - x.shape[2] * sigma.log()
-    log_data = torch.randn(y.shape[:2]).to(DEVICE, x.dtype)
-    arguments = (sigma, log_weights, log_data.double(), leave_one_out)
+    data_weights = torch.rand(y.shape[:2]).to(DEVICE, x.dtype)
+    # a row without weight counts for nothing
+    data_weights[:, 0] = 0
+    arguments = (sigma, log_weights, data_weights.double(), leave_one_out)
     truth = reference.log_density(x.double(), y.double(), *arguments)
-    ours = gpu.log_density(x, y, sigma, log_weights, log_data, leave_one_out)
+    ours = gpu.log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
     assert ours.dtype == torch.float64
     assert (ours - truth).abs().max() <= 1e-13 * (1 + truth.abs().max())
     exact = reference.score(x.double(), y.double(), *arguments)
-    found = gpu.score(x, y, sigma, log_weights, log_data, leave_one_out)
+    found = gpu.score(x, y, sigma, log_weights, data_weights, leave_one_out)
     assert (found.double() - exact).norm() <= TOLERANCE[x.dtype][1] * exact.norm()
 
 
@@ -514,13 +516,13 @@ def test_density_of_a_point_far_from_the_others():
 def test_density_nan_infinity_and_nothing():
     x, y = sample(1, 5, 4, 2, torch.float32)
     x[0, 1, 0], x[0, 2, 0] = torch.nan, torch.inf
-    zero = torch.zeros(1, 4, device=DEVICE)
-    found = gpu.log_density(x, y, ONE, ONE, zero, False)
+    one = torch.ones(1, 4, device=DEVICE)
+    found = gpu.log_density(x, y, ONE, ONE, one, False)
     assert found[0, 1].isnan()
     assert found[0, 2] == -torch.inf
     assert found[0, [0, 3, 4]].isfinite().all()
-    assert (gpu.log_density(x[:, 3:], y[:, :0], ONE, ONE, zero[:, :0], False) == -torch.inf).all()
-    assert gpu.log_density(x[:, :0], y, ONE, ONE, zero, False).shape == (1, 0)
+    assert (gpu.log_density(x[:, 3:], y[:, :0], ONE, ONE, one[:, :0], False) == -torch.inf).all()
+    assert gpu.log_density(x[:, :0], y, ONE, ONE, one, False).shape == (1, 0)
 
 
 def test_every_sum_is_written(monkeypatch):
@@ -533,7 +535,7 @@ def test_every_sum_is_written(monkeypatch):
         yield gpu.rbf_matmul(x, y, v, ONE, ONE)
         yield from gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, (True,) * 5)
         yield from gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 0, False, (True,) * 6)
-        yield gpu.log_density(x, y, ONE, ONE, b, False)
+        yield gpu.log_density(x, y, ONE, ONE, b.abs(), False)
 
     expected = list(everything())
     poison_what_is_allocated(monkeypatch)

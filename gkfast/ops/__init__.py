@@ -16,7 +16,7 @@ from gkfast.ops.rbf import rbf, rbf_backward, rbf_out
 from gkfast.ops.rbf_matmul import rbf_matmul, rbf_matmul_backward
 
 # the operations whose value and derivatives run on GPU kernels; the others run the reference there
-ON_GPU = frozenset({"kernel_sums", "mmd2", "rbf", "rbf_matmul"})
+ON_GPU = frozenset({"kernel_sums", "log_density", "mmd2", "rbf", "rbf_matmul", "score"})
 
 __all__ = [
     "ON_GPU",

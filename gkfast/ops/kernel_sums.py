@@ -261,7 +261,8 @@ class _KernelSums(torch.autograd.Function):
 
 def _weighted(g: Tensor, gradients: Tensor) -> Tensor:
     """sum_r g_r gradients_r for g (B, R), gradients (B, R, ...)"""
-    return (g.to(gradients.dtype).reshape(*g.shape, *[1] * (gradients.ndim - 2)) * gradients).sum(1)
+    # bandwidths may stay on the CPU
+    return (g.to(gradients).reshape(*g.shape, *[1] * (gradients.ndim - 2)) * gradients).sum(1)
 
 
 class _KernelSumsWithGradients(torch.autograd.Function):

@@ -50,7 +50,7 @@ def _density_gradients(
         data_weights[..., None],
         sigma.double(),
         torch.ones_like(log_weights),
-        log_p[..., None] - log_weights[:, None],
+        log_p[..., None] - log_weights.to(log_p.device)[:, None],
         leave_one_out,
         False,
         wants,
@@ -73,12 +73,12 @@ def _log_density_cpu(
 
 
 def _log_density_gpu(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, log_data_weights: Tensor, leave_one_out: bool
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
 ) -> Tensor:
     from gkfast.kernels import gpu
 
-    x, y, log_data_weights = x.contiguous(), y.contiguous(), log_data_weights.contiguous()
-    return gpu.log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out)
+    x, y, data_weights = x.contiguous(), y.contiguous(), data_weights.contiguous()
+    return gpu.log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
 
 
 define(
@@ -128,7 +128,7 @@ class _LogDensity(torch.autograd.Function):
         x, y, sigma, log_weights, data_weights, log_p = saved
         tx, ty, tsigma, tlog_weights, tdata_weights = double(*tangents[:5])
         # the shares sum to one, so log p changes by the mean change of the exponents
-        shift = log_p[..., None] - log_weights[:, None]
+        shift = log_p[..., None] - log_weights.to(log_p.device)[:, None]
         tv = None if tdata_weights is None else tdata_weights[..., None]
         directions = (tx, ty, tv, tsigma, tlog_weights)
         one = torch.ones_like(log_weights)

@@ -61,8 +61,8 @@ def _log_sum_exp_kernel(
     tl.store(out_ptr + (split.to(tl.int64) * B + b) * N + i0 + rows, log_p, mask=row_in)
 
 
-def log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out, precision="highest"):
-    """log sum_sj exp(log_weights_s + log_data_weights_j + log k_sij), (B, N) float64. See gkfast.log_density."""
+def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision="highest"):
+    """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density."""
     (batch, n, dims), m = x.shape, y.shape[1]
     table = Table(sigma, log_weights, x, torch.float64)
     bn, bm, bd, warps, registers, *_ = tile("log", x.shape[2], torch.float64, x.device)
@@ -72,7 +72,7 @@ def log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out, preci
     if batch * tiles:
         with torch.cuda.device_of(x):
             _log_sum_exp_kernel[(batch * tiles, pieces)](
-                x, y, log_data_weights, table.rows, partial,
+                x, y, data_weights.double().log(), table.rows, partial,
                 n, m, dims, table.count, batch, table.stride, pieces,
                 SKIP_DIAGONAL=leave_one_out, SCALED=table.scaled,
                 BN=bn, BM=bm, BD=bd, SP=triton.next_power_of_2(max(1, table.count)),
@@ -81,14 +81,14 @@ def log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out, preci
     return partial[0] if pieces == 1 else partial.logsumexp(0)
 
 
-def score(x, y, sigma, log_weights, log_data_weights, leave_one_out, precision="highest"):
+def score(x, y, sigma, log_weights, data_weights, leave_one_out, precision="highest"):
     """The gradient of log_density at x, (B, N, D). See gkfast.score."""
-    log_p = log_density(x, y, sigma, log_weights, log_data_weights, leave_one_out, precision)
+    log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision)
     return rbf_matmul_backward(
         torch.ones_like(log_p)[..., None],
         x.double(),
         y.double(),
-        log_data_weights.double().exp()[..., None],
+        data_weights.double()[..., None],
         sigma,
         torch.ones_like(sigma),
         (True, False, False, False, False),
