@@ -505,10 +505,12 @@ def kernel_means(
     >>> [round(float(m), 4) for m in gkfast.kernel_means(x, y, 1.0)]
     [1.0, 1.0, 0.6065]
     """
-    s = samples("kernel_sums", x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
+    arguments = (x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
+    s = samples("kernel_sums", (1, 1, 1), *arguments)
     p = s.problem
-    means = s.per_weight * p.run.kernel_sums(s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop)
-    means = means.reshape((p.count, s.parts, 3)).mean(1)
+    means = s.scale * p.run.kernel_sums(s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop)
+    if s.parts != 1:
+        means = means.reshape((p.count, s.parts, 3)).mean(1)
     return KernelMeans(*(p.give(means[:, k], p.scalar_dtype) for k in range(3)))
 
 
@@ -555,12 +557,13 @@ def mmd2(
     >>> round(float(gkfast.mmd2(x, y, 1.0)), 4)
     0.7869
     """
-    s = samples("mmd2", x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
+    arguments = (x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
+    s = samples("mmd2", (1, 1, -2), *arguments)
     p = s.problem
-    xx, yy, xy = (s.per_weight[:, k] for k in range(3))
-    scale = p.xp.stack([xx, yy, -2 * xy], -1)
-    value = p.run.mmd2(s.x, s.y, s.a, s.b, scale, *p.bandwidths(s.x.shape[0]), s.drop)
-    return p.give(value.reshape((p.count, s.parts)).mean(1), p.scalar_dtype)
+    value = p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, *p.bandwidths(s.x.shape[0]), s.drop)
+    if s.parts != 1:
+        value = value.reshape((p.count, s.parts)).mean(1)
+    return p.give(value, p.scalar_dtype)
 
 
 class Samples(NamedTuple):
@@ -570,12 +573,13 @@ class Samples(NamedTuple):
     a: Array  # (B, N) row weights, as given
     b: Array
     drop: int  # 1: the diagonals of xx and yy are left out, 2: of xy as well
-    per_weight: Array  # (B, 3) float64: one over the sum of the pairs' weights
+    scale: Array  # (B, 3) float64: the coefficients of xx, yy, xy over the sums of their pairs' weights
     parts: int  # how many consecutive B are averaged into one result
 
 
 def samples(
     op: str,
+    coefficients: tuple[int, int, int],
     x: Array,
     y: Array,
     sigma: Sigma,
@@ -607,6 +611,12 @@ def samples(
     b = _row_weights(p, named.get("y_weights"), y3)
     drop = {"biased": 0, "unbiased": 1, "u_statistic": 2, "linear": 2}[estimator]
     # in float64, and outside the sums: 1/N and 1/M rounded in float32 would not cancel in MMD^2
+    if x_weights is None and y_weights is None:
+        n, m = x3.shape[1], y3.shape[1]
+        totals = (n * n - n * (drop >= 1), m * m - m * (drop >= 1), n * m - n * (drop >= 2))
+        shares = [[c / total for c, total in zip(coefficients, totals, strict=True)]]
+        scale = xp.broadcast_to(_float64(p, shares, x3), (x3.shape[0], 3))
+        return Samples(p, x3, y3, a, b, drop, scale, parts)
     wide_a, wide_b = double(p, a), double(p, b)
     total_a, total_b = wide_a.sum(-1), wide_b.sum(-1)
     xx, yy, xy = total_a * total_a, total_b * total_b, total_a * total_b
@@ -614,7 +624,15 @@ def samples(
         xx, yy = xx - (wide_a * wide_a).sum(-1), yy - (wide_b * wide_b).sum(-1)
     if drop >= 2:
         xy = xy - (wide_a * wide_b).sum(-1)
-    return Samples(p, x3, y3, a, b, drop, 1 / xp.stack([xx, yy, xy], -1), parts)
+    totals = (xx, yy, xy)
+    scale = xp.stack([c / total for c, total in zip(coefficients, totals, strict=True)], -1)
+    return Samples(p, x3, y3, a, b, drop, scale, parts)
+
+
+def _float64(p: Problem, values: list[list[float]], like: Array) -> Array:
+    if p.xp is np:
+        return np.array(values)
+    return p.xp.tensor(values, dtype=p.xp.float64, device=like.device)
 
 
 def _row_weights(p: Problem, given: Array | None, like: Array) -> Array:
