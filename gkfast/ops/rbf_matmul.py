@@ -28,7 +28,7 @@ from gkfast.ops.define import (
 from gkfast.ops.rbf import about_their_mean
 
 # second derivatives multiply K with this many columns at a time, so that memory stays near that of the data
-_COLUMNS = 128
+_COLUMNS = 64
 
 
 def rbf_matmul(
@@ -300,7 +300,9 @@ def _second_order(
 
 def coordinate_blocks(columns: int, dims: int) -> list[slice]:
     """The coordinates in blocks such that K meets about `_COLUMNS` columns at a time; an empty one if D = 0."""
-    size = max(1, _COLUMNS // max(1, columns) - 1)
+    most = max(1, _COLUMNS // max(1, columns) - 1)
+    # equal blocks, since each computes all distances
+    size = max(1, -(-dims // -(-max(1, dims) // most)))
     return [slice(d, min(d + size, dims)) for d in range(0, max(1, dims), size)]
 
 
@@ -350,7 +352,8 @@ def _block_change(
     """
     x, y, v, sigma, weights, shift, tshift, *moved = double(x, y, v, sigma, weights, shift, tshift, *directions)
     tx, ty, tv, tsigma, tweights = moved
-    first, second = (_of_block(points, block) for points in about_their_mean(x, y))
+    x, y = about_their_mean(x, y)
+    first, second = _of_block(x, block), _of_block(y, block)
     total: Any = x.new_zeros(x.shape[0], x.shape[1], v.shape[2])
 
     def product(columns: Tensor, factors: Tensor, less_one: bool = False) -> Tensor:
