@@ -246,6 +246,26 @@ def test_only_the_wanted_gradients_are_computed(leaf, monkeypatch):
     assert seen[1:] == [(False,) * 6]
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_second_derivatives_by_blocks(leaf, monkeypatch, rows):
+    import importlib
+
+    # blocks of rows and of coordinates, smaller than the data
+    module = importlib.import_module("gkfast.ops.rbf_matmul")
+    monkeypatch.setattr(module, "_ROWS", rows)
+    monkeypatch.setattr(module, "_COLUMNS", 4)
+    for name in ("rbf_matmul", "log_density", "score", "mmd2"):
+        function, names = OPERATIONS[name]
+        names = names.split()
+        values = inputs(leaf)
+        tensors = tuple(values[n] for n in names)
+
+        def positional(*tensors, function=function, names=names):
+            return function(**{"s" if n == "sigma" else n: t for n, t in zip(names, tensors, strict=True)})
+
+        assert gradgradcheck(positional, tensors, check_fwd_over_rev=True)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_data_weight_of_zero_has_its_derivative(leaf, backend):
     x, y = leaf(3, 2), leaf(4, 2)

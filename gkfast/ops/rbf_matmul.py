@@ -28,7 +28,9 @@ from gkfast.ops.define import (
 from gkfast.ops.rbf import about_their_mean
 
 # second derivatives multiply K with this many columns at a time, so that memory stays near that of the data
-_COLUMNS = 64
+_COLUMNS = 20
+# and with this many rows
+_ROWS = 4096
 
 
 def rbf_matmul(
@@ -283,12 +285,42 @@ def _second_order(
     needed: Sequence[bool],
     tshift: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """Gradients of the change of sum_ie g_ie (K v)_ie, to those of (g, x, y, v, sigma, weights, shift)."""
+    """Gradients of the change of sum_ie g_ie (K v)_ie, to those of (g, x, y, v, sigma, weights, shift).
+
+    Many rows of x go in blocks, so that memory stays near that of the data; unless i and j must be told apart.
+    """
     total: list[Tensor | None] = [None] * 7
     if all(t is None for t in (*directions, tshift)):
         return total
-    x, v = saved[1], saved[3]
-    for block in coordinate_blocks(v.shape[2], x.shape[2]):
+    rows = saved[1].shape[1]
+    if rows <= _ROWS or skip_diagonal:
+        return _second_order_of_rows(saved, directions, skip_diagonal, minus_one, needed, tshift)
+    by_row: list[list[Tensor | None]] = []
+    for start in range(0, rows, _ROWS):
+        g, x, y, v, sigma, weights, shift = saved
+        count = min(_ROWS, rows - start)
+        g, x, shift, tx, own_tshift = (
+            None if t is None else t.narrow(1, start, count) for t in (g, x, shift, directions[0], tshift)
+        )
+        block = (g, x, y, v, sigma, weights, shift)
+        found = _second_order_of_rows(block, (tx, *directions[1:]), False, minus_one, needed, own_tshift)
+        by_row.append([found[k] for k in (0, 1, 6)])
+        total = add(total, [None, None, *found[2:6], None])
+    for k, parts in zip((0, 1, 6), zip(*by_row, strict=True), strict=True):
+        total[k] = torch.cat(parts, 1) if needed[k] else None
+    return total
+
+
+def _second_order_of_rows(
+    saved: Sequence[Any],
+    directions: Sequence[Tensor | None],
+    skip_diagonal: bool,
+    minus_one: bool,
+    needed: Sequence[bool],
+    tshift: Tensor | None,
+) -> list[Tensor | None]:
+    total: list[Tensor | None] = [None] * 7
+    for block in coordinate_blocks(saved[3].shape[2], saved[1].shape[2]):
 
         def change(g: Tensor, *arguments: Any, block: slice = block) -> Tensor:
             whole: Any = (*arguments, directions, tshift, skip_diagonal, minus_one, block)
