@@ -1,6 +1,6 @@
 """The sums behind kernel means and MMD^2, with their gradients in the same sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -158,39 +158,18 @@ def _with_gradients_fake(
     return scale.new_empty(x.shape[0], 3), *gradients
 
 
-def _with_gradients_cpu(
-    scale: Tensor,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    minus_one: bool,
-    wants: Wants,
-) -> tuple[Tensor, ...]:
-    arguments = (scale[:, None], x, y, a, b, sigma, weights, drop, minus_one, wants)
-    _, sums, *gradients = _kernel_sums_cpu(*arguments)
-    return sums, *(d[:, 0] if want else d for d, want in zip(gradients, wants, strict=True))
+def _of_one_combination(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The sums and the gradients of a single combination, scale (B, 3), by the kernel of several."""
+
+    def with_gradients(scale: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        _, sums, *gradients = kernel(scale[:, None], *arguments)
+        return sums, *(d[:, 0] if want else d for d, want in zip(gradients, arguments[-1], strict=True))
+
+    return with_gradients
 
 
-def _with_gradients_gpu(
-    scale: Tensor,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    minus_one: bool,
-    wants: Wants,
-) -> tuple[Tensor, ...]:
-    arguments = (scale[:, None], x, y, a, b, sigma, weights, drop, minus_one, wants)
-    _, sums, *gradients = _kernel_sums_gpu(*arguments)
-    return sums, *(d[:, 0] if want else d for d, want in zip(gradients, wants, strict=True))
-
+_with_gradients_cpu = _of_one_combination(_kernel_sums_cpu)
+_with_gradients_gpu = _of_one_combination(_kernel_sums_gpu)
 
 define(
     "kernel_sums(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"

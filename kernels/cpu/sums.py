@@ -64,8 +64,8 @@ def _pull_one(weight, x, y, b, i, j, dx, dy, chunk, want_dx, want_dy, dims):
 
 
 @inner
-def _add_tile(tile, width, sums, first, count, k0, dims, out):
-    """out[first + r, k0:] += tile[r] - sums[r] points[r], the tile's part of it."""
+def _add_tile(tile, width, first, count, k0, dims, out):
+    """out[first + r, k0:] += tile[r], as far as out has coordinates."""
     for r in range(count):
         row = out[first + r]
         for k in range(min(width, dims - k0)):
@@ -368,7 +368,7 @@ def _sum_rows(
                                     totals, r * line, line, 1, v, (b * v.shape[1] + j0) * v.shape[2] + e0, v.shape[2],
                                     wide, tile, 0, width,
                                 )  # fmt: skip
-                                _add_tile(tile, width, row_sums, i0 + r, min(ROWS, high - r), e0, columns, value[b])
+                                _add_tile(tile, width, i0 + r, min(ROWS, high - r), e0, columns, value[b])
                 if want_column_value and to_columns:
                     if columns <= _FEW_VALUES:
                         for e in range(columns):
@@ -390,7 +390,6 @@ def _sum_rows(
                                 _add_tile(
                                     tile,
                                     width,
-                                    row_sums,
                                     j0 + j,
                                     min(ROWS, wide - j),
                                     e0,
@@ -423,11 +422,11 @@ def _sum_rows(
                                     weight, r * line, line, 1, y_pull, y_at, row, wide, x_pull, x_at, row,
                                     tile, 0, width,
                                 )  # fmt: skip
-                                _add_tile(tile, width, row_sums, i0 + r, min(ROWS // 2, high - r), k0, dims, dx[b])
+                                _add_tile(tile, width, i0 + r, min(ROWS // 2, high - r), k0, dims, dx[b])
                         else:
                             for r in range(0, high, ROWS):
                                 product(weight, r * line, line, 1, y, y_at, row, wide, tile, 0, width)
-                                _add_tile(tile, width, row_sums, i0 + r, min(ROWS, high - r), k0, dims, dx[b])
+                                _add_tile(tile, width, i0 + r, min(ROWS, high - r), k0, dims, dx[b])
                     if not differences:
                         for r in range(high):
                             sum_r = zero
@@ -445,11 +444,11 @@ def _sum_rows(
                                 y_at = (b * y.shape[1] + j0 + j) * row + k0
                                 pull(weight, j, 1, line, x_pull, x_at, row, high, y_pull, y_at, row, tile, 0, width)
                                 high_j = min(ROWS // 2, wide - j)
-                                _add_tile(tile, width, row_sums, j0 + j, high_j, k0, dims, dy[b, chunk])
+                                _add_tile(tile, width, j0 + j, high_j, k0, dims, dy[b, chunk])
                         else:
                             for j in range(0, wide, ROWS):
                                 product(weight, j, 1, line, x, x_at, row, high, tile, 0, width)
-                                _add_tile(tile, width, row_sums, j0 + j, min(ROWS, wide - j), k0, dims, dy[b, chunk])
+                                _add_tile(tile, width, j0 + j, min(ROWS, wide - j), k0, dims, dy[b, chunk])
                     if not differences:
                         for j in range(0, padded, lanes):
                             sum_j = zero
