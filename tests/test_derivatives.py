@@ -246,13 +246,13 @@ def test_only_the_wanted_gradients_are_computed(leaf, monkeypatch):
     assert seen[1:] == [(False,) * 6]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_second_derivatives_by_blocks(leaf, monkeypatch, rows):
+@pytest.mark.parametrize("tile", [1, 3])
+def test_second_derivatives_by_tiles(leaf, monkeypatch, tile):
     import importlib
 
-    # blocks of rows and of coordinates, smaller than the data
+    # tiles and blocks of coordinates, smaller than the data
     module = importlib.import_module("gkfast.ops.rbf_matmul")
-    monkeypatch.setattr(module, "_ROWS", rows)
+    monkeypatch.setattr(module, "_TILE", tile)
     monkeypatch.setattr(module, "_COLUMNS", 4)
     for name in ("rbf_matmul", "log_density", "score", "mmd2"):
         function, names = OPERATIONS[name]

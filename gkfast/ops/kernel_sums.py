@@ -1,6 +1,7 @@
 """The sums behind kernel means and MMD^2, with their gradients in the same sweep."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,20 @@ from gkfast.ops.define import (
     run,
     tensor,
     unwanted,
-    vjp,
     wanted,
 )
-from gkfast.ops.rbf_matmul import coordinate_blocks, matmul_change, rbf_matmul
+from gkfast.ops.rbf_matmul import (
+    COLUMN,
+    ROW,
+    WHOLE,
+    Tile,
+    block_change,
+    coordinate_blocks,
+    matmul_change,
+    rbf_matmul,
+    tiles,
+    vjp_by_tiles,
+)
 
 
 def kernel_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sigma: Tensor, weights: Tensor, drop: int) -> Tensor:
@@ -228,12 +239,12 @@ class _KernelSums(torch.autograd.Function):
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], tscale: Tensor | None, *tangents: Any) -> Any:
-        scale, x, y, a, b, sigma, weights, sums = saved[:8]
+        scale, sums = saved[0], saved[7]
         total: Any = 0.0
         if tscale is not None:
             total = (tscale * sums[:, None]).sum(-1)
         if any(t is not None for t in tangents[:6]):
-            change = _sums_change(x, y, a, b, sigma, weights, tangents[:6], ctx.drop, ctx.minus_one)
+            change = _sums_change(saved[:7], tangents[:6], ctx.drop, ctx.minus_one)
             total = total + (scale * change[:, None]).sum(-1)
         return total, *[None] * 7
 
@@ -283,7 +294,7 @@ class _KernelSumsWithGradients(torch.autograd.Function):
             total = add(total, wanted(gradients, ctx.wants))
         change = None
         if any(t is not None for t in moved):
-            change = _sums_change(x, y, a, b, sigma, weights, moved, ctx.drop, ctx.minus_one)
+            change = _sums_change(saved, moved, ctx.drop, ctx.minus_one)
         return change, *total
 
 
@@ -294,50 +305,67 @@ def _second_order(
     total: list[Tensor | None] = [None] * 7
     if all(t is None for t in directions):
         return total
-    for block in coordinate_blocks(1, saved[1].shape[2]):
+    lie = (WHOLE, ROW, COLUMN, ROW, COLUMN, WHOLE, WHOLE, ROW, COLUMN, ROW, COLUMN, WHOLE, WHOLE)
+    for number, (*own, skip) in enumerate(_pairs(drop)):
+        places = (0, *own, 5, 6)
 
-        def change(scale: Tensor, *arguments: Any, block: slice = block) -> Tensor:
-            whole: Any = (*arguments, directions, drop, minus_one, block)
-            return (scale * _sums_change(*whole)).sum()
+        def change(
+            scale: Tensor, *rest: Any, tile: Tile, block: slice, number: int = number, skip: bool = skip
+        ) -> Any:
+            of_block = partial(block_change, block=block)
+            arguments: Any = (of_block, *rest, skip and tile.on_diagonal, minus_one, block.start == 0)
+            return (scale[:, number] * _pairs_change(*arguments)).sum()
 
-        total = add(total, vjp(change, saved, needed))
+        inputs = [saved[k] for k in places] + [directions[k - 1] for k in places[1:]]
+        needed_here = [*(needed[k] for k in places), *[False] * 6]
+        p, q, _, v = (saved[k] for k in own)
+        found = vjp_by_tiles(change, inputs, lie, needed_here, tiles(p, q), coordinate_blocks(v[..., None], p))
+        for place, gradient in zip(places, found, strict=False):
+            total = add(total, [gradient if k == place else None for k in range(7)])
     return total
 
 
-def _sums_change(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
+def _pairs(drop: int) -> list[tuple[int, int, int, int, bool]]:
+    """Of each sum its points and their weights, as places in (scale, x, y, a, b), and whether i = j is left out."""
+    return [(1, 1, 3, 3, drop >= 1), (2, 2, 4, 4, drop >= 1), (1, 2, 3, 4, drop >= 2)]
+
+
+def _sums_change(saved: Sequence[Tensor], directions: Sequence[Tensor | None], drop: int, minus_one: bool) -> Tensor:
+    """How the sums (B, 3) of saved, which begins with scale, change when the others move along the directions."""
+    of_each = []
+    for *places, skip in _pairs(drop):
+        inputs = [saved[k] for k in (*places, 5, 6)] + [directions[k - 1] for k in (*places, 5, 6)]
+        arguments: Any = (matmul_change, *inputs, skip, minus_one)
+        of_each.append(_pairs_change(*arguments))
+    return torch.stack(of_each, dim=-1)
+
+
+def _pairs_change(
+    change: Callable[..., Tensor],
+    p: Tensor,
+    q: Tensor,
+    u: Tensor,
+    v: Tensor,
     sigma: Tensor,
     weights: Tensor,
-    directions: Sequence[Tensor | None],
-    drop: int,
+    tp: Tensor | None,
+    tq: Tensor | None,
+    tu: Tensor | None,
+    tv: Tensor | None,
+    tsigma: Tensor | None,
+    tweights: Tensor | None,
+    skip_diagonal: bool,
     minus_one: bool,
-    block: slice | None = None,
+    with_u: bool = True,
 ) -> Tensor:
-    """How the sums (B, 3) change when x, y, a, b, sigma, weights move along the directions; or a block's share."""
-    tx, ty, ta, tb, tsigma, tweights = directions
-
-    def one(p: Tensor, q: Tensor, u: Tensor, v: Tensor, tp: Any, tq: Any, tu: Any, tv: Any, skip: bool) -> Tensor:
-        """the change of sum_ij u_i K(p_i, q_j) v_j"""
-        tv = None if tv is None else tv[..., None]
-        moved = (tp, tq, tv, tsigma, tweights)
-        rows = matmul_change(p, q, v[..., None], sigma, weights, None, moved, None, skip, minus_one, block)
-        total = (u * rows[..., 0]).sum(-1)
-        if tu is not None and (block is None or block.start == 0):
-            product = rbf_matmul(p, q, v[..., None], sigma, weights, None, skip, minus_one)
-            total = total + (tu.double() * product[..., 0]).sum(-1)
-        return total
-
-    return torch.stack(
-        [
-            one(x, x, a, a, tx, tx, ta, ta, drop >= 1),
-            one(y, y, b, b, ty, ty, tb, tb, drop >= 1),
-            one(x, y, a, b, tx, ty, ta, tb, drop >= 2),
-        ],
-        dim=-1,
-    )
+    """The change of sum_ij u_i K(p_i, q_j) v_j, (B,); `change` gives that of K v."""
+    moved = (tp, tq, None if tv is None else tv[..., None], tsigma, tweights)
+    rows = change(p, q, v[..., None], sigma, weights, None, moved, None, skip_diagonal, minus_one)
+    total = (u * rows[..., 0]).sum(-1)
+    if tu is not None and with_u:
+        product = rbf_matmul(p, q, v[..., None], sigma, weights, None, skip_diagonal, minus_one)
+        total = total + (tu.double() * product[..., 0]).sum(-1)
+    return total
 
 
 derive("kernel_sums", _KernelSums)

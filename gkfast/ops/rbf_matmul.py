@@ -1,7 +1,8 @@
 """K @ v, and the change of K @ v that all second derivatives are made of."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +28,9 @@ from gkfast.ops.define import (
 )
 from gkfast.ops.rbf import about_their_mean
 
-# second derivatives multiply K with this many columns at a time, so that memory stays near that of the data
-_COLUMNS = 20
-# and with this many rows
-_ROWS = 4096
+# second derivatives take so many rows and columns of K at a time, and multiply them with so many columns
+_TILE = 8192
+_COLUMNS = 128
 
 
 def rbf_matmul(
@@ -285,54 +285,78 @@ def _second_order(
     needed: Sequence[bool],
     tshift: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """Gradients of the change of sum_ie g_ie (K v)_ie, to those of (g, x, y, v, sigma, weights, shift).
-
-    Many rows of x go in blocks, so that memory stays near that of the data; unless i and j must be told apart.
-    """
-    total: list[Tensor | None] = [None] * 7
+    """Gradients of the change of sum_ie g_ie (K v)_ie, to those of (g, x, y, v, sigma, weights, shift)."""
     if all(t is None for t in (*directions, tshift)):
-        return total
-    rows = saved[1].shape[1]
-    if rows <= _ROWS or skip_diagonal:
-        return _second_order_of_rows(saved, directions, skip_diagonal, minus_one, needed, tshift)
-    by_row: list[list[Tensor | None]] = []
-    for start in range(0, rows, _ROWS):
-        g, x, y, v, sigma, weights, shift = saved
-        count = min(_ROWS, rows - start)
-        g, x, shift, tx, own_tshift = (
-            None if t is None else t.narrow(1, start, count) for t in (g, x, shift, directions[0], tshift)
-        )
-        block = (g, x, y, v, sigma, weights, shift)
-        found = _second_order_of_rows(block, (tx, *directions[1:]), False, minus_one, needed, own_tshift)
-        by_row.append([found[k] for k in (0, 1, 6)])
-        total = add(total, [None, None, *found[2:6], None])
-    for k, parts in zip((0, 1, 6), zip(*by_row, strict=True), strict=True):
-        total[k] = torch.cat(parts, 1) if needed[k] else None
-    return total
+        return [None] * 7
+
+    def change(g: Tensor, *rest: Any, tile: Tile, block: slice) -> Tensor:
+        x, y, v, sigma, weights, shift, *moved = rest
+        skip = skip_diagonal and tile.on_diagonal
+        return (g * block_change(x, y, v, sigma, weights, shift, moved[:5], moved[5], skip, minus_one, block)).sum()
+
+    _, x, y, v, *_ = saved
+    inputs = (*saved, *directions, tshift)
+    lie = (ROW, ROW, COLUMN, COLUMN, WHOLE, WHOLE, ROW, ROW, COLUMN, COLUMN, WHOLE, WHOLE, ROW)
+    return vjp_by_tiles(change, inputs, lie, [*needed, *[False] * 6], tiles(x, y), coordinate_blocks(v, x))[:7]
 
 
-def _second_order_of_rows(
-    saved: Sequence[Any],
-    directions: Sequence[Tensor | None],
-    skip_diagonal: bool,
-    minus_one: bool,
+class Tile(NamedTuple):
+    """Some rows and columns of K. Second derivatives are computed by tiles, so that memory stays that of the data."""
+
+    rows: slice
+    columns: slice
+
+    @property
+    def on_diagonal(self) -> bool:
+        return self.rows.start == self.columns.start
+
+    def part(self, whole: Tensor | None, lies: int) -> Tensor | None:
+        """What this tile needs of a tensor (B, N or M, ...) that belongs to rows or to columns."""
+        if whole is None or lies == WHOLE:
+            return whole
+        place = self.rows if lies == ROW else self.columns
+        return whole.narrow(1, place.start, place.stop - place.start)
+
+
+# what the second dimension of a tensor counts
+ROW, COLUMN, WHOLE = range(3)
+
+
+def tiles(x: Tensor, y: Tensor) -> list[Tile]:
+    """Squares, so that the diagonal is that of the tiles that it meets; row by row."""
+    rows, columns = (
+        [slice(k, min(k + _TILE, count)) for k in range(0, max(1, count), _TILE)]
+        for count in (x.shape[1], y.shape[1])
+    )
+    return [Tile(r, c) for r in rows for c in columns]
+
+
+def vjp_by_tiles(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    lie: Sequence[int],
     needed: Sequence[bool],
-    tshift: Tensor | None,
+    parts: Sequence[Tile],
+    blocks: Sequence[slice],
 ) -> list[Tensor | None]:
-    total: list[Tensor | None] = [None] * 7
-    for block in coordinate_blocks(saved[3].shape[2], saved[1].shape[2]):
+    """The gradient of the sum over tiles and blocks of function(*inputs of the tile, tile, block), see `vjp`."""
+    found: list[dict[int, Tensor]] = [{} for _ in inputs]
+    for tile in parts:
+        own = [tile.part(whole, lies) for whole, lies in zip(inputs, lie, strict=True)]
+        places = {ROW: tile.rows.start, COLUMN: tile.columns.start, WHOLE: 0}
+        for block in blocks:
+            gradients = vjp(partial(function, tile=tile, block=block), own, needed)
+            for total, lies, gradient in zip(found, lie, gradients, strict=True):
+                if gradient is not None:
+                    place = places[lies]
+                    total[place] = total[place] + gradient if place in total else gradient
+    return [torch.cat(list(total.values()), 1) if len(total) > 1 else total.get(0) for total in found]
 
-        def change(g: Tensor, *arguments: Any, block: slice = block) -> Tensor:
-            whole: Any = (*arguments, directions, tshift, skip_diagonal, minus_one, block)
-            return (g * matmul_change(*whole)).sum()
 
-        total = add(total, vjp(change, saved, needed))
-    return total
-
-
-def coordinate_blocks(columns: int, dims: int) -> list[slice]:
+def coordinate_blocks(v: Tensor, x: Tensor) -> list[slice]:
     """The coordinates in blocks such that K meets about `_COLUMNS` columns at a time; an empty one if D = 0."""
-    most = max(1, _COLUMNS // max(1, columns) - 1)
+    dims = x.shape[2]
+    most = max(1, _COLUMNS // max(1, v.shape[2]) - 1)
     # equal blocks, since each computes all distances
     size = max(1, -(-dims // -(-max(1, dims) // most)))
     return [slice(d, min(d + size, dims)) for d in range(0, max(1, dims), size)]
@@ -349,22 +373,26 @@ def matmul_change(
     tshift: Tensor | None = None,
     skip_diagonal: bool = False,
     minus_one: bool = False,
-    block: slice | None = None,
 ) -> Tensor:
     """How K v (B, N, E) changes when x, y, v, sigma, weights move along the directions, and shift along tshift.
 
-    Float64. With a block, only the share of those coordinates.
+    Float64.
     """
-    arguments = (x, y, v, sigma, weights, shift, directions, tshift, skip_diagonal, minus_one)
-    if block is not None:
-        return _block_change(*arguments, block)
-    total, *others = (_block_change(*arguments, block) for block in coordinate_blocks(v.shape[2], x.shape[2]))
-    for part in others:
-        total = total + part
-    return total
+    rows: dict[int, Tensor] = {}
+    inputs = (x, y, v, sigma, weights, shift, *directions, tshift)
+    lie = (ROW, COLUMN, COLUMN, WHOLE, WHOLE, ROW, ROW, COLUMN, COLUMN, WHOLE, WHOLE, ROW)
+    for tile in tiles(x, y):
+        own: Any = [tile.part(whole, lies) for whole, lies in zip(inputs, lie, strict=True)]
+        skip = skip_diagonal and tile.on_diagonal
+        for block in coordinate_blocks(v, x):
+            arguments: Any = (*own[:6], own[6:11], own[11], skip, minus_one, block)
+            part = block_change(*arguments)
+            place = tile.rows.start
+            rows[place] = rows[place] + part if place in rows else part
+    return torch.cat(list(rows.values()), 1) if len(rows) > 1 else rows[0]
 
 
-def _block_change(
+def block_change(
     x: Tensor,
     y: Tensor,
     v: Tensor,
