@@ -25,7 +25,8 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     """
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     want_parameters = want_sigma or want_weights
-    packed = pack(x, y, sigma, weights, "sum", *(("gradient",) if want_x or want_y or want_parameters else ()))
+    tolerances = ("sum", *(("gradient",) if want_x or want_y or want_parameters else ()))
+    packed = pack(x, y, sigma, weights, *tolerances, within=True)
 
     def within(points, u, want_points, want_u):
         return sweep(

@@ -27,7 +27,7 @@ from .compiled import compiled, inner
 from .memory import scratch
 from .threads import run_rows
 from .tile import DEPTH, ROWS
-from .vector import BYTES, fma, load, splat, store
+from .vector import BYTES, fma, load, splat, store, transpose
 
 LOG2_E = 1.4426950408889634
 
@@ -57,8 +57,8 @@ _FRESH = 0
 
 
 class Points(NamedTuple):
-    rows: np.ndarray  # (B, at least N, at least D)
-    columns: np.ndarray  # (B, at least N / WIDTH, D, WIDTH)
+    rows: np.ndarray  # (B, at least N, at least D); without a row where not asked for
+    columns: np.ndarray  # (B, at least N / WIDTH, D, WIDTH); without a panel where not asked for
     norms: np.ndarray  # (B, at least N)
     count: int  # N
 
@@ -103,37 +103,45 @@ def _survey(x, low, high, largest):
 
 @compiled
 def _pack_points(x, centre, factors, rows, columns, norms, panels, start, stop):
-    """Panels start to stop, numbered through the batch, of x (B, N, D)."""
+    """Panels start to stop, numbered through the batch, of x (B, N, D); rows or columns may be empty: not wanted."""
     n, dims = x.shape[1], x.shape[2]
     width, row = columns.shape[3], rows.shape[2]
     lanes = width // 2
+    square = np.empty(lanes * lanes, x.dtype)
+    # rows that nobody wants are needed for their columns
+    spare = np.zeros((1, width, row), x.dtype)
     for number in range(start, stop):
         b, p = number // panels, number % panels
         first, last = p * width, min(p * width + width, n)
         one, two = factors[b, 0], factors[b, 1]
-        panel = columns[b, p]
+        kept, kept_b, kept_first = spare, 0, 0
+        if rows.size:
+            kept, kept_b, kept_first = rows, b, first
         for i in range(first, last):
-            own = rows[b, i]
+            own = kept[kept_b, kept_first + i - first]
             for k in range(dims):
                 own[k] = (x[b, i, k] - centre[b, k]) * one * two
             # what a tile over coordinates reads beyond them
             for k in range(dims, row):
                 own[k] = 0
-        for i in range(max(last, first), rows.shape[1] if p == panels - 1 else first + width):
-            rows[b, i] = 0
-        for k in range(dims):
-            for i in range(width):
-                panel[k, i] = rows[b, first + i, k]
-        # in the order of the tile's sums
+        end = kept.shape[1] if p == panels - 1 else kept_first + width
+        for i in range(kept_first + last - first, end):
+            kept[kept_b, i] = 0
         for v in range(0, width, lanes):
+            # in the order of the tile's sums
             total = splat(x.dtype.type(0))
-            for k0 in range(0, dims, DEPTH):
-                part = splat(x.dtype.type(0))
-                for k in range(k0, min(k0 + DEPTH, dims)):
-                    value = load(panel, k * width + v)
+            part = splat(x.dtype.type(0))
+            for k0 in range(0, dims, lanes):
+                transpose(kept, (kept_b * kept.shape[1] + kept_first + v) * row + k0, row, square, 0, lanes)
+                for k in range(k0, min(k0 + lanes, dims)):
+                    value = load(square, (k - k0) * lanes)
                     part = fma(value, value, part)
-                total = total + part
-            store(norms, b * norms.shape[1] + first + v, total)
+                    if columns.size:
+                        store(columns, ((b * panels + p) * dims + k) * width + v, value)
+                if (k0 + lanes) % DEPTH == 0:
+                    total = total + part
+                    part = splat(x.dtype.type(0))
+            store(norms, b * norms.shape[1] + first + v, total + part)
 
 
 @compiled
@@ -278,23 +286,23 @@ def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
 
 
 @compiled
-def _copied_here(x, centre, factors, width, row):
+def _copied_here(x, centre, factors, width, row, as_rows, as_columns):
     """_copied on this thread."""
     batch, n, dims = x.shape
     panels = (n + width - 1) // width
-    rows = np.empty((batch, panels * width + ROWS, row), x.dtype)
-    columns = np.empty((batch, panels, dims, width), x.dtype)
+    rows = np.empty((batch, panels * width + ROWS if as_rows else 0, row), x.dtype)
+    columns = np.empty((batch, panels if as_columns else 0, dims, width), x.dtype)
     norms = np.empty((batch, panels * width + width), x.dtype)
     _pack_points(x, centre, factors, rows, columns, norms, panels, 0, batch * panels)
     return rows, columns, norms
 
 
 @compiled
-def _pack_here(x, y, same, sigma, weights, width, row, moderate, bounds):
+def _pack_here(x, y, same, sigma, weights, width, row, x_columns, y_rows, moderate, bounds):
     """pack in one call, since for small data a call costs more than what it does."""
     finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[6])
-    packed_x = _copied_here(x, centre, factors, width, row)
-    packed_y = packed_x if same else _copied_here(y, centre, factors, width, row)
+    packed_x = _copied_here(x, centre, factors, width, row, True, x_columns)
+    packed_y = packed_x if same else _copied_here(y, centre, factors, width, row, y_rows, True)
     plan = _plan(packed_x[2], x.shape[1], packed_y[2], y.shape[1], x.shape[2], sigma, weights, exponents, bounds)
     return (finite, *plan), packed_x, packed_y
 
@@ -306,21 +314,23 @@ def _row(dims: int, dtype: np.dtype) -> tuple[int, int]:
     return width, -(-dims // width) * width + width // 2
 
 
-def _copied(x: np.ndarray, centre: np.ndarray, factors: np.ndarray) -> Points:
+def _copied(
+    x: np.ndarray, centre: np.ndarray, factors: np.ndarray, as_rows: bool = True, as_columns: bool = True
+) -> Points:
     batch, n, dims = x.shape
     width, row = _row(dims, x.dtype)
     if x.size < _SMALL:
-        return Points(*_copied_here(x, centre, factors, width, row), n)
+        return Points(*_copied_here(x, centre, factors, width, row, as_rows, as_columns), n)
     panels = -(-n // width)
     # a tile of rows may begin at the last one
-    rows = scratch((batch, panels * width + ROWS, row), x.dtype)
-    columns = scratch((batch, panels, dims, width), x.dtype)
+    rows = scratch((batch, panels * width + ROWS if as_rows else 0, row), x.dtype)
+    columns = scratch((batch, panels if as_columns else 0, dims, width), x.dtype)
     norms = scratch((batch, panels * width + width), x.dtype)
 
     def task(start, stop):
         _pack_points(x, centre, factors, rows, columns, norms, panels, start, stop)
 
-    run_rows(task, batch * panels, 4 * dims * width)
+    run_rows(task, batch * panels, 8 * dims * width)
     return Points(rows, columns, norms, n)
 
 
@@ -330,8 +340,12 @@ def copied(x: np.ndarray) -> Points:
     return _copied(np.ascontiguousarray(x), np.zeros((batch, dims), x.dtype), np.ones((batch, 2), x.dtype))
 
 
-def pack(x, y, sigma, weights, *wanted: str) -> Packed:
-    """x (B, N, D), y (B, M, D) or None for x, sigma and weights (B, S) float64; wanted: keys of _TOLERANCE."""
+def pack(x, y, sigma, weights, *wanted: str, within: bool = False) -> Packed:
+    """x (B, N, D), y (B, M, D) or None for x, sigma and weights (B, S) float64; wanted: keys of _TOLERANCE.
+
+    Ready for sweeps of x as rows against y as columns, with gradients if those are wanted; and, with within, for
+    sweeps of x against x and y against y.
+    """
     dtype, same = x.dtype, y is None
     x = np.ascontiguousarray(x)
     y = x if same else np.ascontiguousarray(y)
@@ -343,14 +357,17 @@ def pack(x, y, sigma, weights, *wanted: str) -> Packed:
     eps, smallest, largest = _LIMITS[dtype]
     moderate = _MODERATE[dtype]
     bounds = (few, eps, kernel, total, gradient, smallest, largest, 2 if kernel else 4)
+    # gradients are sums of rows
+    x_columns, y_rows = same or within, same or within or gradient > 0
     if x.size + y.size < _SMALL:
-        arrays, packed_x, packed_y = _pack_here(x, y, same, sigma, weights, *_row(dims, dtype), moderate, bounds)
+        arguments = (x, y, same, sigma, weights, *_row(dims, dtype), x_columns, y_rows, moderate, bounds)
+        arrays, packed_x, packed_y = _pack_here(*arguments)
         packed_x = Points(*packed_x, n)
         packed_y = packed_x if same else Points(*packed_y, m)
         finite, *plan = arrays
     else:
         finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, largest)
-        packed_x = _copied(x, centre, factors)
-        packed_y = packed_x if same else _copied(y, centre, factors)
+        packed_x = _copied(x, centre, factors, True, x_columns)
+        packed_y = packed_x if same else _copied(y, centre, factors, y_rows, True)
         plan = _plan(packed_x.norms, n, packed_y.norms, m, dims, sigma, weights, exponents, bounds)
     return Packed(packed_x, packed_y, dims, finite, sigma, weights, *plan)

@@ -7,7 +7,7 @@ from .memory import fresh
 from .packed import pack
 from .sums import sweep
 from .threads import run_rows
-from .tile import ROWS, distances
+from .tile import ROWS, distances, gaussians
 from .vector import exp2, fma, load, splat, store
 
 # columns that stay in the second-level cache while the rows pass, in bytes
@@ -29,18 +29,29 @@ def _matrix_rows(x, y, nx, ny, n, m, slope, offset, scale, squarings, weights, s
         b, first = number // panels, number % panels
         last = min(panels, first + stop - number)
         first_scale, first_weight = splat(-scale[b, 0]), splat(weights[b, 0])
+        near_slope, near_offset = x.dtype.type(slope[b]), x.dtype.type(offset[b])
+        one = count == 1 and offset[b] < np.inf
         for slab_start in range(0, y.shape[1], slab):
             for panel in range(first, last):
                 i = panel * ROWS
                 height = min(ROWS, n - i)
                 for p in range(slab_start, min(slab_start + slab, y.shape[1])):
                     j = p * width
+                    whole = j + width <= m
+                    if one and whole and height == ROWS:
+                        at = (b * n + i) * m + j
+                        some_near = gaussians(
+                            x, (b * x.shape[1] + i) * row, row, y, (b * y.shape[1] + p) * dims * width, dims,
+                            nx, b * nx.shape[1] + i, ny, b * ny.shape[1] + j, near_slope, near_offset,
+                            scale[b, 0], weights[b, 0], out, at, m,
+                        )  # fmt: skip
+                        if not some_near:
+                            continue
                     distances(
                         x, (b * x.shape[1] + i) * row, row, y, (b * y.shape[1] + p) * dims * width, dims,
                         nx, b * nx.shape[1] + i, ny, b * ny.shape[1] + j,
-                        x.dtype.type(slope[b]), x.dtype.type(offset[b]), tile, 0, width,
+                        near_slope, near_offset, tile, 0, width,
                     )  # fmt: skip
-                    whole = j + width <= m
                     if count == 1 and whole:
                         for r in range(height):
                             at = (b * n + i + r) * m + j

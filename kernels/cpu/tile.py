@@ -28,6 +28,7 @@ from .vector import (
     REGISTERS,
     address,
     constant,
+    emit_exp2,
     emit_fma,
     emit_load,
     emit_splat,
@@ -174,6 +175,77 @@ def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_
 
     i = _SCALAR
     return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, out, i, i), generate
+
+
+@intrinsic
+def gaussians(
+    typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, scale, weight, out, at, out_row
+):
+    """out[r, j] = weight 2**(-scale |x_r - y_j|^2) for one tile by the product; whether any of them may be near.
+
+    The bits are those of exp2 after `distances`, but for near entries: if there may be any, the tile is for that.
+    """
+    dtype = x.dtype
+
+    def generate(context, builder, signature, arguments):
+        x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset, scale, weight, out_, at, out_row = (
+            arguments
+        )
+        x_ = address(context, builder, x, x_, x_at)
+        y_ = address(context, builder, y, y_, y_at)
+        nx_ = address(context, builder, nx, nx_, nx_at)
+        ny_ = address(context, builder, ny, ny_, ny_at)
+        out_ = address(context, builder, out, out_, at)
+        lanes = LANES[dtype]
+        bits = ir.IntType(lanes)
+        vector = ir.VectorType(REAL[dtype], lanes)
+        zero, minus_two = constant(vector, 0.0), constant(vector, -2.0)
+        found = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
+
+        def finish(tile):
+            slopes, offsets = emit_splat(builder, slope, lanes), emit_splat(builder, offset, lanes)
+            scales = builder.fsub(zero, emit_splat(builder, scale, lanes))
+            weights = emit_splat(builder, weight, lanes)
+            ys = [emit_load(builder, builder.gep(ny_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
+            # of each lane's columns the one with the widest neighbourhood
+            limits = emit_fma(builder, slopes, _greatest(builder, ys), offsets)
+            some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
+            for r in range(ROWS):
+                own = emit_splat(builder, builder.load(builder.gep(nx_, [_INDEX(r)])), lanes)
+                values = []
+                for v in range(VECTORS):
+                    value = emit_fma(builder, minus_two, tile[r, v], builder.fadd(own, ys[v]))
+                    values.append(builder.select(builder.fcmp_ordered("<", value, zero), zero, value))
+                limit = emit_fma(builder, slopes, own, limits)
+                some = builder.or_(some, builder.fcmp_unordered("<=", _least(builder, values), limit))
+                for v in range(VECTORS):
+                    kernel = builder.fmul(emit_exp2(builder, builder.fmul(values[v], scales), dtype), weights)
+                    emit_store(builder, kernel, _place(builder, dtype, out_, out_row, (r, v)))
+            builder.store(builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0)), found)
+
+        columns = _INDEX(WIDTH[dtype])
+        _emit_sums(
+            builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth,
+            lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish,
+        )  # fmt: skip
+        return builder.load(found)
+
+    i = _SCALAR
+    return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, dtype, dtype, out, i, i), generate
+
+
+def _greatest(builder, values):
+    first, *others = values
+    for other in others:
+        first = builder.select(builder.fcmp_ordered(">", other, first), other, first)
+    return first
+
+
+def _least(builder, values):
+    first, *others = values
+    for other in others:
+        first = builder.select(builder.fcmp_ordered("<", other, first), other, first)
+    return first
 
 
 @intrinsic

@@ -172,6 +172,37 @@ def lane_of(typing_context, a, lane):
     return vector and (a.dtype(a, types.intp), generate)
 
 
+@intrinsic
+def transpose(typing_context, array, at, row, out, out_at, out_row):
+    """out[out_at + k out_row + i] = array[at + i row + k] for a square of lanes by lanes, in arrays without gaps."""
+    dtype = array.dtype
+
+    def generate(context, builder, signature, arguments):
+        values, at, row, out_values, out_at, out_row = arguments
+        source = address(context, builder, array, values, at)
+        target = address(context, builder, out, out_values, out_at)
+        lanes = LANES[dtype]
+
+        def place(base, step, k):
+            return builder.gep(base, [builder.mul(step, ir.IntType(64)(k))])
+
+        lines = [emit_load(builder, place(source, row, i), dtype) for i in range(lanes)]
+        # a perfect shuffle of all entries, lanes times: each halves the distance at which a line's entries stand
+        masks = [
+            ir.Constant(ir.VectorType(ir.IntType(32), lanes), [half + k // 2 + k % 2 * lanes for k in range(lanes)])
+            for half in (0, lanes // 2)
+        ]
+        for _ in range(lanes.bit_length() - 1):
+            pairs = zip(lines[: lanes // 2], lines[lanes // 2 :], strict=True)
+            lines = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
+        for k, line in enumerate(lines):
+            emit_store(builder, line, place(target, out_row, k))
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(array, i, i, out, i, i), generate
+
+
 def _arithmetic(function, emit):
     @infer_global(function)
     class _Template(AbstractTemplate):
@@ -258,16 +289,20 @@ def _avx512(builder, name, value, *arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
 
 
+def emit_exp2(builder, t, dtype):
+    i, power, f, q = _emit_parts(builder, t, dtype)
+    p = emit_fma(builder, f, q, constant(power.type, 1.0))
+    # a product, not a sum of bits: NaN stays NaN whatever its bits have become
+    return builder.fmul(power, p) if i is None else _avx512(builder, "scalef", p, i)
+
+
 @intrinsic
 def exp2(typing_context, t):
     """2**t for t <= 127 (1023); 0 from LEAST down; NaN for NaN."""
     vector = _same(typing_context, t)
 
     def generate(context, builder, signature, arguments):
-        i, power, f, q = _emit_parts(builder, arguments[0], t.dtype)
-        p = emit_fma(builder, f, q, constant(power.type, 1.0))
-        # a product, not a sum of bits: NaN stays NaN whatever its bits have become
-        return builder.fmul(power, p) if i is None else _avx512(builder, "scalef", p, i)
+        return emit_exp2(builder, arguments[0], t.dtype)
 
     return vector and (vector(t), generate)
 
