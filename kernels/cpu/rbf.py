@@ -7,7 +7,7 @@ from .memory import fresh
 from .packed import pack
 from .sums import sweep
 from .threads import run_rows
-from .tile import ROWS, distances, gaussians
+from .tile import DEPTH, ROWS, distances, gaussians
 from .vector import exp2, fma, load, splat, store
 
 # columns that stay in the second-level cache while the rows pass, in bytes
@@ -30,7 +30,7 @@ def _matrix_rows(x, y, nx, ny, n, m, slope, offset, scale, squarings, weights, s
         last = min(panels, first + stop - number)
         first_scale, first_weight = splat(-scale[b, 0]), splat(weights[b, 0])
         near_slope, near_offset = x.dtype.type(slope[b]), x.dtype.type(offset[b])
-        one = count == 1 and offset[b] < np.inf
+        one = count == 1 and (offset[b] < np.inf or dims <= DEPTH)
         for slab_start in range(0, y.shape[1], slab):
             for panel in range(first, last):
                 i = panel * ROWS

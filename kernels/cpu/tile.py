@@ -45,10 +45,11 @@ _INDEX = ir.IntType(64)
 _SCALAR = types.intp
 
 
-def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, finish):
+def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, finish, one_block=False):
     """Calls finish({(r, v): sum_k step(a[r a_row + k a_step], b[k b_step + v lanes:])}), which emits the rest.
 
     It is called twice: for sums of one block, and of several. Were the two joined, their registers would not suffice.
+    one_block: the depth is known to be DEPTH at most.
     """
     lanes = LANES[dtype]
     vector = ir.VectorType(REAL[dtype], lanes)
@@ -74,6 +75,11 @@ def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, f
                 for v in range(VECTORS):
                     builder.store(step(scalar, bs[v], builder.load(acc[r, v]), (r, v)), acc[r, v])
 
+    if one_block:
+        acc = slots()
+        block(acc, _INDEX(0), depth)
+        finish({place: builder.load(acc[place]) for place in places})
+        return
     limit = _INDEX(DEPTH)
     with builder.if_else(builder.icmp_signed("<=", depth, limit)) as (one, several):
         with one:
@@ -143,10 +149,6 @@ def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_
                 for v in range(VECTORS):
                     yield (r, v), builder.fadd(own, ys[v]), builder.fadd(own_limit, limits[v])
 
-        def square_of_difference(a, b, acc, _):
-            difference = builder.fsub(b, a)
-            return emit_fma(builder, difference, difference, acc)
-
         def finish_product(tile):
             some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
             for place, both, limit in norms():
@@ -166,11 +168,11 @@ def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_
         builder.store(all_near, found)
         with builder.if_else(all_near) as (differences, product):
             with differences:
-                sums(square_of_difference, lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row))
+                sums(_square_of_difference(builder), lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row))
             with product:
                 sums(lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish_product)
                 with builder.if_then(builder.load(found), likely=False):
-                    sums(square_of_difference, finish_near)
+                    sums(_square_of_difference(builder), finish_near)
         return builder.load(found)
 
     i = _SCALAR
@@ -181,9 +183,10 @@ def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_
 def gaussians(
     typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, scale, weight, out, at, out_row
 ):
-    """out[r, j] = weight 2**(-scale |x_r - y_j|^2) for one tile by the product; whether any of them may be near.
+    """out[r, j] = weight 2**(-scale |x_r - y_j|^2) for one tile; whether any of them may be near, and so is not right.
 
-    The bits are those of exp2 after `distances`, but for near entries: if there may be any, the tile is for that.
+    By the product; or, with an infinite offset and DEPTH coordinates at most, by differences. The bits are those of
+    exp2 after `distances`.
     """
     dtype = x.dtype
 
@@ -202,50 +205,64 @@ def gaussians(
         zero, minus_two = constant(vector, 0.0), constant(vector, -2.0)
         found = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
 
-        def finish(tile):
+        scales = builder.fsub(zero, emit_splat(builder, scale, lanes))
+        weights = emit_splat(builder, weight, lanes)
+
+        def finish_row(r, squared):
+            for v, value in enumerate(squared):
+                kernel = builder.fmul(emit_exp2(builder, builder.fmul(value, scales), dtype), weights)
+                emit_store(builder, kernel, _place(builder, dtype, out_, out_row, (r, v)))
+
+        def finish_product(tile):
             slopes, offsets = emit_splat(builder, slope, lanes), emit_splat(builder, offset, lanes)
-            scales = builder.fsub(zero, emit_splat(builder, scale, lanes))
-            weights = emit_splat(builder, weight, lanes)
             ys = [emit_load(builder, builder.gep(ny_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
             # of each lane's columns the one with the widest neighbourhood
-            limits = emit_fma(builder, slopes, _greatest(builder, ys), offsets)
+            limits = emit_fma(builder, slopes, _chosen(builder, ">", ys), offsets)
             some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
             for r in range(ROWS):
                 own = emit_splat(builder, builder.load(builder.gep(nx_, [_INDEX(r)])), lanes)
-                values = []
-                for v in range(VECTORS):
-                    value = emit_fma(builder, minus_two, tile[r, v], builder.fadd(own, ys[v]))
-                    values.append(builder.select(builder.fcmp_ordered("<", value, zero), zero, value))
+                both = [builder.fadd(own, y) for y in ys]
+                values = [emit_fma(builder, minus_two, tile[r, v], both[v]) for v in range(VECTORS)]
+                values = [builder.select(builder.fcmp_ordered("<", value, zero), zero, value) for value in values]
                 limit = emit_fma(builder, slopes, own, limits)
-                some = builder.or_(some, builder.fcmp_unordered("<=", _least(builder, values), limit))
-                for v in range(VECTORS):
-                    kernel = builder.fmul(emit_exp2(builder, builder.fmul(values[v], scales), dtype), weights)
-                    emit_store(builder, kernel, _place(builder, dtype, out_, out_row, (r, v)))
+                # a NaN counts as near: what it hides is looked at again
+                some = builder.or_(some, builder.fcmp_unordered("<=", _chosen(builder, "<", values), limit))
+                finish_row(r, values)
             builder.store(builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0)), found)
 
-        columns = _INDEX(WIDTH[dtype])
-        _emit_sums(
-            builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth,
-            lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish,
-        )  # fmt: skip
+        def finish_differences(tile):
+            for r in range(ROWS):
+                finish_row(r, [tile[r, v] for v in range(VECTORS)])
+
+        def sums(step, finish, one_block):
+            columns = _INDEX(WIDTH[dtype])
+            _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish, one_block)
+
+        with builder.if_else(builder.fcmp_ordered("==", offset, REAL[dtype](float("inf")))) as (differences, product):
+            with differences:
+                sums(_square_of_difference(builder), finish_differences, True)
+            with product:
+                sums(lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish_product, False)
         return builder.load(found)
 
     i = _SCALAR
     return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, dtype, dtype, out, i, i), generate
 
 
-def _greatest(builder, values):
+def _chosen(builder, relation, values):
+    """Of each lane the greatest (">") or the least ("<")."""
     first, *others = values
     for other in others:
-        first = builder.select(builder.fcmp_ordered(">", other, first), other, first)
+        first = builder.select(builder.fcmp_ordered(relation, other, first), other, first)
     return first
 
 
-def _least(builder, values):
-    first, *others = values
-    for other in others:
-        first = builder.select(builder.fcmp_ordered("<", other, first), other, first)
-    return first
+def _square_of_difference(builder):
+    def step(a, b, acc, _):
+        difference = builder.fsub(b, a)
+        return emit_fma(builder, difference, difference, acc)
+
+    return step
 
 
 @intrinsic
