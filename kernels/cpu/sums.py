@@ -23,7 +23,7 @@ from .compiled import compiled, inner
 from .packed import LOG2_E, Packed, Points
 from .threads import run_rows
 from .tile import ROWS, distances, product, pull
-from .vector import BYTES, at_least, exp2, exp2m1, fma, load, splat, store, total
+from .vector import BYTES, add_to, at_least, exp2, exp2m1, fma, load, splat, store, total
 
 _COLUMNS = 256
 # rows of a block: few, so that a block stays in the first-level cache, unless products with it follow
@@ -66,16 +66,22 @@ def _pull_one(weight, x, y, b, i, j, dx, dy, chunk, want_dx, want_dy, dims):
 @inner
 def _add_tile(tile, width, first, count, k0, dims, out):
     """out[first + r, k0:] += tile[r], as far as out has coordinates."""
+    lanes = width // 2
+    whole = min(width, dims - k0) // lanes * lanes
     for r in range(count):
-        row = out[first + r]
-        for k in range(min(width, dims - k0)):
-            row[k0 + k] += np.float64(tile[r * width + k])
+        at = (first + r) * dims + k0
+        for k in range(0, whole, lanes):
+            add_to(out, at + k, load(tile, r * width + k))
+        for k in range(whole, min(width, dims - k0)):
+            out[first + r, k0 + k] += np.float64(tile[r * width + k])
 
 
 @inner
-def _subtract_own(points, b, first, sums, count, dims, out):
-    for r in range(count):
-        own, row, times = points[b, first + r], out[first + r], np.float64(sums[r])
+def _subtract_own(points, b, first, stop, weights, out):
+    """out_i -= weights_i points_i: of pulls, what the product with the other points lacks."""
+    dims = out.shape[1]
+    for i in range(first, stop):
+        own, row, times = points[b, i], out[i], weights[i]
         for k in range(dims):
             row[k] -= times * np.float64(own[k])
 
@@ -253,7 +259,10 @@ def _sum_rows(
     weight = _scratch(block_rows * line if want_c else 1, x)
     totals = _scratch(block_rows * line if keep_total else 1, x)
     tile = _scratch(ROWS * width, x)
-    row_sums = np.empty(max(block_rows, block_columns + ROWS), x.dtype)
+    row_sums = np.empty(block_rows, x.dtype)
+    # sums over a chunk of what pulls each row, and each column
+    row_weights = np.empty(n if want_dx else 0)
+    column_weights = np.empty(panels * width if want_dy else 0)
     moments = _scratch(2 * count * lanes, x)
     general = shifted or want_parameters
     # one column: c is made where it is used
@@ -266,6 +275,8 @@ def _sum_rows(
         start, stop = bounds[chunk], bounds[chunk + 1]
         slope, offset, pull_near = slopes[b], offsets[b], pull_nears[b]
         differences = offset == np.inf
+        row_weights[:] = 0
+        column_weights[:] = 0
         near_slope, near_offset = real(slope), real(offset)
         first_block = start // block_columns * block_columns if symmetric else 0
         for j0 in range(first_block, m, block_columns):
@@ -434,8 +445,7 @@ def _sum_rows(
                                 weight[r * line + j] = 0
                             for j in range(0, padded, lanes):
                                 sum_r = sum_r + load(weight, r * line + j)
-                            row_sums[r] = total(sum_r)
-                        _subtract_own(x, b, i0, row_sums, high, dims, dx[b])
+                            row_weights[i0 + r] += np.float64(total(sum_r))
                 if want_dy and to_columns:
                     for k0 in range(0, dims, width):
                         x_at = (b * x.shape[1] + i0) * row + k0
@@ -454,10 +464,12 @@ def _sum_rows(
                             sum_j = zero
                             for r in range(high):
                                 sum_j = sum_j + load(weight, r * line + j)
-                            store(tile, 0, sum_j)
-                            for q in range(min(lanes, wide - j)):
-                                row_sums[j + q] = tile[q]
-                        _subtract_own(y, b, j0, row_sums, wide, dims, dy[b, chunk])
+                            add_to(column_weights, j0 + j, sum_j)
+        if not differences:
+            if want_dx:
+                _subtract_own(x, b, start, stop, row_weights, dx[b])
+            if want_dy:
+                _subtract_own(y, b, 0, m, column_weights, dy[b, chunk])
 
 
 def sweep(

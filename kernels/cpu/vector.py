@@ -173,6 +173,26 @@ def lane_of(typing_context, a, lane):
 
 
 @intrinsic
+def add_to(typing_context, array, index, vector):
+    """array.ravel()[index:] += vector, in a float64 array without gaps."""
+    if not isinstance(vector, Vector) or array.dtype != types.float64:
+        return None
+
+    def generate(context, builder, signature, arguments):
+        values, index, value = arguments
+        wide = ir.VectorType(ir.DoubleType(), vector.lanes)
+        pointer = builder.bitcast(address(context, builder, array, values, index), wide.as_pointer())
+        if vector.dtype != types.float64:
+            value = builder.fpext(value, wide)
+        old = builder.load(pointer)
+        old.align = 8
+        builder.store(builder.fadd(old, value), pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
 def transpose(typing_context, array, at, row, out, out_at, out_row):
     """out[out_at + k out_row + i] = array[at + i row + k] for a square of lanes by lanes, in arrays without gaps."""
     dtype = array.dtype
