@@ -99,14 +99,16 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def numbers(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().double().numpy()
+    here = tensor.dtype == torch.float64 and tensor.device.type == "cpu"
+    return array(tensor if here else tensor.cpu().double())
 
 
 def tensor(array: np.ndarray | None, like: Tensor) -> Tensor:
     """A result as a tensor; what was not wanted is (B, 0), since operators return no None."""
     if array is None:
         return unwanted(like)
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.dtype)
+    result = torch.from_numpy(np.ascontiguousarray(array))
+    return result if result.dtype == like.dtype else result.to(like.dtype)
 
 
 def unwanted(like: Tensor) -> Tensor:

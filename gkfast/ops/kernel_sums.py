@@ -125,10 +125,10 @@ def _kernel_sums_cpu(
 
     arrays = (array(scale), array(x), array(y), array(a), array(b), numbers(sigma), numbers(weights))
     sums, *gradients = cpu.kernel_sums_with_gradients(*arrays, drop, minus_one, wants)
-    sums = torch.from_numpy(sums)
+    values = torch.from_numpy((arrays[0] * sums[:, None]).sum(-1))
     likes = (x, y, a, b, sigma, weights)
     gradients = [tensor(d, like) for d, like in zip(gradients, likes, strict=True)]
-    return (scale.detach() * sums[:, None]).sum(-1), sums, *gradients
+    return values, torch.from_numpy(sums), *gradients
 
 
 def _kernel_sums_gpu(
@@ -251,6 +251,8 @@ class _KernelSums(torch.autograd.Function):
 
 def _weighted(g: Tensor, gradients: Tensor) -> Tensor:
     """sum_r g_r gradients_r for g (B, R), gradients (B, R, ...)"""
+    if g.shape == (1, 1):
+        return gradients[0] * g.to(gradients)
     # bandwidths may stay on the CPU
     return (g.to(gradients).reshape(*g.shape, *[1] * (gradients.ndim - 2)) * gradients).sum(1)
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from .compiled import compiled
 from .packed import copied, pack
-from .sums import sweep
+from .sums import Sweep, parameters_of, sweeps
 
 
 def kernel_sums(x, y, a, b, sigma, weights, drop):
@@ -28,61 +29,80 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     tolerances = ("sum", *(("gradient",) if want_x or want_y or want_parameters else ()))
     packed = pack(x, y, sigma, weights, *tolerances, within=True)
 
-    def within(points, u, want_points, want_u):
-        return sweep(
-            packed,
-            points,
-            points,
-            g=u,
-            v=u,
-            skip_diagonal=drop >= 1,
-            minus_one=minus_one,
-            symmetric=True,
-            want_value=True,
-            want_column_value=want_u,
-            want_dx=want_points,
-            want_dy=want_points,
-            want_parameters=want_parameters,
-        )
+    a_points, b_points = copied(a[..., None]), copied(b[..., None])
+    common = {"minus_one": minus_one, "want_value": True, "want_parameters": want_parameters}
 
-    packed_a, packed_b = copied(a[..., None]), copied(b[..., None])
-    xx = within(packed.x, packed_a, want_x, want_a)
-    yy = within(packed.y, packed_b, want_y, want_b)
-    xy = sweep(
+    def within(points, u, want_points, want_u):
+        wants = {"want_column_value": want_u, "want_dx": want_points, "want_dy": want_points}
+        return Sweep(points, points, u, u, skip_diagonal=drop >= 1, symmetric=True, **wants, **common)
+
+    wants_xy = {"want_column_value": want_b, "want_dx": want_x, "want_dy": want_y}
+    xx, yy, xy = sweeps(
         packed,
-        packed.x,
-        packed.y,
-        g=packed_a,
-        v=packed_b,
-        skip_diagonal=drop >= 2,
-        minus_one=minus_one,
-        want_value=True,
-        want_column_value=want_b,
-        want_dx=want_x,
-        want_dy=want_y,
-        want_parameters=want_parameters,
+        within(packed.x, a_points, want_x, want_a),
+        within(packed.y, b_points, want_y, want_b),
+        Sweep(packed.x, packed.y, b_points, a_points, skip_diagonal=drop >= 2, **wants_xy, **common),
     )
-    sums = np.stack([(a * xx.value[..., 0]).sum(1), (b * yy.value[..., 0]).sum(1), (a * xy.value[..., 0]).sum(1)], -1)
+    # the value of a pair within a set is with its row; where those to columns were wanted, with either end
+    sums = np.empty((len(x), 3))
+    sums[:, 0] = _dot(a, xx.value, xx.column_value)
+    sums[:, 1] = _dot(b, yy.value, yy.column_value)
+    sums[:, 2] = _dot(a, xy.value, np.empty((len(x), 0, 0, 1)))
     if not any(wants):
         return sums, None, None, None, None, None, None
 
-    def combined(want, of_xx, of_yy, of_xy, like):
-        """sum_k scale_rk of_k, rounded once to the dtype of `like`"""
-        if not want:
-            return None
-        total = 0
-        for k, factor, part in ((0, ends, of_xx), (1, ends, of_yy), (2, 1, of_xy)):
-            if part is not None:
-                total += (factor * scale[:, :, k]).reshape(*scale.shape[:2], *[1] * (part.ndim - 1)) * part[:, None]
-        return total.astype(like.dtype)
+    def combined(like, k, rows, columns, between, units=1.0):
+        """scale_r . (2 within, between), in the dtype of `like`: both ends of a pair within set k are its points"""
+        factors = np.stack([2 * scale[:, :, k], scale[:, :, 2]], -1) / units
+        out = np.empty((*scale.shape[:2], *like.shape[1:]), like.dtype)
+        size = like[0].size
+        parts = (p.reshape(len(p), p.shape[1] if p.ndim == 4 else 1, size) for p in (rows, columns, between))
+        _combine(factors, *parts, out.reshape(*scale.shape[:2], size))
+        return out
 
-    # both ends of a pair within a set are its points
-    ends = 2
-    dx = combined(want_x, xx.dx, None, xy.dx, x)
-    dy = combined(want_y, None, yy.dx, xy.dy, y)
-    da = combined(want_a, xx.value[..., 0], None, xy.value[..., 0], a)
-    db = combined(want_b, None, yy.value[..., 0], xy.column_value[..., 0] if want_b else None, b)
-    ends = 1
-    dsigma = combined(want_sigma, xx.dsigma, yy.dsigma, xy.dsigma, sigma)
-    dweights = combined(want_weights, xx.dweights, yy.dweights, xy.dweights, weights)
-    return sums, dx, dy, da, db, dsigma, dweights
+    lengths = packed.unit[:, None, None]
+    dx = combined(x, 0, xx.dx, xx.dy, xy.dx, lengths) if want_x else None
+    dy = combined(y, 1, yy.dx, yy.dy, xy.dy, lengths) if want_y else None
+    da = combined(a, 0, xx.value, xx.column_value, xy.value) if want_a else None
+    db = combined(b, 1, yy.value, yy.column_value, xy.column_value) if want_b else None
+    dsigma = dweights = None
+    if want_parameters:
+        of_each = zip(*(parameters_of(packed, parts) for parts in (xx, yy, xy)), strict=True)
+        dsigma, dweights = (np.einsum("brk,kbs->brs", scale, np.stack(d)) for d in of_each)
+    return sums, dx, dy, da, db, dsigma if want_sigma else None, dweights if want_weights else None
+
+
+@compiled
+def _dot(u, rows, columns):
+    """u . value, (B,), for u (B, N) and the value in rows (B, N, 1) and, if any, in columns (B, C, N, 1)."""
+    sums = np.zeros(len(u))
+    for b in range(len(u)):
+        for i in range(u.shape[1]):
+            value = rows[b, i, 0]
+            for chunk in range(columns.shape[1] if columns.shape[2] else 0):
+                value += columns[b, chunk, i, 0]
+            sums[b] += u[b, i] * value
+    return sums
+
+
+@compiled
+def _combine(factors, rows, columns, between, out):
+    """out[b, r] = factors[b, r] . (rows + columns, between) over their chunks (B, C, K), rounded once, (B, R, K)."""
+    size = out.shape[2]
+    # a few at a time, which stay in the cache
+    within, others = np.empty(1024), np.empty(1024)
+    for b in range(len(out)):
+        for start in range(0, size, len(within)):
+            count = min(len(within), size - start)
+            within[:] = 0
+            others[:] = 0
+            for total, parts in ((within, rows), (within, columns), (others, between)):
+                for chunk in range(parts.shape[1]):
+                    part = parts[b, chunk, start:]
+                    for k in range(count):
+                        total[k] += part[k]
+            for r in range(out.shape[1]):
+                one, two = factors[b, r, 0], factors[b, r, 1]
+                row = out[b, r, start:]
+                for k in range(count):
+                    row[k] = one * within[k] + two * others[k]

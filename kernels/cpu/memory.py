@@ -16,6 +16,8 @@ _LINE = 64
 _LEAST_ALIGNED = 1 << 20
 # per thread
 _MOST_KEPT = 1 << 26
+# numbers
+_LEAST_KEPT, _MOST_ZEROED = 1 << 13, 1 << 20
 
 _own = threading.local()
 
@@ -31,6 +33,16 @@ def fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def _aligned(block: np.ndarray, count: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     begin = -block.ctypes.data % _LINE
     return block[begin : begin + count * dtype.itemsize].view(dtype).reshape(shape)
+
+
+def zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """float64 zeros, for this thread and until the call ends."""
+    # below, the allocator has memory at hand; above, touching new pages is nothing beside the work on them
+    if not _LEAST_KEPT <= math.prod(shape) < _MOST_ZEROED:
+        return np.zeros(shape)
+    block = scratch(shape, np.dtype(np.float64))
+    block.fill(0)
+    return block
 
 
 def scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -111,8 +111,8 @@ def rbf_backward(g, x, y, sigma, weights, wants):
     packed = pack(x, y, sigma, weights, "gradient")
     sums = sweep(
         packed,
-        packed.x,
-        packed.y,
+        x=packed.x,
+        y=packed.y,
         pairs=g,
         want_dx=want_x,
         # without y, x moves both ends of every pair

@@ -13,8 +13,8 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_o
     packed = pack(x, y, sigma, weights, "sum")
     sums = sweep(
         packed,
-        packed.x,
-        packed.y,
+        x=packed.x,
+        y=packed.y,
         v=copied(v),
         row_shift=shift,
         skip_diagonal=skip_diagonal,
@@ -30,8 +30,8 @@ def rbf_matmul_backward(g, x, y, v, sigma, weights, wants, shift=None, skip_diag
     packed = pack(x, y, sigma, weights, "sum", "gradient")
     sums = sweep(
         packed,
-        packed.x,
-        packed.y,
+        x=packed.x,
+        y=packed.y,
         v=copied(v),
         g=copied(g),
         row_shift=shift,

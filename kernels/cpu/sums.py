@@ -20,8 +20,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .compiled import compiled, inner
+from .memory import zeros
 from .packed import LOG2_E, Packed, Points
-from .threads import run_rows
+from .threads import Task, run_tasks
 from .tile import ROWS, distances, product, pull
 from .vector import BYTES, add_to, at_least, exp2, exp2m1, fma, load, splat, store, total
 
@@ -472,34 +473,59 @@ def _sum_rows(
                 _subtract_own(y, b, 0, m, column_weights, dy[b, chunk])
 
 
-def sweep(
-    packed: Packed,
-    x: Points,
-    y: Points,
-    *,
-    v: Points | None = None,
-    g: Points | None = None,
-    pairs: np.ndarray | None = None,
-    row_shift: np.ndarray | None = None,
-    column_shift: np.ndarray | None = None,
-    skip_diagonal: bool = False,
-    minus_one: bool = False,
-    symmetric: bool = False,
-    want_value: bool = False,
-    want_column_value: bool = False,
-    want_dx: bool = False,
-    want_dy: bool = False,
-    want_parameters: bool = False,
-) -> Sums:
-    """x (B, N, D) against y (B, M, D); v (B, M, E), g (B, N, E), both copied; pairs (B, N, M); shifts (B, N|M, S).
+class Sweep(NamedTuple):
+    """What is asked: x (B, N, D) against y (B, M, D).
 
     symmetric: y is x, and c_ij = c_ji. Half the pairs are visited, and the results are those of all: dx, which needs
     want_dy as well, and value, which without want_column_value is only good for g . value.
     """
+
+    x: Points
+    y: Points
+    v: Points | None = None  # (B, M, E), copied
+    g: Points | None = None  # (B, N, E), copied
+    pairs: np.ndarray | None = None  # (B, N, M)
+    row_shift: np.ndarray | None = None  # (B, N, S)
+    column_shift: np.ndarray | None = None  # (B, M, S)
+    skip_diagonal: bool = False
+    minus_one: bool = False
+    symmetric: bool = False
+    want_value: bool = False
+    want_column_value: bool = False
+    want_dx: bool = False
+    want_dy: bool = False
+    want_parameters: bool = False
+
+
+class Parts(NamedTuple):
+    """What a sweep fills in, float64, in packed units; columns receive something from every chunk of rows."""
+
+    value: np.ndarray  # (B, N, E)
+    column_value: np.ndarray  # (B, chunks, M, E)
+    dx: np.ndarray  # (B, N, D)
+    dy: np.ndarray  # (B, chunks, M, D)
+    parameters: np.ndarray  # (B, chunks, 2 S)
+
+
+def sweep(packed: Packed, **asked) -> Sums:
+    asked = Sweep(**asked)
+    (parts,) = sweeps(packed, asked)
+    return sums_of(packed, asked, parts)
+
+
+def sweeps(packed: Packed, *asked: Sweep) -> list[Parts]:
+    """Several sweeps side by side."""
+    prepared = [_prepared(packed, one) for one in asked]
+    run_tasks([task for task, _ in prepared])
+    return [parts for _, parts in prepared]
+
+
+def _prepared(packed: Packed, asked: Sweep) -> tuple[Task, Parts]:
+    x, y, v, g, pairs, row_shift, column_shift, skip_diagonal, minus_one, symmetric, *wants = asked
+    want_value, want_column_value, want_dx, want_dy, want_parameters = wants
     dtype, dims = x.rows.dtype, packed.dims
     batch, n, m, count = len(x.rows), x.count, y.count, packed.scale.shape[1]
     none = np.empty((batch, 0, 1), dtype)
-    no_columns = np.empty((batch, 0, 1, 1), dtype)
     given = v or g
     columns = given.columns.shape[2] if given else 1
     products = want_dx or want_dy or columns > _FEW_VALUES
@@ -507,11 +533,11 @@ def sweep(
     # the blocks on the diagonal are visited whole: of a small matrix they would be a large part
     least_columns = _COLUMNS if not symmetric or n > 2048 else 128 if n > 512 else 64
     # a block of rows lies within one block of columns
-    unit = math.lcm(block_rows, y.columns.shape[3])
+    width = y.columns.shape[3]
+    unit = math.lcm(block_rows, width)
     block_columns = max(1, least_columns // unit) * unit
     if n <= block_rows and m <= block_columns:
         # one block: no more memory than it takes
-        width = y.columns.shape[3]
         block_rows, block_columns = max(1, -(-n // ROWS)) * ROWS, max(1, -(-m // width)) * width
     to_columns = want_dy or want_column_value
     # at least so many rows a chunk: what columns receive is added up from all chunks
@@ -520,57 +546,67 @@ def sweep(
     work = n * m * (dims * (1 + want_dx + want_dy) + 10 * count + columns) // (1 + symmetric)
     chunks = max(1, min(n // least, most, work // _CHUNK_WORK, _MOST_CHUNKS))
     bounds = np.array(_bounds(n, chunks, block_rows, symmetric))
-    value = np.zeros((batch, n, columns if want_value else 0))
-    dx = np.zeros((batch, n, dims if want_dx else 0))
-    column_value = np.zeros((batch, chunks, m if want_column_value else 0, columns))
-    dy = np.zeros((batch, chunks, m if want_dy else 0, dims))
-    parameters = np.zeros((batch, chunks, 2 * count if want_parameters else 0))
-    x_pull, y_pull = (
-        points.rows if packed.finite else np.where(np.isfinite(points.rows), points.rows, 0) for points in (x, y)
+    parts = Parts(
+        zeros((batch, n, columns if want_value else 0)),
+        zeros((batch, chunks, m if want_column_value else 0, columns)),
+        zeros((batch, n, dims if want_dx else 0)),
+        zeros((batch, chunks, m if want_dy else 0, dims)),
+        zeros((batch, chunks, 2 * count if want_parameters else 0)),
     )
+    x_pull, y_pull = x.rows, y.rows
+    if not packed.finite:
+        x_pull, y_pull = (np.where(np.isfinite(rows), rows, 0) for rows in (x_pull, y_pull))
     pairs = none if pairs is None else np.ascontiguousarray(pairs, dtype)
     row_shift = none if row_shift is None else _in_order(packed, row_shift).astype(dtype)
     if column_shift is None:
         column_shift = none
     else:
-        wide = np.zeros((batch, count, y.columns.shape[1] * y.columns.shape[3]), dtype)
+        wide = np.zeros((batch, count, y.columns.shape[1] * width), dtype)
         wide[:, :, :m] = _in_order(packed, column_shift).transpose(0, 2, 1)
         column_shift = wide
     g_rows = g.rows if g else none
-    v_rows, v_columns = (v.rows, v.columns) if v else (none, no_columns)
+    v_rows, v_columns = (v.rows, v.columns) if v else (none, none[..., None])
 
     rest = (
         x.rows, x.norms, x_pull, n, y.rows, y.columns, y.norms, y_pull, m, dims,
         packed.slope, packed.offset, packed.pull_near,
         packed.scale, packed.squarings, packed.weights, packed.pull_weights,
         g_rows, v_rows, v_columns, columns, pairs, row_shift, column_shift, skip_diagonal, minus_one,
-        symmetric, block_rows, block_columns, want_value, want_column_value, want_dx, want_dy, want_parameters,
-        value, column_value, dx, dy, parameters,
+        symmetric, block_rows, block_columns, *wants, *parts,
     )  # fmt: skip
 
-    def task(start, stop):
+    def run(start, stop):
         _sum_rows(chunks, bounds, start, stop, *rest)
 
-    if n and m:
-        run_rows(task, batch * chunks, work // chunks)
-    dx, dy = dx if want_dx else None, _sum_of_chunks(dy) if want_dy else None
-    value, column_value = value if want_value else None, _sum_of_chunks(column_value) if want_column_value else None
-    if symmetric and want_dy:
+    return Task(run, batch * chunks if n and m else 0, work // chunks), parts
+
+
+def sums_of(packed: Packed, asked: Sweep, parts: Parts) -> Sums:
+    """The parts added up, in the caller's units; None for what was not wanted."""
+    value, column_value, dx, dy, _ = parts
+    dx, dy = dx if asked.want_dx else None, _sum_of_chunks(dy) if asked.want_dy else None
+    value = value if asked.want_value else None
+    column_value = _sum_of_chunks(column_value) if asked.want_column_value else None
+    if asked.symmetric and asked.want_dy:
         dx, dy = dx + dy, None
-    if symmetric and want_column_value:
+    if asked.symmetric and asked.want_column_value:
         value, column_value = value + column_value, None
     if (packed.unit != 1).any():
         lengths = packed.unit[:, None, None]
         dx, dy = None if dx is None else dx / lengths, None if dy is None else dy / lengths
-    dsigma = dweights = None
-    if want_parameters:
-        sums = parameters.sum(1).reshape(batch, count, 2)
-        dweights, dsigma = np.empty((batch, count)), np.empty((batch, count))
-        np.put_along_axis(dweights, packed.order, sums[..., 0], 1)
-        np.put_along_axis(dsigma, packed.order, sums[..., 1], 1)
-        # sum c k d2 / sigma^3, with d2 = -t sigma^2 2 / log2(e)
-        dsigma *= -2 / LOG2_E * packed.given_weights / packed.given_sigma
+    dsigma, dweights = parameters_of(packed, parts) if asked.want_parameters else (None, None)
     return Sums(value, column_value, dx, dy, dsigma, dweights)
+
+
+def parameters_of(packed: Packed, parts: Parts) -> tuple[np.ndarray, np.ndarray]:
+    """dsigma and dweights, (B, S)."""
+    sums = parts.parameters.sum(1).reshape(*packed.order.shape, 2)
+    dweights, dsigma = np.empty(packed.order.shape), np.empty(packed.order.shape)
+    np.put_along_axis(dweights, packed.order, sums[..., 0], 1)
+    np.put_along_axis(dsigma, packed.order, sums[..., 1], 1)
+    # sum c k d2 / sigma^3, with d2 = -t sigma^2 2 / log2(e)
+    dsigma *= -2 / LOG2_E * packed.given_weights / packed.given_sigma
+    return dsigma, dweights
 
 
 def _sum_of_chunks(parts: np.ndarray) -> np.ndarray:
@@ -584,6 +620,8 @@ def _in_order(packed: Packed, shift: np.ndarray) -> np.ndarray:
 
 def _bounds(n: int, chunks: int, block_rows: int, symmetric: bool) -> list[int]:
     """Chunks of about equal work; above the diagonal the first rows have the most columns."""
+    if chunks == 1:
+        return [0, n]
     shares = [k / chunks for k in range(chunks + 1)]
     if symmetric:
         shares = [1 - math.sqrt(1 - share) for share in shares]

@@ -7,8 +7,10 @@ on the number of threads, because every output row is computed by one task in on
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import NamedTuple
 
 # below this many multiply-adds one thread is done before a second has woken up: 0.14 ms with AVX-512
 _SERIAL_WORK = 1 << 23
@@ -41,27 +43,45 @@ def _helpers(count: int) -> ThreadPoolExecutor:
     return _pool
 
 
-def run_rows(task: Callable[[int, int], None], rows: int, work_per_row: int) -> None:
-    """Call task(start, stop) for pieces that together cover range(rows), on this thread and its helpers."""
+class Task(NamedTuple):
+    """run(start, stop) for pieces that together cover range(rows)."""
+
+    run: Callable[[int, int], None]
+    rows: int
+    work_per_row: int  # multiply-adds
+
+
+def run_rows(run: Callable[[int, int], None], rows: int, work_per_row: int) -> None:
+    """One task, on this thread and its helpers."""
+    run_tasks([Task(run, rows, work_per_row)])
+
+
+def run_tasks(tasks: Sequence[Task]) -> None:
+    """Tasks side by side, in pieces, on this thread and its helpers."""
     threads = thread_count()
-    if threads == 1 or rows < 2 or rows * work_per_row < _SERIAL_WORK:
-        task(0, rows)
+    if threads == 1 or sum(task.rows * task.work_per_row for task in tasks) < _SERIAL_WORK:
+        for task in tasks:
+            if task.rows:
+                task.run(0, task.rows)
         return
-    pieces = min(rows, threads * _TASKS_PER_THREAD)
-    bounds = [rows * k // pieces for k in range(pieces + 1)]
-    _share(lambda number: task(bounds[number], bounds[number + 1]), pieces, threads)
+    pieces = []
+    for run, rows, _ in tasks:
+        count = min(rows, threads * _TASKS_PER_THREAD)
+        bounds = [rows * k // count for k in range(count + 1)] if count else []
+        pieces += [(run, start, stop) for start, stop in pairwise(bounds)]
+    _share(pieces, threads)
 
 
-def _share(task: Callable[[int], None], count: int, threads: int) -> None:
-    # one shared iterator hands the tasks out; taking the next one is atomic under the GIL
-    todo = iter(range(count))
+def _share(pieces: Sequence[tuple[Callable[[int, int], None], int, int]], threads: int) -> None:
+    # one shared iterator hands the pieces out; taking the next one is atomic under the GIL
+    todo = iter(pieces)
 
     def drain() -> None:
-        for number in todo:
-            task(number)
+        for run, start, stop in todo:
+            run(start, stop)
 
-    helpers = _helpers(threads - 1)
-    futures = [helpers.submit(drain) for _ in range(threads - 1)]
+    count = min(threads, len(pieces)) - 1
+    futures = [_helpers(threads - 1).submit(drain) for _ in range(count)]
     try:
         drain()
     finally:

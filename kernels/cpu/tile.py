@@ -168,7 +168,9 @@ def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_
         builder.store(all_near, found)
         with builder.if_else(all_near) as (differences, product):
             with differences:
-                sums(_square_of_difference(builder), lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row))
+                sums(
+                    _square_of_difference(builder), lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row)
+                )
             with product:
                 sums(lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish_product)
                 with builder.if_then(builder.load(found), likely=False):
@@ -181,9 +183,10 @@ def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_
 
 @intrinsic
 def gaussians(
-    typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, scale, weight, out, at, out_row
-):
-    """out[r, j] = weight 2**(-scale |x_r - y_j|^2) for one tile; whether any of them may be near, and so is not right.
+    typing_context,
+    x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, scale, weight, out, at, out_row,
+):  # fmt: skip
+    """out[r, j] = weight 2**(-scale |x_r - y_j|^2) for one tile; whether any may be near, and is not right.
 
     By the product; or, with an infinite offset and DEPTH coordinates at most, by differences. The bits are those of
     exp2 after `distances`.
