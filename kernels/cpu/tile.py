@@ -186,70 +186,114 @@ def gaussians(
     typing_context,
     x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, scale, weight, out, at, out_row,
 ):  # fmt: skip
-    """out[r, j] = weight 2**(-scale |x_r - y_j|^2) for one tile; whether any may be near, and is not right.
+    """out[r, j] = weight 2**(-scale |x_r - y_j|^2) for one tile, unless a pair is near; whether any is.
 
-    By the product; or, with an infinite offset and DEPTH coordinates at most, by differences. The bits are those of
-    exp2 after `distances`.
+    See `_emit_kernels`.
     """
     dtype = x.dtype
 
     def generate(context, builder, signature, arguments):
-        x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset, scale, weight, out_, at, out_row = (
-            arguments
-        )
-        x_ = address(context, builder, x, x_, x_at)
-        y_ = address(context, builder, y, y_, y_at)
-        nx_ = address(context, builder, nx, nx_, nx_at)
-        ny_ = address(context, builder, ny, ny_, ny_at)
+        *tile, scale, weight, out_, at, out_row = arguments
         out_ = address(context, builder, out, out_, at)
-        lanes = LANES[dtype]
-        bits = ir.IntType(lanes)
-        vector = ir.VectorType(REAL[dtype], lanes)
-        zero, minus_two = constant(vector, 0.0), constant(vector, -2.0)
-        found = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
+        weights = emit_splat(builder, weight, LANES[dtype])
 
-        scales = builder.fsub(zero, emit_splat(builder, scale, lanes))
-        weights = emit_splat(builder, weight, lanes)
+        def finish_row(r, kernels):
+            for v, kernel in enumerate(kernels):
+                place = _place(builder, dtype, out_, out_row, (r, v))
+                emit_store(builder, builder.fmul(kernel, weights), place)
 
-        def finish_row(r, squared):
-            for v, value in enumerate(squared):
-                kernel = builder.fmul(emit_exp2(builder, builder.fmul(value, scales), dtype), weights)
-                emit_store(builder, kernel, _place(builder, dtype, out_, out_row, (r, v)))
-
-        def finish_product(tile):
-            slopes, offsets = emit_splat(builder, slope, lanes), emit_splat(builder, offset, lanes)
-            ys = [emit_load(builder, builder.gep(ny_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
-            # of each lane's columns the one with the widest neighbourhood
-            limits = emit_fma(builder, slopes, _chosen(builder, ">", ys), offsets)
-            some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
-            for r in range(ROWS):
-                own = emit_splat(builder, builder.load(builder.gep(nx_, [_INDEX(r)])), lanes)
-                both = [builder.fadd(own, y) for y in ys]
-                values = [emit_fma(builder, minus_two, tile[r, v], both[v]) for v in range(VECTORS)]
-                values = [builder.select(builder.fcmp_ordered("<", value, zero), zero, value) for value in values]
-                limit = emit_fma(builder, slopes, own, limits)
-                # a NaN counts as near: what it hides is looked at again
-                some = builder.or_(some, builder.fcmp_unordered("<=", _chosen(builder, "<", values), limit))
-                finish_row(r, values)
-            builder.store(builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0)), found)
-
-        def finish_differences(tile):
-            for r in range(ROWS):
-                finish_row(r, [tile[r, v] for v in range(VECTORS)])
-
-        def sums(step, finish, one_block):
-            columns = _INDEX(WIDTH[dtype])
-            _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish, one_block)
-
-        with builder.if_else(builder.fcmp_ordered("==", offset, REAL[dtype](float("inf")))) as (differences, product):
-            with differences:
-                sums(_square_of_difference(builder), finish_differences, True)
-            with product:
-                sums(lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish_product, False)
-        return builder.load(found)
+        return _emit_kernels(context, builder, (x, y, nx, ny), tile, scale, finish_row)
 
     i = _SCALAR
     return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, dtype, dtype, out, i, i), generate
+
+
+@intrinsic
+def gaussian_sums(
+    typing_context,
+    x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, scale, v, v_at, sums,
+):  # fmt: skip
+    """sums[r, :] += 2**(-scale |x_r - y_j|^2) v_j in lanes for one tile, unless a pair is near; whether any is.
+
+    See `_emit_kernels`.
+    """
+    dtype = x.dtype
+
+    def generate(context, builder, signature, arguments):
+        *tile, scale, v_, v_at, sums_ = arguments
+        v_ = address(context, builder, v, v_, v_at)
+        sums_ = address(context, builder, sums, sums_, _INDEX(0))
+
+        def finish_row(r, kernels):
+            place = builder.gep(sums_, [_INDEX(r * LANES[dtype])])
+            total = emit_load(builder, place, dtype)
+            for k, kernel in enumerate(kernels):
+                value = emit_load(builder, builder.gep(v_, [_INDEX(k * LANES[dtype])]), dtype)
+                total = emit_fma(builder, kernel, value, total)
+            emit_store(builder, total, place)
+
+        return _emit_kernels(context, builder, (x, y, nx, ny), tile, scale, finish_row)
+
+    i = _SCALAR
+    return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, dtype, v, i, sums), generate
+
+
+def _emit_kernels(context, builder, arrays, tile, scale, finish_row):
+    """finish_row(r, registers of 2**(-scale |x_r - y_j|^2)) for each row, unless a pair is near; whether any is.
+
+    By the product; or, with an infinite offset and DEPTH coordinates at most, by differences. The bits are those of
+    exp2 after `distances`, which is for the tiles that have a near pair.
+    """
+    x, y, nx, ny = arrays
+    x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset = tile
+    dtype = x.dtype
+    x_ = address(context, builder, x, x_, x_at)
+    y_ = address(context, builder, y, y_, y_at)
+    nx_ = address(context, builder, nx, nx_, nx_at)
+    ny_ = address(context, builder, ny, ny_, ny_at)
+    lanes = LANES[dtype]
+    bits = ir.IntType(lanes)
+    vector = ir.VectorType(REAL[dtype], lanes)
+    zero, minus_two = constant(vector, 0.0), constant(vector, -2.0)
+    found = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
+    scales = builder.fsub(zero, emit_splat(builder, scale, lanes))
+
+    def finish(tile):
+        for r in range(ROWS):
+            squared = (tile[r, v] for v in range(VECTORS))
+            finish_row(r, [emit_exp2(builder, builder.fmul(value, scales), dtype) for value in squared])
+
+    def finish_product(tile):
+        slopes, offsets = emit_splat(builder, slope, lanes), emit_splat(builder, offset, lanes)
+        ys = [emit_load(builder, builder.gep(ny_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
+        # of each lane's columns the one with the widest neighbourhood
+        limits = emit_fma(builder, slopes, _chosen(builder, ">", ys), offsets)
+        some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
+        squared = {}
+        for r in range(ROWS):
+            own = emit_splat(builder, builder.load(builder.gep(nx_, [_INDEX(r)])), lanes)
+            for v in range(VECTORS):
+                value = emit_fma(builder, minus_two, tile[r, v], builder.fadd(own, ys[v]))
+                squared[r, v] = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+            least = _chosen(builder, "<", [squared[r, v] for v in range(VECTORS)])
+            # a NaN counts as near: what it hides is looked at again
+            near = builder.fcmp_unordered("<=", least, emit_fma(builder, slopes, own, limits))
+            some = builder.or_(some, near)
+        near = builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0))
+        builder.store(near, found)
+        with builder.if_then(builder.not_(near), likely=True):
+            finish(squared)
+
+    def sums(step, finish, one_block):
+        columns = _INDEX(WIDTH[dtype])
+        _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish, one_block)
+
+    with builder.if_else(builder.fcmp_ordered("==", offset, REAL[dtype](float("inf")))) as (differences, product):
+        with differences:
+            sums(_square_of_difference(builder), finish, True)
+        with product:
+            sums(lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish_product, False)
+    return builder.load(found)
 
 
 def _chosen(builder, relation, values):
