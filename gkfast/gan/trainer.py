@@ -379,7 +379,7 @@ class _Loop:
         self.generator, self.discriminator, self.goal, self.recipe = generator, discriminator, goal, recipe
         self.sigma, self.probabilities = list(sigma), probabilities
         self.real = real.to(self.device)
-        self.held_out = (self.real[:500] if held_out is None else held_out.to(self.device)).flatten(1)
+        self.held_out = self.real[:500] if held_out is None else held_out.to(self.device)
         checks.shares(recipe.batch_size, self.processes)
 
         # one stream of batches and noise for all processes, each of which takes its share
@@ -551,6 +551,15 @@ class _Loop:
         rows: Tensor = features(samples).flatten(1)
         return rows
 
+    @torch.no_grad()
+    def _seen_by_the_kernel(self, samples: Tensor) -> Tensor:
+        """Samples, or the features of them that are compared."""
+        if self.goal.kernel is not None:
+            return self._features(samples) if self.goal.on_features else samples.flatten(1)
+        if self.goal.critic is not None:
+            return sample(self.discriminator, samples).flatten(1)
+        return samples.flatten(1)
+
     def _stateful(self) -> list[nn.Module]:
         return [part for part in (self.goal.kernel, self.goal.critic) if isinstance(part, nn.Module)]
 
@@ -596,22 +605,17 @@ class _Loop:
         speed = self._steps_since / max(self.seconds - self._seconds_at_record, 1e-9)
         self._seconds_at_record, self._steps_since = self.seconds, 0
         record: Record = {"seconds": self.seconds, "steps_per_second": speed}
-        samples = sample(self.average, self.fixed_noise).flatten(1)
+        samples = sample(self.average, self.fixed_noise)
         kernel: Any = goal.kernel or goal.critic
-        if goal.kernel is not None and goal.on_features:
-            with torch.no_grad():
-                rows = seen = self._features(x), self._features(y)
-        elif goal.kernel is None and goal.critic is not None:
-            rows = seen = sample(self.discriminator, x).flatten(1), sample(self.discriminator, y).flatten(1)
-        else:
-            rows, seen = (x.flatten(1), y.flatten(1)), (samples, self.held_out)
+        see = self._seen_by_the_kernel
         if kernel is not None:
-            record["kernel_share"] = min(1.0, speed * _kernel_seconds(kernel, *rows))
-        sigma = kernel.sigma(*seen) if hasattr(kernel, "sigma") else self.sigma
-        x, y = (gkfast.distributed.gather(part) for part in seen)
-        means = gkfast.kernel_means(x, y, sigma, weights=[1 / len(sigma)] * len(sigma))
+            record["kernel_share"] = min(1.0, speed * _kernel_seconds(kernel, see(x), see(y)))
+        # the same rows on every process
+        made, held_out = see(samples), see(self.held_out)
+        sigma = kernel.sigma(made, held_out) if hasattr(kernel, "sigma") else self.sigma
+        means = gkfast.kernel_means(made, held_out, sigma, weights=[1 / len(sigma)] * len(sigma))
         record |= {"k_xx": float(means.xx), "k_yy": float(means.yy), "k_xy": float(means.xy)}
-        record["mmd2"] = metrics.held_out_mmd2(samples, self.held_out, self.sigma)
+        record["mmd2"] = metrics.held_out_mmd2(samples.flatten(1), self.held_out.flatten(1), self.sigma)
         return record
 
 
