@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _GREY = "#1f2933", "#8a94a0"
-_REAL, _KERNEL, _CONTROL = "#4a5560", "#0b7285", "#d9480f"
+_REAL, _KERNEL, _CONTROL, _OTHER = "#4a5560", "#0b7285", "#d9480f", "#7048a8"
 
 # samples that the witness function takes for each side
 _WITNESSES = 2500
@@ -30,7 +30,7 @@ def heading(loss: str) -> str:
 def samples_figure(data: Data, samples: Mapping[str, Tensor]) -> "Figure":
     """Real samples and those of each run side by side: images, points in the plane, or a histogram."""
     panels = [("Real, held out", data.test, _REAL)]
-    for name, colour in zip(samples, (_KERNEL, _CONTROL), strict=False):
+    for name, colour in zip(samples, (_KERNEL, _CONTROL, _OTHER), strict=False):
         panels.append((heading(name), samples[name], colour))
     draw = _drawing(data)
     figure = _figure(width=4.2 * len(panels), height=4.6)
@@ -103,7 +103,7 @@ def progress_figure(data: Data, snapshots: Mapping[str, Sequence[tuple[int, Tens
 
 def witness_figure(data: Data, samples: Mapping[str, Tensor], sigma: Sequence[float]) -> "Figure":
     """Where each generator puts too much and where too little: the witness function of its MMD (gkfast.witness)."""
-    figure = _figure(width=6.3 * len(samples), height=5.4 if not data.is_image else 3.4)
+    figure = _figure(width=6.3 * len(samples), height=5.4 if not data.is_image else 2.9)
     draw = _witness_images if data.is_image else _witness_line if data.shape == (1,) else _witness_plane
     for part, (name, x) in zip(figure.subfigures(1, len(samples), squeeze=False)[0], samples.items(), strict=True):
         part.suptitle(heading(name), x=0.02, ha="left", fontsize=12, fontweight="bold", color=_INK)
@@ -136,6 +136,8 @@ def _witness_plane(part: Any, data: Data, x: Tensor, sigma: list[float]) -> None
     axis.set_ylim(low[1], high[1])
     axis.tick_params(colors=_GREY, length=0)
     axis.set_title("orange: too many generated, purple: too few", loc="left", fontsize=9, color=_GREY)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
     part.colorbar(shown, ax=axis, shrink=0.8, format="%.1e").ax.tick_params(labelsize=7, colors=_GREY)
 
 
