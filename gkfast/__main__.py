@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -139,6 +140,9 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
         # of a checkpoint that is damaged or of another run
         except ValueError as error:
             parser.error(str(error))
+        finally:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
     # another process than the first has nothing to say
     if not summary:
         return 0
@@ -217,7 +221,12 @@ def _sigma(text: str) -> str | list[float]:
 
 
 def _check_folder(options: argparse.Namespace) -> None:
-    if options.out is None or options.resume:
+    # as torchrun and accelerate launch tell it
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if processes > 1 and options.out is None and not options.dry_run:
+        raise ValueError(f"--out must be given to {processes} processes, got none; name the folder of the run")
+    # what the first process has checked, it may be filling already
+    if options.out is None or options.resume or rank > 0:
         return
     folder = Path(options.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -166,6 +166,14 @@ def test_refusal_is_one_sentence_and_writes_nothing(tmp_path, capsys, arguments,
     assert message in said.err
 
 
+def test_many_processes_want_one_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "ring", "--steps", "1"])
+    assert "--out must be given to 2 processes, got none; name the folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_extra_is_named_before_anything_is_written(tmp_path, capsys, monkeypatch):
     # None in sys.modules is how Python marks what must not be imported
     monkeypatch.setitem(sys.modules, "accelerate", None)
@@ -209,6 +217,16 @@ def test_settings_come_from_the_file_and_then_the_command_line(tmp_path, capsys)
     assert capsys.readouterr().out == said
     assert "# mean kernel values before training: generated 0." in said
     assert names(tmp_path) == ["mine.toml", "printed.toml"]
+
+
+def test_a_bandwidth_that_underflows_is_no_secret(tmp_path, capsys):
+    common = ["train", "--data", "ring", "--loss", "mmd", "--steps", "1", "--batch", "16", "--no-control"]
+    assert main([*common, "--sigma", "1e-7", "--out", "narrow"]) == 0
+    said = capsys.readouterr().err
+    assert "sigma should be wider, got 1e-07 with a mean kernel value of 0.0e+00 between real samples" in said
+    assert json.loads((tmp_path / "narrow" / "metrics.json").read_text())["k_yy"] == 0
+    assert main([*common, "--out", "default"]) == 0
+    assert "sigma should be wider" not in capsys.readouterr().err
 
 
 def test_kernel_off_is_the_control(tmp_path):

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+# below, a batch of a few hundred has not one pair that is near
+_LEAST_MEAN_KERNEL = 1e-5
+
 # of fewer rows the held-out fifth is too small for any figure
 _MIN_ROWS = 20
 
@@ -238,6 +241,16 @@ def spread(base: float, rule: object) -> None:
         raise ValueError(
             f"sigma must be positive numbers for data of which half are equal, got {rule!r}; its distance is 0"
         )
+
+
+def narrow(mean_kernel: float, sigma: Sequence[float]) -> str:
+    """A warning, where the mean kernel value of different real samples says that no sample would feel another."""
+    if mean_kernel >= _LEAST_MEAN_KERNEL:
+        return ""
+    return (
+        f"sigma should be wider, got {', '.join(f'{s:.3g}' for s in sigma)} with a mean kernel value of "
+        f"{mean_kernel:.1e} between real samples: the kernel will hardly guide; add wider bandwidths"
+    )
 
 
 def unreadable_config(file: str, error: Exception) -> ValueError:

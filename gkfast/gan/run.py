@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +52,10 @@ def run(
         raise checks.missing("training", "accelerate") from error
     sigma, fixed = bandwidths(data, config), metrics.fixed_sigma(data)
     main: bool = PartialState(cpu=config.device == "cpu").is_main_process
+    if main:
+        warning = checks.narrow(_mean_kernel(data, sigma), sigma)
+        if warning and config.loss not in losses.ADVERSARIES:
+            print(f"gkfast train: {warning}", file=sys.stderr)
     if resume and (folder / "config.json").is_file():
         checks.same_run(folder / "config.json", saved(folder), _identity(config))
     if main:
@@ -166,6 +171,12 @@ def draw(result: Result, data: Data, config: Config) -> Tensor:
     # the loop's own noise is drawn in the same way
     noise = generate_data(metrics.samples_of(data), config.noise_dim, generator=rng).to(config.device)
     return torch.cat([sample(result.average, part).flatten(1).cpu() for part in noise.split(2000)])
+
+
+def _mean_kernel(data: Data, sigma: list[float]) -> float:
+    """The mean kernel value of different real samples: near 0 no sample would feel another."""
+    real, weights = data.validation[:500], [1 / len(sigma)] * len(sigma)
+    return float(gkfast.kernel_means(real, real[:2], sigma, weights=weights).xx)
 
 
 def preview(data: Data, config: Config) -> list[str]:
