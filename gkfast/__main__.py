@@ -2,19 +2,16 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from gkfast.gan.config import Config
     from gkfast.gan.data import Data
-
-# on the digits more steps let the discriminator learn the 1000 images by heart; points take longer to settle
-_STEPS = {"digits": 2000}
-_OTHER_STEPS = 3000
-_BATCH_SIZE = 256
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,49 +31,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train",
         help="train a GAN with a Gaussian-kernel loss, beside the same GAN without it",
         description="Train a GAN with a Gaussian-kernel loss, and the same GAN without the kernel as a control. "
-        "Writes a run folder: report.html, samples.png, curves.png, metrics.json and more.",
+        "Writes a run folder: report.html, pictures, metrics.json, checkpoints and more. Under torchrun or "
+        "accelerate launch it trains in all processes.",
         allow_abbrev=False,
     )
     whole = _number(int, 1, "a whole number of at least 1", "2000")
-    train.add_argument("--data", default="digits", help="digits, ring, or a .npy file (N, D...) [%(default)s]")
-    train.add_argument("--loss", default="gan+mmd", help="gan, gan+mmd, mmd, gan+logkde or article [%(default)s]")
-    train.add_argument("--steps", type=whole, help="updates of both networks [2000 for digits, else 3000]")
+    train.add_argument(
+        "--data",
+        help="ring, grid, spiral, digits, stacked, mnist, a .npy, .npz or .pt file (N, D...), or a folder of images "
+        "[digits]",
+    )
+    train.add_argument(
+        "--loss",
+        help="gan, rpgan, hinge, article, mmdgan, repulsive, bounded or smmd; mmd, gmmn or logkde; or one of each "
+        "with a plus between [what suits the data]",
+    )
+    train.add_argument("--steps", type=whole, help="updates of the generator [what suits the data]")
     train.add_argument(
         "--batch",
         type=_number(int, 2, "a whole number of at least 2", "256"),
-        help=f"samples per step [{_BATCH_SIZE}, or all if there are fewer]",
+        help="samples per step, over all processes [what suits the data]",
     )
     train.add_argument(
         "--sigma",
-        default="median",
-        help="median or mean distance, times 1/8 to 2; or numbers like 0.5,1,2 [%(default)s]",
+        type=_sigma,
+        help="median or mean distance, times a ladder; or numbers like 0.5,1,2 [median]",
     )
     train.add_argument(
         "--lam",
         type=_number(float, 0, "a finite number of at least 0", "30"),
-        help="weight of the kernel term [30 for gan+mmd]",
+        help="weight of the kernel term [what suits the loss]",
     )
     train.add_argument(
         "--lr",
         type=_number(float, 1e-12, "a positive finite number", "1e-3"),
-        default=1e-3,
-        help="learning rate at the start [%(default)s]",
+        help="both learning rates at the start [what suits the data]",
     )
     train.add_argument(
-        "--seed",
-        type=_number(int, 0, "a whole number of at least 0", "0"),
-        default=0,
-        help="same seed, same numbers [%(default)s]",
+        "--seed", type=_number(int, 0, "a whole number of at least 0", "0"), help="same seed, same numbers [0]"
     )
-    # networks this small gain nothing from a second thread, and lose all when it has to share its core
+    train.add_argument("--threads", type=_number(int, 1, "a whole number of at least 1", "2"), help="CPU threads [1]")
+    train.add_argument("--device", help="cpu or cuda [cpu]")
+    train.add_argument("--config", help="a TOML file of settings; the command line's own come after it")
     train.add_argument(
-        "--threads",
-        type=_number(int, 1, "a whole number of at least 1", "2"),
-        default=1,
-        help="CPU threads; more for large networks [%(default)s]",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, as in the file; --dry-run lists them all",
     )
-    train.add_argument("--device", default="cpu", help="cpu or cuda [%(default)s]")
-    train.add_argument("--out", help="the run folder, new or empty [the next free runs/DATA-001]")
+    train.add_argument("--out", help="the run folder, new or empty unless resumed [the next free runs/DATA-001]")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    train.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    train.add_argument(
+        "--kernel-off", action="store_true", help="train the control alone: the same, without the kernel"
+    )
     train.add_argument("--no-control", action="store_true", help="do not train the same GAN without the kernel")
     commands.add_parser(
         "info",
@@ -98,45 +107,86 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
     try:
         import torch
 
-        from gkfast.gan import checks, data, losses, trainer
+        from gkfast.gan import checks, config, data
+        from gkfast.gan import run as runs
+        from gkfast.gan.checkpoint import Signals, Stopped
 
-        trainer.require_extra()
-        checks.loss("--loss", options.loss, losses.LOSSES)
-        _check_device(options.device)
-        _check_folder(options.out)
-        real = data.load(options.data)
-        batch_size = _batch_size(options, real)
-        sigma = trainer.bandwidths(real, options.sigma)
+        runs.require_extra()
+        settings = _settings(options)
+        if settings.device == "cuda":
+            checks.cuda(torch.cuda.is_available())
+        _check_folder(options)
+        real = data.load(settings.data, settings.image_size)
+        settings = _fitted(settings, real, options)
+        if options.dry_run:
+            torch.set_num_threads(settings.threads)
+            print(config.as_toml(settings) + "\n".join(f"# {line}" for line in runs.preview(real, settings)))
+            return 0
         folder = _make_folder(options.out, real.name)
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
 
-    torch.set_num_threads(options.threads)
-    try:
-        summary = trainer.run(
-            real,
-            folder,
-            loss=options.loss,
-            sigma=sigma,
-            steps=options.steps or _STEPS.get(real.name, _OTHER_STEPS),
-            batch_size=batch_size,
-            lam=options.lam,
-            learning_rate=options.lr,
-            seed=options.seed,
-            device=options.device,
-            control=not options.no_control,
-        )
-    except KeyboardInterrupt:
-        print(f"gkfast train: interrupted; {folder} holds what was done so far", file=sys.stderr)
-        return 130
-    except FloatingPointError as error:
-        print(f"gkfast train: {error}; {folder} holds what was done so far", file=sys.stderr)
-        return 1
-    for name, figures in ((options.loss, summary), ("no kernel", summary.get("control"))):
+    torch.set_num_threads(settings.threads)
+    with Signals() as signals:
+        try:
+            summary = runs.run(real, folder, settings, resume=options.resume, signals=signals)
+        except (Stopped, KeyboardInterrupt) as stop:
+            said = stop if isinstance(stop, Stopped) else "stopped by SIGINT"
+            print(f"\ngkfast train: {said}; go on with gkfast train --resume --out {folder}", file=sys.stderr)
+            return 128 + (stop.number if isinstance(stop, Stopped) else 2)
+        except FloatingPointError as error:
+            print(f"gkfast train: {error}; {folder} holds what was done so far", file=sys.stderr)
+            return 1
+        # of a checkpoint that is damaged or of another run
+        except ValueError as error:
+            parser.error(str(error))
+        finally:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+    # another process than the first has nothing to say
+    if not summary:
+        return 0
+    for name, figures in ((settings.loss, summary), ("no kernel", summary.get("control"))):
         if figures is not None:
             print(f"{name:<10} {_figures(figures)}")
-    print(f"{folder}: report.html, samples.png, curves.png, metrics.json")
+    print(f"{folder}: report.html, samples.png, witness.png, progress.png, curves.png, metrics.json")
     return 0
+
+
+def _settings(options: argparse.Namespace) -> "Config":
+    """What the folder to resume, the defaults, --config, the options and --set say, each after the other."""
+    from gkfast.gan import config
+
+    given: dict[str, Any] = {
+        name: getattr(options, name) for name in ("data", "loss", "steps", "batch", "sigma", "lam", "seed", "threads")
+    }
+    given |= {"device": options.device, "generator_rate": options.lr, "discriminator_rate": options.lr}
+    if options.no_control:
+        given["control"] = False
+    before = None
+    if options.resume:
+        if options.out is None:
+            raise ValueError("--out must be the folder to resume, got none; name it")
+        before = config.saved(Path(options.out))
+    settings = config.resolve(options.config, given, options.set, before)
+    if options.kernel_off:
+        from dataclasses import replace
+
+        settings = replace(config.control(settings), control=False)
+    return settings
+
+
+def _fitted(settings: "Config", real: "Data", options: argparse.Namespace) -> "Config":
+    """With a batch that fits the data where none was asked for."""
+    from dataclasses import replace
+
+    from gkfast.gan import checks
+
+    rows = len(real.train)
+    if options.batch is None and not any(text.startswith("batch=") for text in options.set):
+        settings = replace(settings, batch=min(settings.batch, rows))
+    checks.trainable(settings, rows, real.is_image)
+    return settings
 
 
 def _number(kind: type, least: float, rule: str, example: str) -> Callable[[str], float]:
@@ -154,21 +204,35 @@ def _number(kind: type, least: float, rule: str, example: str) -> Callable[[str]
     return convert
 
 
-def _check_device(device: str) -> None:
-    import torch
+def _sigma(text: str) -> str | list[float]:
+    """An argparse type: a rule, or positive numbers with commas between."""
+    if text in ("median", "mean"):
+        return text
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < s < math.inf for s in numbers):
+        raise argparse.ArgumentTypeError(
+            f"must be median, mean, or positive numbers with commas between, got {text!r}; "
+            "for example --sigma 0.5,1,2"
+        )
+    return numbers
 
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu or cuda, got {device!r}; choose one of them")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device must be a device that torch finds, got 'cuda'; train on the cpu")
 
-
-def _check_folder(out: str | None) -> None:
-    if out is None:
+def _check_folder(options: argparse.Namespace) -> None:
+    # as torchrun and accelerate launch tell it
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if processes > 1 and options.out is None and not options.dry_run:
+        raise ValueError(f"--out must be given to {processes} processes, got none; name the folder of the run")
+    # what the first process has checked, it may be filling already
+    if options.out is None or options.resume or rank > 0:
         return
-    folder = Path(out)
+    folder = Path(options.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--out must be a new or empty folder, got {out!r}; name another one")
+        raise ValueError(
+            f"--out must be a new or empty folder, got {options.out!r}; name another one, or --resume this one"
+        )
 
 
 def _make_folder(out: str | None, name: str) -> Path:
@@ -194,16 +258,11 @@ def _make_folder(out: str | None, name: str) -> Path:
             number += 1
 
 
-def _batch_size(options: argparse.Namespace, real: "Data") -> int:
-    rows = len(real.train)
-    size: int = min(_BATCH_SIZE, rows) if options.batch is None else options.batch
-    if size > rows:
-        raise ValueError(f"--batch must be at most the {rows} samples to train on, got {size}; give a smaller one")
-    return size
-
-
 def _figures(summary: dict[str, object]) -> str:
-    keys = ("classes", "class_kl", "parzen", "strict_modes", "high_quality", "reverse_kl", "mmd2", "seconds")
+    keys = (
+        *("classes", "class_kl", "parzen", "modes", "strict_modes", "high_quality", "reverse_kl"),
+        *("recall", "median_distance", "mmd2", "p_value", "seconds"),
+    )
     return ", ".join(f"{key} {summary[key]:.4g}" for key in keys if key in summary)
 
 

@@ -1,10 +1,13 @@
 """gkfast train: what a run leaves, and that nothing is written when it is refused."""
 
 import json
+import os
 import re
+import signal
 import struct
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 
 import numpy as np
@@ -15,19 +18,25 @@ from gkfast.__main__ import main
 from gkfast.gan import metrics
 
 FILES = [
+    "checkpoints",
     "config.json",
     "curves.png",
     "generator.pt",
     "metrics.json",
     "metrics.jsonl",
+    "progress.png",
     "report.html",
     "samples.png",
+    "witness.png",
 ]
 
 
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # measuring takes most of so short a run
+    for name, size in (("SAMPLES", 500), ("COUNTED", 200), ("_TESTED", 100), ("_PERMUTATIONS", 20)):
+        monkeypatch.setattr(metrics, name, size)
     threads = torch.get_num_threads()
     yield
     # --threads is for the whole process
@@ -44,31 +53,30 @@ def png_size(path):
     return struct.unpack(">II", head[16:24])
 
 
-def test_digits_run_is_complete(tmp_path, capsys, monkeypatch):
-    # a tenth of the usual samples: the density estimate takes most of so short a run
-    monkeypatch.setattr(metrics, "SAMPLES", 1000)
-    assert main(["train", "--data", "digits", "--steps", "6", "--batch", "32", "--seed", "5"]) == 0
+def test_digits_run_is_complete(tmp_path, capsys):
+    arguments = ["--data", "digits", "--loss", "gan+mmd", "--steps", "6", "--batch", "32", "--seed", "5"]
+    assert main(["train", *arguments]) == 0
     folder = tmp_path / "runs" / "digits-001"
-    assert names(folder) == FILES
+    assert names(folder) == sorted([*FILES, "control.pt"])
 
     summary = json.loads((folder / "metrics.json").read_text())
     assert summary.keys() >= {"seconds", "steps", "seed", "loss", "data", "sigma", "control"}
     assert (summary["steps"], summary["seed"], summary["loss"], summary["data"]) == (6, 5, "gan+mmd", "digits")
-    assert len(summary["sigma"]) == 5
+    assert summary.keys() >= {"k_xx", "k_yy", "k_xy"}
     for figures in (summary, summary["control"], summary["real"]):
-        assert figures.keys() >= {"mmd2", "parzen", "classes", "class_kl"}
+        assert figures.keys() >= {"mmd2", "p_value", "parzen", "classes", "class_kl", "coverage"}
     # six steps: far from the data, which score best
     assert summary["real"]["mmd2"] < 0.01 < summary["mmd2"]
 
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["run"] for record in records] == ["gan+mmd"] * 6 + ["gan"] * 6
 
-    for picture in ("samples.png", "curves.png"):
+    for picture in ("samples.png", "curves.png", "progress.png", "witness.png"):
         width, height = png_size(folder / picture)
         assert width > 1000
         assert height > 300
     page = (folder / "report.html").read_text()
-    assert len(re.findall('src="data:image/png;base64,', page)) == 2
+    assert len(re.findall('src="data:image/png;base64,', page)) == 4
     assert not re.search(r"https?:|<script|<link|@import|url\(", page)
     for key in ("parzen", "mmd2"):
         form = ".1f" if key == "parzen" else ".5f"
@@ -100,7 +108,7 @@ def test_file_run_is_complete(tmp_path, shape):
     # a batch larger than the 28 rows to train on is cut to them where it was not asked for
     assert main(["train", "--data", "mine.npy", "--steps", "2", "--out", "out", "--no-control"]) == 0
     assert names(tmp_path / "out") == FILES
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["batch_size"] == 28
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["batch"] == 28
 
 
 def test_title_is_escaped(tmp_path):
@@ -112,7 +120,7 @@ def test_title_is_escaped(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "none.npy"], '--data must be "digits", "ring" or an existing .npy file, got \'none.npy\''),
+        (["--data", "none.npy"], "a folder of images or an existing .npy, .npz or .pt file, got 'none.npy'"),
         (["--data", "flat.npy"], "flat.npy must hold an array of shape (N, D...), got shape (40,)"),
         (["--out", "full"], "--out must be a new or empty folder, got 'full'"),
         (["--out", "flat.npy"], "--out must be a new or empty folder, got 'flat.npy'"),
@@ -126,10 +134,21 @@ def test_title_is_escaped(tmp_path):
         (["--lam", "-1"], "--lam must be a finite number of at least 0, got '-1'"),
         (["--seed", "-1"], "--seed must be a whole number of at least 0, got '-1'"),
         (["--sigma", "0,1"], "--sigma must be median, mean, or positive numbers with commas between, got '0,1'"),
-        (["--loss", "wgan"], "--loss must be one of gan, gan+mmd, mmd, gan+logkde, article, got 'wgan'"),
+        (["--loss", "wgan"], "loss must be one of gan, rpgan, "),
         (["--threads", "0"], "--threads must be a whole number of at least 1, got '0'"),
-        (["--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
+        (["--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
         (["--stpes", "3"], "unrecognized arguments: --stpes 3"),
+        (["--set", "lam"], "--set must be key=value, got 'lam'; for example --set lam=30"),
+        (["--set", "lamb=3"], "settings must be known ones, got 'lamb'; did you mean lam?"),
+        (["--set", "steps=2.5"], "steps must be a whole number, got 2.5; correct it in --config or --set"),
+        (["--set", "ladder=[1,-2]"], "ladder must be positive finite numbers, got [1.0, -2.0]"),
+        (["--set", "ema=1"], "ema must lie between 0 and 1, got 1.0"),
+        (["--set", "network=unet"], "network must be mlp or dcgan, got 'unet'"),
+        (["--data", "ring", "--set", "network=dcgan"], 'network must be "mlp" for data that are no images'),
+        (["--config", "none.toml"], "--config must be a TOML file of settings, got 'none.toml'"),
+        (["--config", "flat.npy"], "--config must be a TOML file of settings, got 'flat.npy'"),
+        (["--resume"], "--out must be the folder to resume, got none"),
+        (["--resume", "--out", "full"], "--out must be a run folder with a config.json to resume, got 'full'"),
     ],
 )
 def test_refusal_is_one_sentence_and_writes_nothing(tmp_path, capsys, arguments, message):
@@ -147,6 +166,14 @@ def test_refusal_is_one_sentence_and_writes_nothing(tmp_path, capsys, arguments,
     assert message in said.err
 
 
+def test_many_processes_want_one_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "ring", "--steps", "1"])
+    assert "--out must be given to 2 processes, got none; name the folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_extra_is_named_before_anything_is_written(tmp_path, capsys, monkeypatch):
     # None in sys.modules is how Python marks what must not be imported
     monkeypatch.setitem(sys.modules, "accelerate", None)
@@ -161,18 +188,68 @@ def test_divergence_is_one_sentence(tmp_path, capsys):
     assert main(["train", "--steps", "50", "--batch", "16", "--lr", "1e30", "--out", "out"]) == 1
     # the progress line comes first
     assert "finite, got" in capsys.readouterr().err.splitlines()[-1]
-    assert "interrupted" in json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (tmp_path / "out" / "metrics.jsonl").is_file()
 
 
 def test_interruption_is_one_sentence(capsys, monkeypatch):
-    from gkfast.gan import trainer
+    from gkfast.gan import run
 
     def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer, "run", interrupted)
-    assert main(["train", "--data", "ring", "--out", "out"]) == 130
-    assert capsys.readouterr().err == "gkfast train: interrupted; out holds what was done so far\n"
+    monkeypatch.setattr(run, "run", interrupted)
+    assert main(["train", "--data", "ring", "--out", "out"]) == 128 + signal.SIGTERM
+    said = "gkfast train: stopped by SIGTERM; go on with gkfast train --resume --out out"
+    assert capsys.readouterr().err.splitlines() == ["", said]
+
+
+def test_settings_come_from_the_file_and_then_the_command_line(tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text('data = "ring"\nsteps = 7\nlam = 3\nladder = [1, 2]\nspectral = true\n')
+    arguments = ["--config", "mine.toml", "--steps", "9", "--set", "lam=4", "--set", "loss=rpgan+mmd", "--dry-run"]
+    assert main(["train", *arguments]) == 0
+    said = capsys.readouterr().out
+    settings = tomllib.loads(said)
+    expected = {"data": "ring", "steps": 9, "lam": 4.0, "ladder": [1.0, 2.0], "spectral": True, "loss": "rpgan+mmd"}
+    assert {name: settings[name] for name in expected} == expected
+    # what is printed is a file for --config, with a preview in comments
+    (tmp_path / "printed.toml").write_text(said)
+    assert main(["train", "--config", "printed.toml", "--dry-run"]) == 0
+    assert capsys.readouterr().out == said
+    assert "# mean kernel values before training: generated 0." in said
+    assert names(tmp_path) == ["mine.toml", "printed.toml"]
+
+
+def test_a_bandwidth_that_underflows_is_no_secret(tmp_path, capsys):
+    common = ["train", "--data", "ring", "--loss", "mmd", "--steps", "1", "--batch", "16", "--no-control"]
+    assert main([*common, "--sigma", "1e-7", "--out", "narrow"]) == 0
+    said = capsys.readouterr().err
+    assert "sigma should be wider, got 1e-07 with a mean kernel value of 0.0e+00 between real samples" in said
+    assert json.loads((tmp_path / "narrow" / "metrics.json").read_text())["k_yy"] == 0
+    assert main([*common, "--out", "default"]) == 0
+    assert "sigma should be wider" not in capsys.readouterr().err
+
+
+def test_kernel_off_is_the_control(tmp_path):
+    common = ["train", "--data", "ring", "--loss", "gan+mmd", "--steps", "3", "--batch", "16"]
+    assert main([*common, "--out", "both"]) == 0
+    assert main([*common, "--kernel-off", "--out", "off"]) == 0
+    both, off = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("both", "off"))
+    assert (off["loss"], both["loss"]) == ("gan", "gan+mmd")
+    assert off["mmd2"] == both["control"]["mmd2"] != both["mmd2"]
+
+
+def test_resume_takes_the_settings_of_the_folder(tmp_path, capsys):
+    common = ["train", "--data", "ring", "--batch", "16", "--no-control"]
+    assert main([*common, "--steps", "4", "--set", "ema=0.9", "--out", "out"]) == 0
+    first = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert main(["train", "--resume", "--out", "out"]) == 0
+    again = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert first == again
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", "--out", "out", "--steps", "5"])
+    assert "steps must be 4 to resume from" in capsys.readouterr().err
+    # a refusal changes nothing
+    assert main(["train", "--resume", "--out", "out"]) == 0
 
 
 def test_help_and_version_do_not_load_torch():

@@ -1,10 +1,18 @@
-"""One, two and three processes over gloo: the same value and gradients, with batches of unequal size."""
+"""One, two and three processes over gloo: the same value and gradients, with batches of unequal size.
 
+Of gkfast.distributed's functions, of every GAN loss, and of whole trainings, stopped and resumed ones too.
+"""
+
+import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import warnings
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +20,11 @@ import torch.multiprocessing
 
 import gkfast
 import gkfast.distributed
+from gkfast.__main__ import main
+from gkfast.gan import losses as gan_losses
+from gkfast.gan import train_gan, trainer
+from gkfast.gan.checkpoint import Stopped
+from gkfast.gan.networks import Discriminator
 
 D = torch.float64
 SIGMA = [0.7, 1.5]
@@ -46,9 +59,75 @@ class Generator(torch.nn.Module):
         return torch.tanh(self.layer(z))
 
 
-def work(rank, count, port, queue):
+def gan_networks(outputs=1):
+    torch.manual_seed(1)
+    G = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).to(D)
+    critic = Discriminator(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh()), torch.nn.Linear(8, outputs))
+    return G, critic.to(D)
+
+
+# as they are named on the command line; the kernel on data and, with a star, on the discriminator's features
+GAN_LOSSES = [*gan_losses.LOSSES[:8], "mmd", "gmmn", "logkde", "gan+mmd*", "rpgan+gmmn", "smmd+logkde*"]
+
+
+def gan_gradients(name, dtype, part):
+    """Both losses of a share of the global batch, and their gradients to the networks' weights."""
+    G, critic = (
+        network.to(dtype) for network in gan_networks(1 if name.split("+")[0] in gan_losses.ADVERSARIES else 5)
+    )
+    rng = torch.Generator().manual_seed(2)
+    noise, real = torch.randn(17, 4, generator=rng, dtype=D), torch.randn(17, 3, generator=rng, dtype=D)
+    x, y = G(noise.to(dtype)[part]), real.to(dtype)[part]
+    on_features = name.endswith("*")
+    sigma = "median" if on_features else SIGMA
+    goal = gan_losses.objective(name.rstrip("*"), sigma, scales=[0.5, 1.0], on_features=on_features, r1=0.3, r2=0.7)
+    results = []
+    if goal.discriminator is not None:
+        loss = goal.discriminator(critic, y, x.detach())
+        results.append((loss, torch.autograd.grad(loss, list(critic.parameters()), allow_unused=True)))
+    loss = x.new_zeros(()) if goal.generator is None else goal.generator(critic, y, x)
+    if goal.kernel is not None:
+        rows = (critic.features(x), critic.features(y)) if on_features else (x, y)
+        loss = loss + goal.lam * goal.kernel(*rows)
+    results.append((loss, torch.autograd.grad(loss, list(G.parameters()))))
+    return results
+
+
+def flat(gradients):
+    return torch.cat([g.flatten().to(D) for g in gradients if g is not None])
+
+
+def train(**options):
+    G, critic = gan_networks()
+    y = torch.randn(50, 3, generator=torch.Generator().manual_seed(3), dtype=D)
+    # 17 rows: no two or three processes have equal shares
+    options = {"loss": "rpgan+mmd", "output": "logit", "r1": 0.1, "r2": 0.1, "critic_steps": 2, "ema": 0.5, **options}
+    result = train_gan(G, critic, None, y, SIGMA, 4, 17, noise_dim=3, **options)
+    return [w.tolist() for network in (G, critic, result.average) for w in network.parameters()]
+
+
+def stopped_and_resumed(folder, rank, count):
+    """A signal comes to the last process alone, and all of them stop at the same step."""
+    advance = trainer._Loop.advance
+
+    def advancing(loop):
+        record = advance(loop)
+        if loop.step == 3 and rank == count - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record
+
+    trainer._Loop.advance = advancing
+    with pytest.raises(Stopped, match="stopped by SIGTERM at step 3"):
+        train(checkpoints=folder)
+    trainer._Loop.advance = advance
+    return train(checkpoints=folder, resume=True)
+
+
+def work(rank, count, port, queue, folder):
     warnings.simplefilter("ignore")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # as torchrun says it
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=count)
     results = {}
@@ -69,6 +148,16 @@ def work(rank, count, port, queue):
     generator = torch.nn.parallel.DistributedDataParallel(Generator())
     gkfast.distributed.mmd2(generator(x.detach()), y, SIGMA).backward()
     results["network"] = generator.module.layer.weight.grad.tolist()
+    for dtype in (torch.float32, D):
+        for name in GAN_LOSSES:
+            found = gan_gradients(name, dtype, shares(count, 17)[rank])
+            for _, gradients in found:
+                for g in gradients:
+                    if g is not None:
+                        dist.all_reduce(g)
+            results[name, dtype] = [(loss.item(), (flat(g) / count).tolist()) for loss, g in found]
+    results["training"] = train()
+    results["resumed"] = stopped_and_resumed(folder, rank, count)
     queue.put((rank, results))
     queue.close()
     queue.join_thread()
@@ -76,13 +165,13 @@ def work(rank, count, port, queue):
     dist.destroy_process_group()
 
 
-def run(count):
+def run(count, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=work, args=(rank, count, port, queue)) for rank in range(count)]
+    processes = [context.Process(target=work, args=(rank, count, port, queue, folder)) for rank in range(count)]
     for process in processes:
         process.start()
     results = dict(queue.get(timeout=120) for _ in processes)
@@ -93,8 +182,8 @@ def run(count):
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
-def results(request):
-    return run(request.param)
+def results(request, tmp_path_factory):
+    return run(request.param, tmp_path_factory.mktemp("checkpoints"))
 
 
 def single(name, dtype):
@@ -131,6 +220,50 @@ def test_a_network_under_ddp_gets_the_global_gradient(results):
     for result in results:
         ours = torch.tensor(result["network"], dtype=D)
         torch.testing.assert_close(ours, generator.layer.weight.grad, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (D, 1e-12)], ids=str)
+@pytest.mark.parametrize("name", GAN_LOSSES)
+def test_gan_losses_and_their_gradients_are_those_of_one_process(results, name, dtype, rtol):
+    for (value, gradients), *ours in zip(
+        gan_gradients(name, dtype, slice(None)), *(result[name, dtype] for result in results), strict=True
+    ):
+        truth = flat(gradients)
+        # the slope of the repulsive critic's pairs cancels to far below its terms
+        floor = 0.05 if name in ("repulsive", "bounded") else 0.0
+        for one_value, one_gradients in ours:
+            assert one_value == pytest.approx(value.item(), rel=rtol, abs=rtol * 0.1)
+            assert (torch.tensor(one_gradients, dtype=D) - truth).norm() <= rtol * max(truth.norm(), floor)
+
+
+def test_a_training_is_that_of_one_process(results):
+    alone = train()
+    for result in results:
+        for ours, truth in zip(result["training"], alone, strict=True):
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(truth), rtol=1e-9, atol=1e-11)
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(results):
+    for result in results:
+        assert result["resumed"] == result["training"]
+    assert all(result["training"] == results[0]["training"] for result in results)
+
+
+def test_the_command_line_under_torchrun(tmp_path):
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(90, 2)))
+    options = ["train", "--data", str(tmp_path / "mine.npy"), "--loss", "gan+mmd", "--steps", "5", "--batch", "33"]
+    options += ["--no-control", "--out"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gkfast"]
+    done = subprocess.run(
+        [sys.executable, *launch, *options, str(tmp_path / "two")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # only one of them speaks
+    assert done.stdout.count("report.html") == 1
+    assert main([*options, str(tmp_path / "one")]) == 0
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    for key in ("mmd2", "k_xx", "k_xy", "coverage"):
+        assert two[key] == pytest.approx(one[key], rel=1e-3)
 
 
 def test_messages():

