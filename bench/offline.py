@@ -199,7 +199,7 @@ def compile_row(case, kernel, arguments, options, sm):
         len(re.findall(TENSOR_CORE, code)),
         ptx.count("ex2.approx.ftz.f32"),
         ptx.count("ex2.approx.f32"),
-        kernel.__name__ != "_split_kernel" and options.get("DOT", 0) > 0,
+        not kernel.__name__.startswith("_split") and options.get("DOT", 0) > 0,
     )
 
 

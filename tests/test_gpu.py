@@ -17,6 +17,7 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed on this platform")
 
 from gkfast.kernels import gpu, reference  # noqa: E402  (needs triton)
+from gkfast.kernels.gpu import packed  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {  # kernel absolute, gradients relative to the norm
@@ -390,19 +391,101 @@ def test_kernel_sums_wants():
     for k in range(6):
         wants = tuple(j == k for j in range(6))
         sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, True, wants)
-        assert torch.equal(sums, everything[0])
+        # a set without gradients meets itself by halves, which adds in another order
+        torch.testing.assert_close(sums, everything[0], rtol=1e-6, atol=0)
         assert [t is not None for t in gradients] == list(wants)
         assert torch.equal(gradients[k], everything[1 + k])
-
-
-# error of value and gradients relative in norm, sigma at the data's scale: bits that two pieces, or one, lack
-PRECISION = {"highest": (1e-6, 2e-6), "high": (1e-4, 1e-4), "medium": (2e-2, 2e-2)}
 
 
 @pytest.fixture
 def by_products(monkeypatch):
     """Small samples take the way of large ones."""
     monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 0)
+
+
+def check_sums(x, y, sigma, weights, drop=1, minus_one=True, relative=2e-6):
+    """The sums, with weights and without gradients, so by halves; the same bits again."""
+    a, b = (torch.rand(t.shape[:2]).to(DEVICE, t.dtype) for t in (x, y))
+    kernel = reference.rbf_minus_one if minus_one else reference.rbf
+    wide = [t.double() for t in (x, y, a, b)]
+    truth = reference._three_sums(lambda p, q: kernel(p, q, sigma, weights), *wide, drop)
+    arguments = (None, x, y, a, b, sigma, weights, drop, minus_one, (False,) * 6)
+    sums = gpu.kernel_sums_with_gradients(*arguments)[0]
+    assert ((sums - truth).abs() <= relative * truth.abs()).all()
+    assert torch.equal(sums, gpu.kernel_sums_with_gradients(*arguments)[0])
+
+
+# groups of 64 rows: one, two and three of them, a whole one and others
+@pytest.mark.parametrize(("n", "m"), [(64, 128), (130, 100)])
+@pytest.mark.parametrize("drop", [0, 1])
+def test_halves(n, m, drop):
+    check_sums(*sample(2, n, m, 3, torch.float32), *two_bandwidths(2), drop)
+
+
+def test_halves_in_parts(monkeypatch):
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.sweep"], "splits", lambda *_: 2)
+    check_sums(*sample(1, 200, 130, 6, torch.float32), *two_bandwidths(1), minus_one=False)
+
+
+@pytest.mark.parametrize("drop", [0, 1])
+def test_halves_by_products(drop, by_products):
+    check_sums(*sample(1, 300, 70, 20, torch.float32), *two_bandwidths(1), drop)
+
+
+def test_moments_by_halves():
+    """Gradients to the parameters alone are sums over pairs too."""
+    x, y = sample(1, 70, 130, 3, torch.float32)
+    a, b = (torch.rand(t.shape[:2]).to(DEVICE) for t in (x, y))
+    scale = torch.randn(1, 2, 3, dtype=torch.float64, device=DEVICE)
+    wide = [t.double().requires_grad_() for t in two_bandwidths(1)]
+
+    def truth():
+        return reference._three_sums(lambda p, q: reference.rbf(p, q, *wide), *(t.double() for t in (x, y, a, b)), 1)
+
+    wants = (False, False, False, False, True, True)
+    arguments = (scale, x, y, a, b, *(t.detach() for t in wide), 1, False, wants)
+    *_, dsigma, dweights = gpu.kernel_sums_with_gradients(*arguments)
+    for r in range(2):
+        check_gradients((dsigma[:, r], dweights[:, r]), (scale[:, r] * truth()).sum(), wide, 1e-5)
+
+
+# bandwidths, and the squarings that lead from each to the next narrower one: for sums, for stored kernels
+LADDERS = {
+    "MMD-GAN's": ([1.0, 2.0, 4.0, 8.0, 16.0], [0, 2, 2, 0, 2], [0, 2, 0, 0, 2]),
+    "multi-kernel MMD's": ([2.0 ** ((i - 2) / 2) for i in range(5)], [0, 1, 1, 1, 1], [0, 1, 1, 0, 1]),
+    "shuffled": ([4.0, 1.0, 16.0, 2.0, 8.0, 2.0], [0, 2, 2, 0, 0, 2], [0, 2, 0, 0, 0, 2]),
+    "with steps that are none": ([1.0, 2.0, 3.0, 6.0], [0, 2, 0, 2], [0, 2, 0, 2]),
+    "not quite": ([1.0, 2.0 * (1 + 1e-4), 4.0 * (1 - 1e-4)], [0, 0, 0], [0, 0, 0]),
+    "more than travel as numbers": ([2.0 ** (i / 2) for i in range(-4, 5)], [0, 1, 1, 1, 1, 0, 1, 1, 1], None),
+}
+
+
+@pytest.mark.parametrize("name", LADDERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ladders(name, dtype):
+    ladder, *squarings = LADDERS[name]
+    sigma = torch.tensor([ladder], dtype=torch.float64)
+    x, y = sample(1, 40, 35, 7, dtype)
+    # near, far, and all between
+    x *= torch.logspace(-4, 1, 40, device=DEVICE)[:, None].to(dtype)
+    weights = torch.linspace(0.5, 2, len(ladder)).double()[None]
+    for most, expected in zip((4, 2), squarings, strict=True):
+        table = packed.Table(sigma, weights, x, squares=most).fill()
+        found = table.rows[0, 1:].reshape(6, -1)
+        assert found[3].tolist() == (found[3].tolist() if expected is None else expected)
+        assert sigma[0, found[4].long().cpu()].tolist() == sorted(ladder, reverse=True)
+    absolute, _ = TOLERANCE[dtype]
+    truth = reference.rbf(x.double(), y.double(), sigma, weights)
+    assert (gpu.rbf(x, y, sigma, weights) - truth).abs().max() <= absolute * weights.sum()
+    check_sums(x, y, sigma, weights, relative=2e-6 if dtype == torch.float32 else 1e-13)
+    check_matmul(x, y, columns(1, 35, 1, dtype), sigma, weights)
+    # the same squarings where the device alone knows the bandwidths
+    there = gpu.rbf(x, y, sigma.to(DEVICE), weights.to(DEVICE))
+    assert torch.equal(there, gpu.rbf(x, y, sigma, weights))
+
+
+# error of value and gradients relative in norm, sigma at the data's scale: bits that two pieces, or one, lack
+PRECISION = {"highest": (1e-6, 2e-6), "high": (1e-4, 1e-4), "medium": (2e-2, 2e-2)}
 
 
 @pytest.mark.parametrize("precision", PRECISION)
@@ -420,6 +503,15 @@ def test_products(dims, count, precision, by_products):
     gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, (True,) * 5, precision=precision)
     check_gradients(gradients, (truth * g).sum(), wide, of_gradient)
     k = gpu.rbf(x, y, sigma, weights, precision=precision)
+    g = torch.randn(k.shape).to(DEVICE)
+    for other, arguments in ((y, wide[:2]), (None, wide[:1])):
+        own = g if other is not None else torch.randn(1, 67, 67).to(DEVICE)
+        exact = reference.rbf(wide[0], None if other is None else wide[1], *wide[3:])
+        gradients = gpu.rbf_backward(
+            own, x, other, sigma, weights, (True, other is not None, True, True), precision=precision
+        )
+        gradients = [t for t in gradients if t is not None]
+        check_gradients(gradients, (exact * own).sum(), (*arguments, *wide[3:]), of_gradient)
     assert (k - reference.rbf(x.double(), y.double(), sigma, weights)).abs().max() <= 2 * of_value
     # of less precision are other numbers: the test would not see a mode that is not passed on
     assert torch.equal(k, gpu.rbf(x, y, sigma, weights)) == (precision == "highest")

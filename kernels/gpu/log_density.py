@@ -64,7 +64,7 @@ def _log_sum_exp_kernel(
 def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision="highest"):
     """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density."""
     (batch, n, dims), m = x.shape, y.shape[1]
-    table = Table(sigma, log_weights, x, torch.float64)
+    table = Table(sigma, log_weights, x, torch.float64).fill()
     bn, bm, bd, warps, registers, *_ = tile("log", x.shape[2], torch.float64, x.device)
     tiles = triton.cdiv(n, bn)
     pieces = splits(batch * tiles, m, x.device)
