@@ -29,7 +29,7 @@ def _combine(
     PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A block of out (B, R, count, length) from the parts first and second of (SPLITS, PARTS, B, height, width)."""
-    at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    at = block * BLOCK + tl.arange(0, BLOCK)
     i, d = at // length, at % length
     inside = i < count
     there = swept_ptr + (b * height + i) * width + d
@@ -60,19 +60,19 @@ def _sum_of_rows(ptr, count, length, stride, SP: tl.constexpr, BLOCK: tl.constex
     return tl.sum(total, 0)
 
 
-@triton.jit(
-    do_not_specialize=["N", "M", "D", "E", "width", "R", "B", "S", "V_SPLITS", "P_SPLITS", "strips", "m_strips",
-                       "table_stride"]
-)  # fmt: skip
+_SIZES = ["blocks", "N", "M", "D", "E", "width", "R", "B", "S", "V_SPLITS", "P_SPLITS", "strips", "m_strips"]
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "table_stride"])
 def _finish_kernel(
     scale_ptr, value_ptr, total_ptr, pull_ptr, moments_ptr, table_ptr,
     sums_ptr, dx_ptr, dy_ptr, da_ptr, db_ptr, dsigma_ptr, dweights_ptr,
-    N, M, D, E, width, R, B, S, V_SPLITS, P_SPLITS, strips, m_strips, table_stride,
+    blocks, N, M, D, E, width, R, B, S, V_SPLITS, P_SPLITS, strips, m_strips, table_stride,
     PARTS: tl.constexpr, DX: tl.constexpr, DY: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr,
     TOTAL: tl.constexpr, MOMENTS: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0)
-    b = tl.program_id(1).to(tl.int64)
+    pid = tl.program_id(0).to(tl.int64)
+    b, block = pid // blocks, pid % blocks
     height = tl.maximum(N, M) if PARTS > 1 else N
     # the outputs one after another, each in as many blocks as it has
     if DX:
@@ -181,10 +181,10 @@ def finish(
 
     if batch and blocks:
         with torch.cuda.device_of(some):
-            _finish_kernel[(blocks, batch)](
+            _finish_kernel[(blocks * batch,)](
                 *map(there, (scale, swept.value, swept.total, swept.pull, swept.moments, swept.table)),
                 *map(there, (sums, *outputs, dsigma, dweights)),
-                rows, columns, dims, coefficients, dims if swept.pull is None else swept.pull.shape[-1],
+                blocks, rows, columns, dims, coefficients, dims if swept.pull is None else swept.pull.shape[-1],
                 combinations, batch, count, splits_of(swept.value), splits_of(swept.pull),
                 0 if swept.total is None else swept.total.shape[-1],
                 0 if swept.moments is None else swept.moments.shape[2], swept.stride,

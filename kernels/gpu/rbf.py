@@ -19,22 +19,13 @@ import triton.language as tl
 from .distances import cast, distances_by_products, next_kernel, squared_distances
 from .finish import finish
 from .packed import Table, accumulator, triton_dtype
-from .split import Split, exchanged, weighted_points, worth_splitting
+from .split import Split, exchanged, forms, other_form, weighted_points, worth_splitting
 from .sweep import Swept
 from .tiles import tile
 
 _RUNTIME_SIZES = ["N", "M", "D", "S", "table_stride", "moments_stride"]
 # tiles of columns whose pull is summed in the tile's dtype before it goes into float64
 _CHUNK = tl.constexpr(16)
-
-
-@triton.jit
-def _other_form(limit_ptr, DOT: tl.constexpr, LIMIT: tl.constexpr):
-    """Whether it is not this form's turn: each is launched, products run where they are accurate."""
-    other = False
-    if LIMIT > 0:
-        other = (tl.load(limit_ptr).to(tl.float32, bitcast=True) <= LIMIT) != (DOT > 0)
-    return other
 
 
 @triton.jit
@@ -55,7 +46,7 @@ def _rbf_kernel(
     BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """K, or with WEIGHT W, and with MOMENTS the sums of g_ij k_sij and of g_ij k_sij |x_i - y_j|^2 over the tile."""
-    if _other_form(limit_ptr, DOT, LIMIT):
+    if other_form(limit_ptr, DOT, LIMIT):
         return
     b, i0, j0 = _tile(N, M, BN, BM)
     table_ptr += b * table_stride
@@ -109,7 +100,7 @@ def _pull_kernel(
     BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx_i = sum_j W_ij (y_j - x_i), BN rows and BD coordinates; W is read by strides, so that y pulls as x does."""
-    if _other_form(limit_ptr, DOT, LIMIT):
+    if other_form(limit_ptr, DOT, LIMIT):
         return
     b, i0, d0 = _tile(N, D, BN, BD)
     rows, coordinates = tl.arange(0, BN), d0 + tl.arange(0, BD)
@@ -164,21 +155,14 @@ def _pulled(
     return total
 
 
-def _forms(split):
-    """The products of each form that is launched, and what tells whose turn it is."""
-    return ((0, split.products), split.limit, split.greatest) if split else ((0,), 0.0, None)
-
-
 def _matrix(name, table, split, x, y, out, g=None, moments=None, same=False):
     """K, or from g W with its moments, into out."""
     (batch, n, dims), m = x.shape, y.shape[1]
-    pieces = (split.x, split.y, split.x_norms, split.y_norms) if split else (table.rows,) * 4
-    forms, limit, greatest = _forms(split)
-    for products in forms:
+    for products, limit, operands in forms(split, table.rows):
         found = tile(name, dims, table.dtype, x.device, products)
         with torch.cuda.device_of(x):
             _rbf_kernel[(batch * triton.cdiv(n, found.bn) * triton.cdiv(m, found.bm),)](
-                *(table.rows if t is None else t for t in (g, x, y, out, moments, table.rows, *pieces, greatest)),
+                *(table.rows if t is None else t for t in (g, x, y, out, moments)), table.rows, *operands,
                 n, m, dims, table.count, table.stride, 0 if moments is None else moments.shape[2],
                 WEIGHT=g is not None, MOMENTS=moments is not None, ONE_BANDWIDTH=table.count == 1, SAME=same,
                 DOT=products, LIMIT=limit, SCALED=table.scaled, BN=found.bn, BM=found.bm, BD=found.bd,
@@ -213,7 +197,7 @@ def rbf_backward(g, x, y, sigma, weights, wants, precision="highest"):
     w = x.new_empty(batch, n, m, dtype=accumulator(x))
     moments = None
     if want_moments:
-        smallest = [tile("weight", dims, table.dtype, x.device, products) for products in _forms(split)[0]]
+        smallest = [tile("weight", dims, table.dtype, x.device, products) for products, *_ in forms(split, None)]
         tiles = max(triton.cdiv(n, of.bn) * triton.cdiv(m, of.bm) for of in smallest)
         # zero, where the other form has more tiles than the one that runs
         moments = x.new_zeros(1, batch, tiles, 2, table.count, dtype=torch.float64)
@@ -234,13 +218,11 @@ def _pull(table, split, w, x, y, row_stride, col_stride, both):
     """sum_j W_ij (y_j - x_i), for W with these strides."""
     (batch, n, dims), m = x.shape, y.shape[1]
     dx = torch.empty_like(x)
-    forms, limit, greatest = _forms(split)
-    for products in forms if dx.numel() else ():
+    for products, limit, operands in forms(split, table.rows) if dx.numel() else ():
         found = tile("pull", dims, table.dtype, x.device, products)
         with torch.cuda.device_of(x):
             _pull_kernel[(batch * triton.cdiv(n, found.bn) * triton.cdiv(dims, found.bd),)](
-                w, x, y, dx, table.rows,
-                *((split.x, split.y, greatest) if split else (table.rows,) * 3),
+                w, x, y, dx, table.rows, operands[0], operands[1], operands[4],
                 n, m, dims, table.stride, row_stride, col_stride,
                 BOTH=both, DOT=products, LIMIT=limit, BN=found.bn, BM=found.bm, BD=found.bd,
                 DP=split.dims if products else 0, ACC=triton_dtype(table.dtype),

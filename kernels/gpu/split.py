@@ -30,6 +30,15 @@ _SMALL = 2**26
 
 
 @triton.jit
+def other_form(limit_ptr, DOT: tl.constexpr, LIMIT: tl.constexpr):
+    """Whether it is the other form's turn: both are launched, that by products runs where these are accurate."""
+    other = False
+    if LIMIT > 0:
+        other = (tl.load(limit_ptr).to(tl.float32, bitcast=True) <= LIMIT) != (DOT > 0)
+    return other
+
+
+@triton.jit
 def dot(a, b, acc):
     if EMULATED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
@@ -260,6 +269,15 @@ class Split:
 
     def _room(self, points, length):
         return points.new_empty(*points.shape[:2], (self.products + 3) // 3 * length, dtype=torch.bfloat16)
+
+
+def forms(split, nothing):
+    """What to launch: the products of a form (0: by differences), their limit, and pointers to the points' pieces,
+    squared norms and the greatest of these; nothing stands for those that no kernel reads."""
+    if split is None:
+        return [(0, 0.0, (nothing,) * 5)]
+    operands = split.x, split.y, split.x_norms, split.y_norms, split.greatest
+    return [(0, split.limit, operands), (split.products, split.limit, operands)]
 
 
 def exchanged(split):

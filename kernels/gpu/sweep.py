@@ -36,7 +36,7 @@ from .distances import (
     squared_distances,
 )
 from .packed import LOG2_E, NUMBERS, Table, fill_table, triton_dtype
-from .split import Split, block_of, inner_products, weighted_points
+from .split import Split, block_of, forms, inner_products, other_form, weighted_points
 from .tiles import splits, tile
 
 # tiles whose sums are kept in the tile's dtype before they go into float64
@@ -63,25 +63,23 @@ def _sweep_kernel(
     BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr,
     EP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    if LIMIT > 0:
-        # launched in both forms: products where they are accurate, else differences
-        products = tl.load(limit_ptr).to(tl.float32, bitcast=True) <= LIMIT
-        if products != (DOT > 0):
-            return
+    if other_form(limit_ptr, DOT, LIMIT):
+        return
     part = tl.program_id(1)
     split = tl.program_id(2) % SPLITS
     # of columns of the value; where points are pulled by products, of coordinates
     block = tl.program_id(2) // SPLITS
     e0 = block * BE
-    # the part's rows and columns: 0 x with x, 1 y with y, 2 x with y, 3 y with x; a single part is x with y
-    p_ptr, q_ptr, f_ptr, h_ptr, n, m, skip, pulls = x_ptr, y_ptr, a_ptr, b_ptr, N, M, DROP == 2, PULL > 0
-    p_pieces, q_pieces, p_norms, q_norms = x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr
-    half = False
+    # a single part is x with y
+    pair = part if PARTS > 1 else 2
+    p_ptr, f_ptr, n, p_pieces, p_norms = _rows_of(
+        pair, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr
+    )
+    q_ptr, h_ptr, m, q_pieces, q_norms = _columns_of(
+        pair, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr
+    )
+    skip, pulls, half = DROP == 2, PULL > 0, False
     if PARTS > 1:
-        if part % 2 == 1:
-            p_ptr, f_ptr, n, p_pieces, p_norms = y_ptr, b_ptr, M, y_pieces_ptr, y_norms_ptr
-        if part % 3 == 0:
-            q_ptr, h_ptr, m, q_pieces, q_norms = x_ptr, a_ptr, N, x_pieces_ptr, x_norms_ptr
         skip = (DROP > 0) & ((part < 2) | (DROP == 2))
         half = ((HALF >> part) & 1) == 1
         # bit 0 of PULL: x is pulled; bit 1: y is
@@ -147,16 +145,14 @@ def _sweep_kernel(
     pull_ptr += place * width
     if PULL > 0 and DIMS == 0:
         # more coordinates than registers hold: the pull on these rows is summed in its place in memory
-        own = pull_ptr + rows[:, None] * width + coordinates[None, :]
-        if DOT > 0:
-            tl.store(own, pull, mask=row_in[:, None] & (coordinates < DP)[None, :])
-        else:
-            for d0 in range(0, D, BD):
-                tl.store(own + d0, pull, mask=row_in[:, None] & (coordinates < D - d0)[None, :])
+        for d0 in range(0, BD if DOT > 0 else D, BD):
+            inside = row_in[:, None] & (d0 + coordinates < width)[None, :]
+            tl.store(pull_ptr + rows[:, None] * width + d0 + coordinates[None, :], pull, mask=inside)
         tl.debug_barrier()
 
     for j0 in range(start, stop, _CHUNK * BM):
-        value_chunk = tl.zeros([BN, BM], ACC)
+        # by tile where registers are short, else once for all
+        value_chunk = tl.zeros([BN] if DOT > 0 and PULL > 0 else [BN, BM], ACC)
         values_chunk = tl.zeros([BN, BE], ACC)
         pull_chunk = tl.zeros([BN, BD], ACC) if DOT > 0 else _zeros(BN, BM, DIMS, ACC)
         for j in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
@@ -202,32 +198,18 @@ def _sweep_kernel(
                 if PULL > 0 or MOMENTS:
                     c = tl.where(kept, c, 0.0)
 
-            total = tl.zeros([BN, BM], ACC)
-            tug = tl.zeros([BN, BM], ACC)
-            k, less = total, total
-            for s in range(1 if ONE_BANDWIDTH else S):
-                if SHIFT > 0:
-                    k, less = _shifted(
-                        d2, shift_ptr, table_ptr, s, b, n, m, i0, j1, rows, cols, row_in, col_in, kept, S,
-                        SHIFT, DROP, MINUS_ONE, ACC,
-                    )  # fmt: skip
-                else:
-                    k, less = next_kernel(k, less, d2, table_ptr, s, S, not ONE_BANDWIDTH, MINUS_ONE, ACC)
-                if VALUE or TOTAL:
-                    total = tl.fma(less, tl.load(table_ptr + 1 + S + s), total)
-                if PULL > 0:
-                    tug = tl.fma(k, tl.load(table_ptr + 1 + 2 * S + s), tug)
-                if MOMENTS:
-                    here = bandwidths[None, :] == s
-                    mass += tl.where(here, tl.sum(c * less, 1)[:, None], 0.0)
-                    # an infinite distance has a kernel of 0 and no say
-                    far = tl.where(k == 0.0, 0.0, c * k * d2)
-                    spread += tl.where(here, tl.sum(far, 1)[:, None], 0.0)
+            shift_tile = shift_ptr + (b * n + i0 if SHIFT == 1 else b * m + j1) * S
+            total, tug, mass, spread = _mix(
+                d2, c, mass, spread, shift_tile, table_ptr, rows, cols, row_in, col_in, kept, S,
+                ONE_BANDWIDTH, SHIFT, DROP, MINUS_ONE, VALUE or TOTAL, PULL > 0, MOMENTS, BN, BM, SP, ACC,
+            )  # fmt: skip
 
             if VALUE or TOTAL:
                 if DROP > 0:
                     total = tl.where(kept, total, 0.0)
-                if ONE_COLUMN:
+                if ONE_COLUMN and DOT > 0 and PULL > 0:
+                    value_chunk += tl.sum(total * h[None, :], 1)
+                elif ONE_COLUMN:
                     value_chunk = tl.fma(total, h[None, :], value_chunk)
                 elif DOT > 0:
                     values_chunk = weighted_points(total, h_pieces, cols, col_in, e0 + columns, values_chunk, EP, DOT)
@@ -248,7 +230,7 @@ def _sweep_kernel(
                         BN, BM, BD, SCALED, ACC,
                     )  # fmt: skip
         if (VALUE or TOTAL) and ONE_COLUMN:
-            value += tl.sum(value_chunk, 1)
+            value += value_chunk if DOT > 0 and PULL > 0 else tl.sum(value_chunk, 1)
         if VALUE and not ONE_COLUMN:
             values += values_chunk
         if PULL > 0 and DOT > 0:
@@ -268,44 +250,117 @@ def _sweep_kernel(
         there = value_ptr + place * E + rows[:, None] * E + e0 + columns[None, :]
         tl.store(there, cast(values, value_ptr), mask=row_in[:, None] & column_in[None, :])
     if PULL > 0:
-        wide = unit.to(tl.float64)
-        factor = f.to(tl.float64)[:, None] * wide if ONE_COLUMN else tl.full([BN, 1], 1.0, tl.float64) * wide
-        own = pull_ptr + rows[:, None] * width + coordinates[None, :]
+        factor = tl.full([BN, 1], 1.0, tl.float64) * unit.to(tl.float64)
+        if ONE_COLUMN:
+            factor *= f.to(tl.float64)[:, None]
         if DOT > 0:
-            # sum_j tug_ij y_j less x_i sum_j tug_ij
-            inside = row_in[:, None] & (coordinates < DP)[None, :]
-            pull = tl.load(own, mask=inside, other=0.0)
-            there = p_pieces + rows[:, None] * ROW + coordinates[None, :]
-            for k in tl.static_range((DOT + 3) // 3):
-                piece = tl.load(there + k * DP, mask=inside, other=0.0).to(tl.float64)
-                pull -= piece * tug_sum[:, None]
-            tl.store(own, pull * factor, mask=inside)
+            _store_pull_by_products(
+                pull_ptr, p_pieces, rows, row_in, coordinates, tug_sum, factor, DP, DOT
+            )  # fmt: skip
         else:
-            for d0 in range(0, D, BD):
-                inside = row_in[:, None] & (coordinates < D - d0)[None, :]
-                if DIMS == 0:
-                    pull = tl.load(own + d0, mask=inside, other=0.0).to(tl.float64)
-                tl.store(own + d0, cast(pull * factor, pull_ptr), mask=inside)
+            _store_pull(pull_ptr, pull, rows, row_in, coordinates, factor, D, width, BD, DIMS)
     if TOTAL or MOMENTS:
-        # parts by batch by splits by strips; a tile of several strips puts its sums into its first
+        # parts by batch by splits by strips
         strips = tl.cdiv(height, _STRIP)
-        strip = tl.arange(0, BN // _STRIP)
-        there = ((part * B + b) * SPLITS + split) * strips + i0 // _STRIP + strip
-        inside = (i0 // _STRIP + strip < strips) & only
+        first = ((part * B + b) * SPLITS + split) * strips
+        strip = i0 // _STRIP + tl.arange(0, BN // _STRIP)
+        inside = (strip < strips) & only
         if TOTAL:
             found = tl.sum(f.to(tl.float64) * value, 0)
-            tl.store(total_ptr + there, tl.where(strip == 0, found, 0.0), mask=inside)
+            _store_in_first(total_ptr + first + strip, found, strip * _STRIP == i0, inside)
         if MOMENTS:
             if ONE_COLUMN:
                 mass *= f[:, None]
                 spread *= f[:, None]
-            inside = inside[:, None] & (bandwidths < S)[None, :]
             # in the caller's order of bandwidths
             own = tl.load(table_ptr + 1 + 4 * S + bandwidths, mask=bandwidths < S, other=0.0).to(tl.int32)
-            there = moments_ptr + there[:, None] * 2 * S + own[None, :]
-            lead = strip[:, None] == 0
-            tl.store(there, tl.where(lead, tl.sum(mass, 0)[None, :], 0.0), mask=inside)
-            tl.store(there + S, tl.where(lead, tl.sum(spread, 0)[None, :], 0.0), mask=inside)
+            there = moments_ptr + (first + strip)[:, None] * 2 * S + own[None, :]
+            inside = inside[:, None] & (bandwidths < S)[None, :]
+            lead = (strip * _STRIP == i0)[:, None]
+            _store_in_first(there, tl.sum(mass, 0)[None, :], lead, inside)
+            _store_in_first(there + S, tl.sum(spread, 0)[None, :], lead, inside)
+
+
+@triton.jit
+def _store_in_first(there, sums, lead, inside):
+    """A tile of several strips puts its sums into the first of them, and nothing into the others."""
+    tl.store(there, tl.where(lead, sums, 0.0), mask=inside)
+
+
+@triton.jit
+def _store_pull(
+    pull_ptr, pull, rows, row_in, coordinates, factor, D, width, BD: tl.constexpr, DIMS: tl.constexpr
+):  # fmt: skip
+    """Scales the pull, which is in registers or (DIMS = 0) in its place."""
+    for d0 in range(0, D, BD):
+        own = pull_ptr + rows[:, None] * width + d0 + coordinates[None, :]
+        inside = row_in[:, None] & (coordinates < D - d0)[None, :]
+        if DIMS == 0:
+            pull = tl.load(own, mask=inside, other=0.0).to(tl.float64)
+        tl.store(own, cast(pull * factor, pull_ptr), mask=inside)
+
+
+@triton.jit
+def _store_pull_by_products(
+    pull_ptr, p_pieces, rows, row_in, coordinates, tug_sum, factor, DP: tl.constexpr, DOT: tl.constexpr
+):  # fmt: skip
+    """Makes of sum_j tug_ij q_j, which is in its place, the pull: less p_i sum_j tug_ij, and scaled."""
+    inside = row_in[:, None] & (coordinates < DP)[None, :]
+    own = pull_ptr + rows[:, None] * DP + coordinates[None, :]
+    pull = tl.load(own, mask=inside, other=0.0)
+    there = p_pieces + rows[:, None] * ((DOT + 3) // 3 * DP) + coordinates[None, :]
+    for piece in tl.static_range((DOT + 3) // 3):
+        p = tl.load(there + piece * DP, mask=inside, other=0.0).to(tl.float64)
+        pull -= p * tug_sum[:, None]
+    tl.store(own, pull * factor, mask=inside)
+
+
+@triton.jit
+def _rows_of(part, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces, y_pieces, x_norms, y_norms):
+    """Points, coefficients, number, pieces and norms of the rows: of x, y, x, y for parts 0 to 3."""
+    p_ptr, f_ptr, n, p_pieces, p_norms = x_ptr, a_ptr, N, x_pieces, x_norms
+    if part % 2 == 1:
+        p_ptr, f_ptr, n, p_pieces, p_norms = y_ptr, b_ptr, M, y_pieces, y_norms
+    return p_ptr, f_ptr, n, p_pieces, p_norms
+
+
+@triton.jit
+def _columns_of(part, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces, y_pieces, x_norms, y_norms):
+    """Those of the columns: of x, y, y, x for parts 0 to 3."""
+    q_ptr, h_ptr, m, q_pieces, q_norms = y_ptr, b_ptr, M, y_pieces, y_norms
+    if part % 3 == 0:
+        q_ptr, h_ptr, m, q_pieces, q_norms = x_ptr, a_ptr, N, x_pieces, x_norms
+    return q_ptr, h_ptr, m, q_pieces, q_norms
+
+
+@triton.jit
+def _mix(
+    d2, c, mass, spread, shift_ptr, table_ptr, rows, cols, row_in, col_in, kept, S,
+    ONE_BANDWIDTH: tl.constexpr, SHIFT: tl.constexpr, DROP: tl.constexpr, MINUS_ONE: tl.constexpr,
+    SUMS: tl.constexpr, TUGS: tl.constexpr, MOMENTS: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, SP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Of a tile: sum_s w_s k_s, or of k_s - 1; sum_s w_s / sigma_s^2 k_s; and mass and spread with its share."""
+    total, tug = tl.zeros([BN, BM], ACC), tl.zeros([BN, BM], ACC)
+    k, less = total, total
+    for s in range(1 if ONE_BANDWIDTH else S):
+        if SHIFT > 0:
+            k, less = _shifted(
+                d2, shift_ptr, table_ptr, s, rows, cols, row_in, col_in, kept, S, SHIFT, DROP, MINUS_ONE, ACC
+            )
+        else:
+            k, less = next_kernel(k, less, d2, table_ptr, s, S, not ONE_BANDWIDTH, MINUS_ONE, ACC)
+        if SUMS:
+            total = tl.fma(less, tl.load(table_ptr + 1 + S + s), total)
+        if TUGS:
+            tug = tl.fma(k, tl.load(table_ptr + 1 + 2 * S + s), tug)
+        if MOMENTS:
+            here = tl.arange(0, SP)[None, :] == s
+            mass += tl.where(here, tl.sum(c * less, 1)[:, None], 0.0)
+            # an infinite distance has a kernel of 0 and no say
+            far = tl.where(k == 0.0, 0.0, c * k * d2)
+            spread += tl.where(here, tl.sum(far, 1)[:, None], 0.0)
+    return total, tug, mass, spread
 
 
 @triton.jit
@@ -325,17 +380,17 @@ def _coefficients(
 
 @triton.jit
 def _shifted(
-    d2, shift_ptr, table_ptr, s, b, n, m, i0, j0, rows, cols, row_in, col_in, kept, S,
+    d2, shift_ptr, table_ptr, s, rows, cols, row_in, col_in, kept, S,
     SHIFT: tl.constexpr, DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The kernel of bandwidth s times exp(-shift) of the row (SHIFT 1) or column (2), and itself or itself less 1."""
     t = d2 * tl.load(table_ptr + 1 + s)
     own = tl.load(table_ptr + 1 + 4 * S + s).to(tl.int32)
     if SHIFT == 1:
-        shift = tl.load(shift_ptr + (b * n + i0 + rows) * S + own, mask=row_in, other=0.0).to(ACC)
+        shift = tl.load(shift_ptr + rows * S + own, mask=row_in, other=0.0).to(ACC)
         t -= (shift * LOG2_E)[:, None]
     else:
-        shift = tl.load(shift_ptr + (b * m + j0 + cols) * S + own, mask=col_in, other=0.0).to(ACC)
+        shift = tl.load(shift_ptr + cols * S + own, mask=col_in, other=0.0).to(ACC)
         t -= (shift * LOG2_E)[None, :]
     # a shift can make the kernel of a pair that does not count infinite, which times 0 would be NaN
     t = tl.where(col_in[None, :], t, float("-inf"))
@@ -459,42 +514,37 @@ def sweep(
         pulls = x.new_empty(parted, parts, batch, height, width, dtype=kept if few and not split else torch.float64)
     sums = x.new_empty(parts, batch, parted * strips, 2, table.count, dtype=torch.float64) if moments else None
     shift = col_shift if row_shift is None else row_shift
-    plain = tile(kind, dims, table.dtype, x.device)
     own = split is None and table.rows is None and table.small and height > 0
     if not own and table.rows is None:
         table.fill()
     stride = table.stride
     rows_of_table = table.rows
     if own:
-        stride = triton.cdiv(height, plain.bn) * table.width
+        stride = triton.cdiv(height, tile(kind, dims, table.dtype, x.device).bn) * table.width
         rows_of_table = x.new_empty(parts * parted * e_blocks, batch, stride, dtype=table.dtype)
-    nothing = rows_of_table
 
-    def launch(products):
-        name = kind if columns < 2 or kind == "columns" or not products else "moments of columns"
-        found = tile(name, dims, table.dtype, x.device, split.products) if products else plain
+    for products, limit, operands in forms(split, rows_of_table) if batch * height and (columns or not value) else ():
+        name = kind
+        if products and kind == "moments" and (columns > 1 or parts > 1):
+            name = "moments of columns" if columns > 1 else "moments of sets"
+        found = tile(name, dims, table.dtype, x.device, products)
         bd = triton.next_power_of_2(few) if few and not products else found.bd
         d_blocks = triton.cdiv(split.dims, bd) if products and pull else 1
-        pieces = (split.x, split.y, split.x_norms, split.y_norms, split.a, split.b, split.greatest) if split else ()
-        _sweep_kernel[(batch * triton.cdiv(height, found.bn), parts, parted * e_blocks * d_blocks)](
-            x, y, a, b, *(nothing if t is None else t for t in (shift, rows_of_table, values, totals, pulls, sums)),
-            *(nothing if t is None else t for t in (pieces or (None,) * 7)), *table.pointers,
-            n, m, dims, columns, batch, table.count, stride, parted, *table.numbers,
-            OWN_TABLE=own, **table.constants,
-            ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=0 if products else few, SCALED=table.scaled,
-            SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
-            DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1, HALF=half,
-            VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments,
-            DOT=split.products if products else 0, LIMIT=split.limit if split else 0.0,
-            BN=found.bn, BM=found.bm, BD=bd, BE=be,
-            BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if split else 0,
-            EP=split.columns if products else 0, ACC=triton_dtype(table.dtype),
-            num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
-        )  # fmt: skip
-
-    if batch * height and (columns or not value):
+        of_columns = (split.a, split.b) if split else (None, None)
+        arguments = (shift, rows_of_table, values, totals, pulls, sums, *operands[:4], *of_columns, operands[4])
         with torch.cuda.device_of(x):
-            launch(False)
-            if split:
-                launch(True)
+            _sweep_kernel[(batch * triton.cdiv(height, found.bn), parts, parted * e_blocks * d_blocks)](
+                x, y, a, b, *(rows_of_table if t is None else t for t in arguments), *table.pointers,
+                n, m, dims, columns, batch, table.count, stride, parted, *table.numbers,
+                OWN_TABLE=own, **table.constants,
+                ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=0 if products else few, SCALED=table.scaled,
+                SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
+                DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1, HALF=half,
+                VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments, DOT=products, LIMIT=limit,
+                BN=found.bn, BM=found.bm, BD=bd, BE=be,
+                BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if split else 0,
+                EP=split.columns if products else 0, ACC=triton_dtype(table.dtype),
+                num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+            )  # fmt: skip
+
     return Swept(values, totals, pulls, sums, rows_of_table, stride, parts, batch)
