@@ -55,10 +55,18 @@ class Case:
     # gkfast's precisions, and rivals
     runs: tuple[str, ...]
     graph: bool = False
+    # of v
+    columns: int = 1
+    # five bandwidths, each twice the one before
+    ladder: bool = False
 
     @property
     def name(self):
-        return f"{self.op} N={self.n} M={self.m} D={self.d}{' graph' if self.graph else ''}"
+        columns = f" E={self.columns}" if self.columns > 1 else ""
+        return (
+            f"{self.op} N={self.n} M={self.m} D={self.d}{columns}"
+            f"{' ladder' if self.ladder else ''}{' graph' if self.graph else ''}"
+        )
 
     @property
     def pairs(self):
@@ -66,10 +74,16 @@ class Case:
 
     def ceilings(self, products):
         """exp2 values, bfloat16 multiply-adds, bytes."""
-        multiply_adds = self.pairs * self.d * products * (2 if "gradient" in self.op else 1)
-        moved = 4 * (self.n + self.m) * self.d + (4 * self.n * self.m if self.op == "matrix" else 0)
+        # distances; then what the kernel is multiplied with
+        lengths = self.d * (3 if self.op == "matrix gradient" else 2 if "gradient" in self.op else 1)
+        lengths += self.columns if self.columns > 1 else 0
+        # the gradient of a matrix reads g, writes the weights of the pulls, and reads these for x and for y
+        stored = {"matrix": 1, "matrix gradient": 4}.get(self.op, 0)
+        moved = 4 * (self.n + self.m) * self.d + 4 * stored * self.n * self.m
         # by differences, where there are few coordinates
-        return self.pairs, 0 if self.d <= 4 else multiply_adds, moved
+        few = self.d <= 4 and self.columns == 1
+        # a ladder of five takes two, the others are squares
+        return self.pairs * (2 if self.ladder else 1), 0 if few else self.pairs * lengths * products, moved
 
 
 OURS = ("highest", "high", "medium")
@@ -79,13 +93,23 @@ SMALL_RIVALS = ("eager", "compiled", "cdist")
 def cases():
     found = [Case("matmul", n, n, 3, ("highest", "chunked", "keops")) for n in (10_000, 100_000, 1_000_000)]
     # the sizes of Flash-SD-KDE's appendix A: N training rows, N / 8 queries
-    found += [Case("density", n // 8, n, 16, ("highest", "chunked")) for n in (2048, 4096, 8192, 16384, 32768, 65536)]
-    found += [Case("score", n // 8, n, 16, ("highest", "chunked")) for n in (2048, 8192, 32768, 65536)]
+    found += [Case("density", n // 8, n, 16, (*OURS, "chunked")) for n in (2048, 4096, 8192, 16384, 32768, 65536)]
+    found += [Case("score", n // 8, n, 16, (*OURS, "chunked")) for n in (2048, 8192, 32768, 65536)]
     found += [Case("matmul", n // 8, n, 16, (*OURS, "chunked", "keops")) for n in (32768, 65536, 1_048_576)]
     # FlashSinkhorn's
     found += [Case("matmul", n, n, 64, (*OURS, "chunked", "keops")) for n in (5_000, 10_000, 20_000, 50_000)]
     found += [Case("matmul gradient", n, n, 64, (*OURS, "chunked")) for n in (5_000, 20_000, 50_000)]
     found += [Case("matrix", 16384, 16384, d, (*OURS, *SMALL_RIVALS)) for d in (3, 16, 64, 256, 784)]
+    # more than 2^31 entries
+    found.append(Case("matrix", 50_000, 50_000, 3, ("highest",)))
+    found += [Case("matrix gradient", n, n, d, (*OURS, "eager")) for n, d in ((4096, 3), (8192, 64), (8192, 784))]
+    # an attention's shape
+    found += [
+        Case("matmul", 16384, 16384, d, (*OURS, "chunked"), columns=e) for d, e in ((3, 64), (64, 64), (64, 512))
+    ]
+    found += [Case("matmul gradient", 8192, 8192, 64, (*OURS, "chunked"), columns=16)]
+    found += [Case("mmd2 gradient", n, n, 64, (*OURS, "eager"), ladder=True) for n in (256, 1024, 8192)]
+    found += [Case("mmd2", n, n, 64, (*OURS, "eager"), ladder=True) for n in (1024, 16384)]
     found += [
         Case("mmd2 gradient", n, n, 64, (*OURS, *(SMALL_RIVALS[:2] if n <= 16384 else ())))
         for n in (64, 256, 1024, 4096, 16384, 65536)
@@ -99,8 +123,8 @@ def cases():
 # ---- what is timed
 
 
-def sigma_of(case):
-    return float(case.d) ** 0.5
+def sigmas_of(case):
+    return [float(case.d) ** 0.5 * step for step in ((0.25, 0.5, 1.0, 2.0, 4.0) if case.ladder else (1.0,))]
 
 
 def inputs(case):
@@ -109,24 +133,48 @@ def inputs(case):
         torch.randn(1, rows, case.d, device=DEVICE, generator=generator) + shift
         for rows, shift in ((case.n, 0.0), (case.m, 0.3))
     )
-    v = torch.rand(1, case.m, 1, device=DEVICE, generator=generator)
+    v = torch.rand(1, case.m, case.columns, device=DEVICE, generator=generator)
     return x, y, v
 
 
-def kernel_matrix(x, y, sigma):
+def coefficients(case):
+    """g (1, N, M) of the gradient of a matrix, (1, N, E) of that of a product."""
+    generator = torch.Generator(device=DEVICE).manual_seed(21)
+    width = case.m if case.op == "matrix gradient" else case.columns
+    return torch.rand(1, case.n, width, device=DEVICE, generator=generator)
+
+
+def mixture(squares, sigmas):
+    return sum(torch.exp(squares / (-2 * sigma * sigma)) for sigma in sigmas)
+
+
+def pulling(squares, sigmas):
+    return sum(torch.exp(squares / (-2 * sigma * sigma)) / sigma**2 for sigma in sigmas)
+
+
+def dot_squares(x, y):
     """|x|^2 + |y|^2 - 2 x.y, as people write it."""
-    squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :] - 2 * x @ y.mT
-    return torch.exp(squares / (-2 * sigma * sigma))
+    return x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :] - 2 * x @ y.mT
 
 
-def cdist_matrix(x, y, sigma):
-    return torch.exp(torch.cdist(x, y).square() / (-2 * sigma * sigma))
+def kernel_matrix(x, y, sigmas):
+    return mixture(dot_squares(x, y), sigmas)
 
 
-def mmd2_of(x, y, sigma):
+def cdist_matrix(x, y, sigmas):
+    return mixture(torch.cdist(x, y).square(), sigmas)
+
+
+def pull_of(weights, p, y):
+    """sum_j weights_ij (y_j - p_i)"""
+    return weights @ y - p * weights.sum(-1, keepdim=True)
+
+
+def mmd2_of(x, y, sigmas):
     n, m = x.shape[-2], y.shape[-2]
-    xx, yy, xy = kernel_matrix(x, x, sigma), kernel_matrix(y, y, sigma), kernel_matrix(x, y, sigma)
-    return (xx.sum() - n) / (n * (n - 1)) + (yy.sum() - m) / (m * (m - 1)) - 2 * xy.mean()
+    xx, yy, xy = kernel_matrix(x, x, sigmas), kernel_matrix(y, y, sigmas), kernel_matrix(x, y, sigmas)
+    own = len(sigmas)
+    return (xx.sum() - own * n) / (n * (n - 1)) + (yy.sum() - own * m) / (m * (m - 1)) - 2 * xy.mean()
 
 
 def with_gradient(function, *points):
@@ -147,22 +195,21 @@ def in_chunks(function, x, rows):
 def reference_outputs(case, x, y, v):
     """In float64, at up to 512 rows of x; tuples as the runs return them."""
     chosen = chosen_rows(case)
-    sigma, some, y, v = sigma_of(case), x[:, chosen].double(), y.double(), v.double()
+    sigmas, some, y, v = sigmas_of(case), x[:, chosen].double(), y.double(), v.double()
+    sigma = sigmas[0]
 
     def squared(p):
         return torch.stack([(p[:, i : i + 1] - y).square().sum(-1) for i in range(p.shape[1])], 1)
 
     if case.op == "matrix":
-        return (in_chunks(lambda p: torch.exp(squared(p) / (-2 * sigma**2)), some, 64),)
+        return (in_chunks(lambda p: mixture(squared(p), sigmas), some, 64),)
     if case.op == "matmul":
-        return (in_chunks(lambda p: torch.exp(squared(p) / (-2 * sigma**2)) @ v, some, 64),)
-    if case.op == "matmul gradient":
-
-        def gradient(p):
-            weights = torch.exp(squared(p) / (-2 * sigma**2)) * v.mT
-            return (weights @ y - p * weights.sum(-1, keepdim=True)) / sigma**2
-
-        return (in_chunks(gradient, some, 64),)
+        return (in_chunks(lambda p: mixture(squared(p), sigmas) @ v, some, 64),)
+    if "gradient" in case.op and case.op != "mmd2 gradient":
+        g = coefficients(case)[:, chosen].double()
+        weights = g if case.op == "matrix gradient" else g @ v.mT
+        parts = zip(some.split(64, 1), weights.split(64, 1), strict=True)
+        return (torch.cat([pull_of(w * pulling(squared(p), sigmas), p, y) for p, w in parts], 1),)
     if case.op in ("density", "score"):
         constant = math.log(y.shape[1]) + case.d / 2 * math.log(2 * math.pi * sigma**2)
 
@@ -182,13 +229,13 @@ def reference_outputs(case, x, y, v):
 
     def kernels(p, q):
         distances = torch.cdist(p, q, compute_mode="donot_use_mm_for_euclid_dist")
-        return torch.exp(distances.square() / (-2 * sigma**2))
+        return mixture(distances.square(), sigmas)
 
     def total(p, q, skip):
         found = torch.zeros((), dtype=torch.float64, device=p.device)
         for part in p.split(256, 1):
             found += kernels(part, q).sum()
-        return found - (p.shape[1] if skip else 0)
+        return found - (len(sigmas) * p.shape[1] if skip else 0)
 
     n, m = case.n, case.m
     value = total(x, x, True) / (n * (n - 1)) + total(y, y, True) / (m * (m - 1)) - 2 * total(x, y, False) / (n * m)
@@ -196,8 +243,8 @@ def reference_outputs(case, x, y, v):
         return (value,)
 
     def pull(p, q):
-        k = kernels(p, q)
-        return (k @ q - p * k.sum(-1, keepdim=True)) / sigma**2
+        distances = torch.cdist(p, q, compute_mode="donot_use_mm_for_euclid_dist")
+        return pull_of(pulling(distances.square(), sigmas), p, q)
 
     gradient = in_chunks(lambda p: 2 * pull(p, x) / (n * (n - 1)) - 2 * pull(p, y) / (n * m), some, 64)
     return value, gradient
@@ -210,9 +257,10 @@ def chosen_rows(case):
 def make(case, name, gpu):
     """The run, whose outputs are a tuple."""
     x, y, v = inputs(case)
-    sigma = sigma_of(case)
-    one = torch.ones(1, 1, dtype=torch.float64)
-    s, wide = sigma * one, 2**28 // max(1, case.m)
+    sigmas = sigmas_of(case)
+    sigma = sigmas[0]
+    s = torch.tensor([sigmas], dtype=torch.float64)
+    one, wide = torch.ones_like(s), 2**28 // max(1, case.m)
     log_weight = -case.d / 2 * math.log(2 * math.pi * sigma**2) * one
     share = torch.full((1, case.m), 1 / case.m, dtype=torch.float64, device=DEVICE)
     if name in OURS:
@@ -223,13 +271,16 @@ def make(case, name, gpu):
         if case.op == "matmul":
             return lambda: (gpu.rbf_matmul(x, y, v, s, one, **by),)
         if case.op == "matmul gradient":
-            g = torch.ones(1, case.n, 1, device=DEVICE)
+            g = coefficients(case)
             wants = (True, False, False, False, False)
             return lambda: (gpu.rbf_matmul_backward(g, x, y, v, s, one, wants, **by)[0],)
+        if case.op == "matrix gradient":
+            g = coefficients(case)
+            return lambda: gpu.rbf_backward(g, x, y, s, one, (True, True, False, False), **by)[:1]
         if case.op == "density":
-            return lambda: (gpu.log_density(x, y, s, log_weight, share, False),)
+            return lambda: (gpu.log_density(x, y, s, log_weight, share, False, **by),)
         if case.op == "score":
-            return lambda: (gpu.score(x, y, s, log_weight, share, False),)
+            return lambda: (gpu.score(x, y, s, log_weight, share, False, **by),)
         n, m = case.n, case.m
         scale = torch.tensor(
             [[[1 / (n * (n - 1)), 1 / (m * (m - 1)), -2 / (n * m)]]], dtype=torch.float64, device=DEVICE
@@ -248,17 +299,23 @@ def make(case, name, gpu):
     matrix = cdist_matrix if name == "cdist" else kernel_matrix
     wrap = torch.compile if name == "compiled" else lambda f: f
     if case.op == "matrix":
-        run = wrap(lambda p, q: matrix(p, q, sigma))
+        run = wrap(lambda p, q: matrix(p, q, sigmas))
         return lambda: (run(x, y),)
+    if case.op == "matrix gradient":
+        g = coefficients(case)
+        run = with_gradient(lambda p, q: (matrix(p, q, sigmas) * g).sum(), x, y)
+        return lambda: run()[1:2]
     if case.op == "matmul":
-        return lambda: (in_chunks(lambda p: kernel_matrix(p, y, sigma) @ v, x, wide),)
+        return lambda: (in_chunks(lambda p: kernel_matrix(p, y, sigmas) @ v, x, wide),)
     if case.op == "matmul gradient":
+        g = coefficients(case)
 
-        def gradient(p):
-            weights = kernel_matrix(p, y, sigma) * v.mT
-            return (weights @ y - p * weights.sum(-1, keepdim=True)) / sigma**2
+        def gradient(p, of):
+            return pull_of(pulling(dot_squares(p, y), sigmas) * (of @ v.mT), p, y)
 
-        return lambda: (in_chunks(gradient, x, wide),)
+        return lambda: (
+            torch.cat([gradient(*rows) for rows in zip(x.split(wide, 1), g.split(wide, 1), strict=True)], 1),
+        )
     if case.op in ("density", "score"):
         constant = math.log(case.m) + case.d / 2 * math.log(2 * math.pi * sigma**2)
 
@@ -268,7 +325,7 @@ def make(case, name, gpu):
         if case.op == "density":
             return lambda: (in_chunks(lambda p: exponents(p).logsumexp(-1) - constant, x, wide),)
         return lambda: (in_chunks(lambda p: (torch.softmax(exponents(p), -1) @ y - p) / sigma**2, x, wide),)
-    function = wrap(lambda p, q: mmd2_of(p, q, sigma))
+    function = wrap(lambda p, q: mmd2_of(p, q, sigmas))
     if case.op == "mmd2":
         return lambda: (function(x, y),)
     run = with_gradient(function, x, y)

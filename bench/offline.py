@@ -4,8 +4,10 @@
     python bench/offline.py --brief --json  what tests/test_gpu.py asks for
 
 The launchers themselves are called, with tensors on the CPU; their launches are recorded instead of run, and each is
-compiled with the constants and types that it had. Exit status 1 if a kernel spills, needs more registers than leave
-room, lacks the tensor-core instructions that it should have, or computes float32 exponentials the slow way.
+compiled with the constants and types that it had: with the tiles of its architecture, and with those that an unknown
+one takes. Exit status 1 if a kernel spills, needs more registers or shared memory than leave room, lacks the
+tensor-core instructions that it should have, computes float32 exponentials the slow way, or if a row of the table of
+tiles was never compiled.
 """
 
 import argparse
@@ -28,6 +30,8 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 # of a thread, where a block has eight warps: a multiprocessor has 65536, and one block must leave room
 MOST_REGISTERS = 200
+# bytes of shared memory that a block may have: Ampere, Hopper, Blackwell; any, for tiles that an unknown GPU takes
+MOST_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 0: 99 << 10}
 # what tensor-core instructions are called in machine code: Ampere, Hopper, Blackwell
 TENSOR_CORE = r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|DMMA)\b"
 
@@ -51,6 +55,8 @@ class Row:
     """One compiled kernel."""
 
     sm: int
+    # whose tiles: 0 of any
+    tiles: int
     kernel: str
     op: str
     dtype: str
@@ -73,6 +79,7 @@ class Row:
         faults = {
             "spills": self.spills > 0,
             "registers": self.registers > most,
+            "shared memory": self.shared > MOST_SHARED[self.tiles],
             "no tensor core": self.expects_tensor_core and not self.tensor_core,
             "slow ex2": self.dtype != "float64" and self.slow_ex2 > 0,
         }
@@ -92,7 +99,7 @@ def call(case):
     kernels = gpu()
     by = {} if case.precision is None else {"precision": case.precision}
     # small tensors stand for large ones
-    for name in ("rbf", "rbf_matmul", "kernel_sums"):
+    for name in ("rbf", "rbf_matmul", "kernel_sums", "log_density"):
         sys.modules[f"gkfast.kernels.gpu.{name}"].worth_splitting = lambda *_: bool(by)
     dtype = getattr(torch, case.dtype)
     n = 256
@@ -103,7 +110,7 @@ def call(case):
     if case.op == "rbf":
         kernels.rbf(x, y, one, one, **by)
     elif case.op == "rbf_backward":
-        kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, y, one, one, (True,) * 4)
+        kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, y, one, one, (True,) * 4, **by)
     elif case.op == "rbf_matmul":
         kernels.rbf_matmul(x, y, v, one, one, **by)
     elif case.op == "rbf_matmul_backward":
@@ -117,16 +124,23 @@ def call(case):
     elif case.op == "mmd2_of_x":
         wants = (True, False, False, False, False, False)
         kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, True, wants, **by)
+    elif case.op == "kernel_sums":
+        kernels.kernel_sums(x, y, a, a, one, one, 1, **by)
+    elif case.op == "mmd2_of_parameters":
+        wants = (False, False, False, False, True, True)
+        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, True, wants, **by)
     elif case.op == "log_density":
-        kernels.log_density(x, y, one, one, a, True)
+        kernels.log_density(x, y, one, one, a, True, **by)
+    elif case.op == "score":
+        kernels.score(x, y, one, one, a, True, **by)
     else:
         raise ValueError(case.op)
 
 
-def launches(case, sm):
-    """(kernel, arguments, options) of every launch of one case."""
+def launches(case, tiles):
+    """(kernel, arguments, options) of every launch of one case, with the tiles of that architecture."""
     gpu()
-    sys.modules["gkfast.kernels.gpu.tiles"].architecture = lambda _: sm
+    sys.modules["gkfast.kernels.gpu.tiles"].architecture = lambda _: tiles
     found = []
 
     def record(self, *args, grid, warmup, **kwargs):
@@ -169,7 +183,7 @@ def source(kernel, arguments, options):
     return ASTSource(kernel, signature, constants, attributes)
 
 
-def compile_row(case, kernel, arguments, options, sm):
+def compile_row(case, kernel, arguments, options, sm, tiles):
     warps = options.get("num_warps", 4)
     compiled = triton.compile(
         source(kernel, arguments, options),
@@ -185,6 +199,7 @@ def compile_row(case, kernel, arguments, options, sm):
     tile = "x".join(str(options[name]) for name in ("BN", "BM", "BD") if name in options)
     return Row(
         sm,
+        tiles,
         kernel.__name__,
         case.op,
         case.dtype,
@@ -199,7 +214,7 @@ def compile_row(case, kernel, arguments, options, sm):
         len(re.findall(TENSOR_CORE, code)),
         ptx.count("ex2.approx.ftz.f32"),
         ptx.count("ex2.approx.f32"),
-        kernel.__name__ != "_split_kernel" and options.get("DOT", 0) > 0,
+        not kernel.__name__.startswith("_split") and options.get("DOT", 0) > 0,
     )
 
 
@@ -207,44 +222,70 @@ def _run(*command):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
 
 
-OPS = ["rbf", "rbf_backward", "rbf_matmul", "rbf_matmul_backward", "mmd2", "mmd2_of_x", "log_density"]
+OPS = ["rbf", "rbf_backward", "rbf_matmul", "rbf_matmul_backward", "mmd2", "mmd2_of_x", "kernel_sums"]
+BY_PRODUCTS = [op for op in OPS if op != "mmd2_of_x"]
 
 
 def cases(brief):
-    """(architecture, case); brief: what differs between dtypes on one architecture, between architectures in one."""
+    """(architecture, whose tiles, case); brief: what differs between dtypes or architectures, each on one."""
     full = [Case(op, dtype, d) for op in OPS for dtype in ("float32", "float64") for d in (3, 64)]
+    full += [Case("log_density", dtype, 16) for dtype in ("float32", "float64")]
     full += [
         Case(op, dtype, 16, 10) for op in ("rbf_matmul", "rbf_matmul_backward") for dtype in ("float32", "float64")
     ]
     full += [Case("rbf_matmul", "float32", 16, 200), Case("density_backward", "float64", 16)]
     full += [Case(op, dtype, 64) for op in ("rbf", "rbf_matmul") for dtype in ("bfloat16", "float16")]
+    full.append(Case("mmd2_of_parameters", "float32", 64, 1, "highest"))
     full += [
         Case(op, "float32", d, 1, precision)
-        for op in ("rbf", "rbf_matmul", "rbf_matmul_backward", "mmd2")
+        for op in BY_PRODUCTS
         for precision, d in (("highest", 16), ("highest", 64), ("highest", 784), ("high", 64), ("medium", 64))
     ]
-    full += [Case(op, "float32", 64, 10, "highest") for op in ("rbf_matmul", "rbf_matmul_backward")]
-    full.append(Case("rbf_matmul_backward", "float32", 784, 10, "high"))
+    full += [
+        Case(op, "float32", d, 10 if d == 64 else 64, "highest")
+        for op in ("rbf_matmul", "rbf_matmul_backward")
+        for d in (3, 64)
+    ]
+    full += [Case("rbf_matmul_backward", "float32", 784, 10, "high"), Case("score", "float32", 64, 1, "high")]
     if not brief:
-        return [(sm, case) for sm in (80, 90, 100) for case in full]
+        return [(sm, tiles, case) for sm in (80, 90, 100) for tiles in (sm, 0) for case in full]
     few = [c for c in full if c.precision is None or (c.precision, c.d) == ("highest", 64)]
+    few += [c for c in full if c.op == "score"]
     some = [c for c in few if c.op in ("rbf", "mmd2") and c.dtype == "float32" and c.d == 64]
-    of_hopper = [c for c in few if (c.d != 3 or c.op == "mmd2") and c.dtype != "float16" and c.op != "mmd2_of_x"]
-    return [(90, c) for c in of_hopper] + [(sm, c) for sm in (80, 100) for c in some]
+    skipped = ("mmd2_of_x", "mmd2_of_parameters")
+    of_hopper = [c for c in few if (c.d != 3 or c.op == "mmd2") and c.dtype != "float16" and c.op not in skipped]
+    return [(90, 90, c) for c in of_hopper] + [(sm, sm, c) for sm in (80, 100) for c in some]
 
 
 def rows(brief, only=""):
     seen = set()
-    for sm, case in cases(brief):
+    for sm, tiles, case in cases(brief):
         if only not in case.op:
             continue
-        for kernel, arguments, options in launches(case, sm):
+        for kernel, arguments, options in launches(case, tiles):
             # launches of several cases may be one kernel
             made = source(kernel, arguments, options)
             key = (sm, made.hash(), *(options.get(name) for name in DEFAULTS))
             if key not in seen:
                 seen.add(key)
-                yield compile_row(case, kernel, arguments, options, sm)
+                yield compile_row(case, kernel, arguments, options, sm, tiles)
+
+
+def never_taken():
+    """Rows of the table of tiles that no case takes on the architectures that they are for."""
+    table = sys.modules["gkfast.kernels.gpu.tiles"]
+    find, taken = table.row, set()
+
+    def recorded(*arguments):
+        found = find(*arguments)
+        taken.add(found)
+        return found
+
+    table.row = recorded
+    for _, tiles, case in cases(False):
+        launches(case, tiles)
+    table.row = find
+    return [row for row in table.TILES if row not in taken]
 
 
 def main():
@@ -267,6 +308,9 @@ def main():
             writer = csv.DictWriter(file, found[0])
             writer.writeheader()
             writer.writerows(found)
+        for row in never_taken():
+            print("never compiled:", *row[:4])
+            return 1
     return int(any(row["wrong"] for row in found))
 
 

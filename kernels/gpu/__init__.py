@@ -1,11 +1,12 @@
-"""GPU kernels: torch tensors in and out, compiled by Triton.
+"""GPU kernels: torch tensors in and out, compiled by Triton. README.md says how they fit together.
 
 packed     the bandwidths as the kernels read them
 split      points as tensor cores take them, and when
 tiles      the sizes of tiles
-distances  squared distances of a tile
+distances  squared distances of a tile, and kernels of them
 sweep      all pairs, row by row, for every sum
-rbf, rbf_matmul, kernel_sums, log_density   the operations
+finish     what the programs of a sweep left, added and combined
+rbf, rbf_matmul, kernel_sums, log_density   the operations; precision "highest", "high" or "medium" as in README.md
 
 Without a GPU the same code runs under Triton's
 interpreter (TRITON_INTERPRET=1, set before triton is imported), which is how the tests check it.

@@ -5,6 +5,8 @@ import math
 import triton
 import triton.language as tl
 
+from .split import inner_products
+
 # 2**t - 1 = t sum_n log(2)**(n + 1) / (n + 1)! t**n; the terms left out are below an ulp for -1/2 < t < 1/2
 _TAYLOR = tl.constexpr(tuple(math.log(2) ** (n + 1) / math.factorial(n + 1) for n in range(14)))
 
@@ -25,6 +27,49 @@ def exp2m1(t, k, ACC: tl.constexpr):
     for n in tl.static_range(1, TERMS):
         total = tl.fma(total, t, tl.full(t.shape, _TAYLOR[TERMS - 1 - n], ACC))
     return tl.where(tl.abs(t) < 0.5, total * t, k - 1)
+
+
+@triton.jit
+def next_kernel(
+    k, less, d2, table_ptr, s, S, LADDER: tl.constexpr, MINUS_ONE: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """The kernel of bandwidth s, and what is summed: itself, or itself less 1 (MINUS_ONE); k, less are the last ones.
+
+    LADDER: squared from the last one's where the table says so. k^2 - 1 = (k - 1) k + (k - 1).
+    """
+    steps = 0.0
+    if LADDER:
+        steps = tl.load(table_ptr + 1 + 3 * S + s)
+    if steps == 0.0:
+        t = d2 * tl.load(table_ptr + 1 + s)
+        k = tl.exp2(t)
+        less = k
+        if MINUS_ONE:
+            less = exp2m1(t, k, ACC)
+    else:
+        k, less = _squared(k, less, MINUS_ONE)
+        if steps == 2.0:
+            k, less = _squared(k, less, MINUS_ONE)
+    return k, less
+
+
+@triton.jit
+def _squared(k, less, MINUS_ONE: tl.constexpr):
+    if MINUS_ONE:
+        return k * k, tl.fma(less, k, less)
+    else:
+        return k * k, k * k
+
+
+@triton.jit
+def distances_by_products(
+    p_ptr, q_ptr, p_squares, q_squares, rows, cols, row_in, col_in,
+    DP: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+):  # fmt: skip
+    """|p_i - q_j|^2, [BN, BM], from pieces of the points and their squared norms; see split.py."""
+    pq = inner_products(p_ptr, q_ptr, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, SYMMETRIC)
+    return tl.maximum(tl.fma(pq, -2.0, p_squares[:, None] + q_squares[None, :]), 0.0)
 
 
 @triton.jit

@@ -2,26 +2,34 @@
 
 Exponents of a density reach thousands where those of a kernel matter only to about 100: rounding them in float32
 (1e-7 of each) would already be the whole error that is allowed of the density (2e-7), before anything is summed. So
-these two work in float64 whatever the input.
+"highest" works in float64 whatever the input. With "high" and "medium" exponents have the error that float32, or
+products of bfloat16 pieces where there are many pairs (split.py), give them: log p is off by at most 2**-20, 2**-14
+and 2**-6 of the greatest |x|^2 / (2 sigma^2) about the common centre, and a score by so much of itself.
 """
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 
-from .distances import squared_distances
-from .packed import LOG2_E, Table
+from .distances import distances_by_products, squared_distances
+from .packed import LOG2_E, Table, triton_dtype
 from .rbf_matmul import rbf_matmul_backward
+from .split import Split, forms, other_form, worth_splitting
 from .tiles import splits, tile
 
 
 @triton.jit(do_not_specialize=["N", "M", "D", "S", "B", "table_stride", "SPLITS"])
 def _log_sum_exp_kernel(
-    x_ptr, y_ptr, log_ptr, table_ptr, out_ptr,
+    x_ptr, y_ptr, a_ptr, table_ptr, out_ptr, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, limit_ptr,
     N, M, D, S, B, table_stride, SPLITS,
-    SKIP_DIAGONAL: tl.constexpr, SCALED: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SP: tl.constexpr,
+    SKIP_DIAGONAL: tl.constexpr, DOT: tl.constexpr, LIMIT: tl.constexpr, SCALED: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr, SP: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
+    if other_form(limit_ptr, DOT, LIMIT):
+        return
     split = tl.program_id(1)
     tiles = tl.cdiv(N, BN)
     pid = tl.program_id(0).to(tl.int64)
@@ -35,17 +43,29 @@ def _log_sum_exp_kernel(
     unit = tl.load(table_ptr)
     # the greatest weight is taken out, so that large normalisers do not round the exponents
     bandwidths = tl.arange(0, SP)
-    outside = tl.full([SP], float("-inf"), tl.float64)
+    outside = tl.full([SP], float("-inf"), ACC)
     weights = tl.load(table_ptr + 1 + S + bandwidths, mask=bandwidths < S, other=float("-inf"))
     greatest = tl.max(tl.where(bandwidths < S, weights, outside), 0)
+    if DOT > 0:
+        ROW: tl.constexpr = (DOT + 3) // 3 * DP
+        x_pieces_ptr += (b * N + i0) * ROW
+        x_squares = tl.load(x_norms_ptr + b * N + i0 + rows, mask=row_in, other=0.0)
 
-    top = tl.full([BN], float("-inf"), tl.float64)
+    top = tl.full([BN], float("-inf"), ACC)
     total = tl.zeros([BN], tl.float64)
     for j0 in range(start, tl.minimum(start + width, M), BM):
         col_in = cols < M - j0
-        y_tile = y_ptr + (b * M + j0) * D
-        d2 = squared_distances(x_ptr, y_tile, rows, cols, row_in, col_in, unit, D, BN, BM, BD, SCALED, tl.float64)
-        log_a = tl.load(log_ptr + (b * M + j0) + cols, mask=col_in, other=float("-inf")).to(tl.float64) * LOG2_E
+        if DOT > 0:
+            y_squares = tl.load(y_norms_ptr + (b * M + j0) + cols, mask=col_in, other=0.0)
+            d2 = distances_by_products(
+                x_pieces_ptr, y_pieces_ptr + (b * M + j0) * ROW, x_squares, y_squares, rows, cols, row_in, col_in,
+                DP, BN, BM, BK, DOT, False,
+            )  # fmt: skip
+        else:
+            y_tile = y_ptr + (b * M + j0) * D
+            d2 = squared_distances(x_ptr, y_tile, rows, cols, row_in, col_in, unit, D, BN, BM, BD, SCALED, ACC)
+        a = tl.load(a_ptr + (b * M + j0) + cols, mask=col_in, other=0.0).to(ACC)
+        log_a = tl.where(a == 0.0, float("-inf"), tl.log2(tl.where(a == 0.0, 1.0, a)))
         for s in range(S):
             log_w = (tl.load(table_ptr + 1 + S + s) - greatest) * LOG2_E
             t = d2 * tl.load(table_ptr + 1 + s) + (log_a + log_w)[None, :]
@@ -54,45 +74,75 @@ def _log_sum_exp_kernel(
             higher = tl.maximum(top, tl.max(t, 1))
             # nothing yet: no exponent to refer to
             base = tl.where(higher == float("-inf"), 0.0, higher)
-            total = total * tl.exp2(top - base) + tl.sum(tl.exp2(t - base[:, None]), 1)
+            total = total * tl.exp2(top - base).to(tl.float64) + tl.sum(tl.exp2(t - base[:, None]), 1).to(tl.float64)
             top = higher
-    # the total is at least 1, or nothing was there
-    log_p = (top + tl.log2(tl.where(total == 0.0, 1.0, total))) / LOG2_E + greatest
+    log_p = _log_of(top.to(tl.float64), total) + greatest.to(tl.float64)
     tl.store(out_ptr + (split.to(tl.int64) * B + b) * N + i0 + rows, log_p, mask=row_in)
+
+
+@triton.jit
+def _log_of(top, total):
+    """log(2**top total); the total is at least 1, or nothing was there."""
+    return (top + tl.log2(tl.where(total == 0.0, 1.0, total))) / LOG2_E
+
+
+@triton.jit(do_not_specialize=["count", "SPLITS"])
+def _add_logs_kernel(partial_ptr, out_ptr, count, SPLITS, BLOCK: tl.constexpr):
+    """log sum_c exp(partial_c), of (SPLITS, count)."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    top = tl.full([BLOCK], float("-inf"), tl.float64)
+    total = tl.zeros([BLOCK], tl.float64)
+    for split in range(SPLITS):
+        t = tl.load(partial_ptr + at + split * count, mask=inside, other=0.0) * LOG2_E
+        higher = tl.maximum(top, t)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp2(top - base) + tl.exp2(t - base)
+        top = higher
+    tl.store(out_ptr + at, _log_of(top, total), mask=inside)
 
 
 def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision="highest"):
     """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density."""
     (batch, n, dims), m = x.shape, y.shape[1]
-    table = Table(sigma, log_weights, x, torch.float64)
-    bn, bm, bd, warps, registers, *_ = tile("log", x.shape[2], torch.float64, x.device)
-    tiles = triton.cdiv(n, bn)
-    pieces = splits(batch * tiles, m, x.device)
-    partial = x.new_empty(pieces, batch, n, dtype=torch.float64)
-    if batch * tiles:
+    wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
+    table = Table(sigma, log_weights, x, wide).fill()
+    products = precision != "highest" and batch * n * m and worth_splitting(x, y)
+    split = Split(table, x, y, precision) if products else None
+    parted = splits(batch * triton.cdiv(n, 32), m, x.device)
+    partial = x.new_empty(parted, batch, n, dtype=torch.float64)
+    for form, limit, operands in forms(split, table.rows) if batch * n else ():
+        found = tile("log", dims, wide, x.device, form)
         with torch.cuda.device_of(x):
-            _log_sum_exp_kernel[(batch * tiles, pieces)](
-                x, y, data_weights.double().log(), table.rows, partial,
-                n, m, dims, table.count, batch, table.stride, pieces,
-                SKIP_DIAGONAL=leave_one_out, SCALED=table.scaled,
-                BN=bn, BM=bm, BD=bd, SP=triton.next_power_of_2(max(1, table.count)),
-                num_warps=warps, num_stages=1, maxnreg=registers,
+            _log_sum_exp_kernel[(batch * triton.cdiv(n, found.bn), parted)](
+                x, y, data_weights, table.rows, partial, *operands,
+                n, m, dims, table.count, batch, table.stride, parted,
+                SKIP_DIAGONAL=leave_one_out, DOT=form, LIMIT=limit, SCALED=table.scaled,
+                BN=found.bn, BM=found.bm, BD=found.bd, BK=math.gcd(split.dims, found.bk) if form else 0,
+                DP=split.dims if form else 0, SP=table.constants["SP"], ACC=triton_dtype(wide),
+                num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
             )  # fmt: skip
-    return partial[0] if pieces == 1 else partial.logsumexp(0)
+    if parted == 1 or not batch * n:
+        return partial[0]
+    out, block = x.new_empty(batch, n, dtype=torch.float64), 256
+    with torch.cuda.device_of(x):
+        _add_logs_kernel[(triton.cdiv(batch * n, block),)](partial, out, batch * n, parted, BLOCK=block)
+    return out
 
 
 def score(x, y, sigma, log_weights, data_weights, leave_one_out, precision="highest"):
     """The gradient of log_density at x, (B, N, D). See gkfast.score."""
     log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision)
+    wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
     return rbf_matmul_backward(
-        torch.ones_like(log_p)[..., None],
-        x.double(),
-        y.double(),
-        data_weights.double()[..., None],
+        torch.ones_like(log_p, dtype=wide)[..., None],
+        x.to(wide),
+        y.to(wide),
+        data_weights.to(wide)[..., None],
         sigma,
         torch.ones_like(sigma),
         (True, False, False, False, False),
-        shift=log_p[..., None] - log_weights.to(log_p)[:, None, :],
+        shift=(log_p[..., None] - log_weights.to(log_p)[:, None, :]).to(wide),
         skip_diagonal=leave_one_out,
         precision=precision,
     )[0].to(x.dtype)

@@ -30,6 +30,15 @@ _SMALL = 2**26
 
 
 @triton.jit
+def other_form(limit_ptr, DOT: tl.constexpr, LIMIT: tl.constexpr):
+    """Whether it is the other form's turn: both are launched, that by products runs where these are accurate."""
+    other = False
+    if LIMIT > 0:
+        other = (tl.load(limit_ptr).to(tl.float32, bitcast=True) <= LIMIT) != (DOT > 0)
+    return other
+
+
+@triton.jit
 def dot(a, b, acc):
     if EMULATED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
@@ -89,9 +98,9 @@ def inner_products(
 
 @triton.jit
 def weighted_points(weights, y_ptr, cols, col_in, d, total, DP: tl.constexpr, DOT: tl.constexpr):
-    """total + sum_j weights_ij y_jd, [BN, coordinates]."""
+    """total + sum_j weights_ij y_jd, [BN, coordinates], from pieces of the points or coefficients y."""
     y = y_ptr + cols[:, None] * ((DOT + 3) // 3 * DP) + d[None, :]
-    inside = col_in[:, None]
+    inside = col_in[:, None] & (d < DP)[None, :]
     wh, wm, wl = pieces(weights)
     yh = tl.load(y, mask=inside, other=0.0)
     total = dot(wh, yh, total)
@@ -108,6 +117,18 @@ def weighted_points(weights, y_ptr, cols, col_in, d, total, DP: tl.constexpr, DO
 
 
 @triton.jit
+def split_pieces(x, ptr, kept, DP: tl.constexpr, DOT: tl.constexpr):
+    """Stores as many pieces of x as the products need at ptr, ptr + DP ...; returns the first two."""
+    high, middle, low = pieces(x)
+    tl.store(ptr, high, mask=kept)
+    if DOT > 1:
+        tl.store(ptr + DP, middle, mask=kept)
+    if DOT > 3:
+        tl.store(ptr + 2 * DP, low, mask=kept)
+    return high, middle
+
+
+@triton.jit
 def _sum_of_some(ptr, count, d, D, BN: tl.constexpr):
     """Sum and number of the finite coordinates d of the first rows."""
     rows = tl.arange(0, BN)
@@ -117,18 +138,35 @@ def _sum_of_some(ptr, count, d, D, BN: tl.constexpr):
     return tl.sum(x, 0), tl.minimum(count, BN)
 
 
+@triton.jit
+def _own_tile(x_ptr, y_ptr, x_out, y_out, N, M, BN: tl.constexpr):
+    """This program's batch, points, their pieces, number, and first row: tiles of x come first."""
+    tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BN)
+    pid = tl.program_id(0).to(tl.int64)
+    b, tile = pid // (tiles_n + tiles_m), (pid % (tiles_n + tiles_m)).to(tl.int32)
+    p_ptr, out_ptr, n, i0, of_y = x_ptr, x_out, N, tile * BN, tile >= tiles_n
+    if of_y:
+        p_ptr, out_ptr, n, i0 = y_ptr, y_out, M, (tile - tiles_n) * BN
+    return b, p_ptr, out_ptr, n, i0, of_y
+
+
+@triton.jit
+def _gather(limit_ptr, sizes):
+    """Adds sizes, none negative, to those whose greatest is at limit_ptr."""
+    # as integers, whose maximum does not depend on the order; a NaN is above infinity there
+    tl.atomic_max(limit_ptr, tl.max(sizes.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0))
+
+
 @triton.jit(do_not_specialize=["N", "M", "D", "S", "table_stride"])
 def _split_kernel(
     x_ptr, y_ptr, table_ptr, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, limit_ptr,
     N, M, D, S, table_stride,
     DP: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SP: tl.constexpr,
 ):  # fmt: skip
-    tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BN)
-    pid = tl.program_id(0).to(tl.int64)
-    b, tile = pid // (tiles_n + tiles_m), (pid % (tiles_n + tiles_m)).to(tl.int32)
-    p_ptr, pieces_ptr, norms_ptr, n, i0 = x_ptr, x_pieces_ptr, x_norms_ptr, N, tile * BN
-    if tile >= tiles_n:
-        p_ptr, pieces_ptr, norms_ptr, n, i0 = y_ptr, y_pieces_ptr, y_norms_ptr, M, (tile - tiles_n) * BN
+    b, p_ptr, pieces_ptr, n, i0, of_y = _own_tile(x_ptr, y_ptr, x_pieces_ptr, y_pieces_ptr, N, M, BN)
+    norms_ptr = x_norms_ptr
+    if of_y:
+        norms_ptr = y_norms_ptr
     rows = tl.arange(0, BN)
     row_in = rows < n - i0
     p_ptr += (b * n + i0) * D
@@ -146,19 +184,14 @@ def _split_kernel(
         sum_y, count_y = _sum_of_some(y_ptr + b * M * D, M, d, D, BN)
         centre = (sum_x + sum_y) / (count_x + count_y)
         x = tl.where(inside, (x - centre[None, :]) * unit, 0.0)
-        high, middle, low = pieces(x)
         there = pieces_ptr + rows[:, None] * ROW + d[None, :]
-        kept = row_in[:, None] & (d < DP)[None, :]
-        tl.store(there, high, mask=kept)
+        high, middle = split_pieces(x, there, row_in[:, None] & (d < DP)[None, :], DP, DOT)
         # the norm of what the products see
         h, m = high.to(tl.float64), middle.to(tl.float64)
         if DOT > 3:
-            tl.store(there + DP, middle, mask=kept)
-            tl.store(there + 2 * DP, low, mask=kept)
             wide = x.to(tl.float64)
             square = wide * wide
         elif DOT > 1:
-            tl.store(there + DP, middle, mask=kept)
             square = h * (h + 2 * m)
         else:
             square = h * h
@@ -166,46 +199,104 @@ def _split_kernel(
     norms = norms.to(tl.float32)
     tl.store(norms_ptr + b * n + i0 + rows, norms, mask=row_in)
     scales = tl.load(table_ptr + 1 + tl.arange(0, SP), mask=tl.arange(0, SP) < S, other=0.0).to(tl.float32)
-    sizes = norms * (tl.max(-scales, 0) * _LOG_2)
-    # as integers, whose maximum does not depend on the order; a NaN is above infinity there
-    tl.atomic_max(limit_ptr, tl.max(tl.where(row_in, sizes, 0.0).to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0))
+    _gather(limit_ptr, tl.where(row_in, norms * (tl.max(-scales, 0) * _LOG_2), 0.0))
+
+
+@triton.jit(do_not_specialize=["N", "M", "E"])
+def _split_columns_kernel(
+    a_ptr, b_ptr, a_pieces_ptr, b_pieces_ptr, limit_ptr, N, M, E,
+    EP: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    batch, v_ptr, pieces_ptr, n, i0, _ = _own_tile(a_ptr, b_ptr, a_pieces_ptr, b_pieces_ptr, N, M, BN)
+    rows = tl.arange(0, BN)
+    row_in = (rows < n - i0)[:, None]
+    ROW: tl.constexpr = (DOT + 3) // 3 * EP
+    v_ptr += (batch * n + i0) * E
+    pieces_ptr += (batch * n + i0) * ROW
+    sizes = tl.zeros([BN], tl.float32)
+    for e0 in range(0, EP, BK):
+        e = e0 + tl.arange(0, BK)
+        inside = row_in & (e < E)[None, :]
+        v = tl.load(v_ptr + rows[:, None] * E + e[None, :], mask=inside, other=0.0).to(tl.float32)
+        split_pieces(v, pieces_ptr + rows[:, None] * ROW + e[None, :], row_in & (e < EP)[None, :], EP, DOT)
+        # differences are for all where products of pieces would be infinity less infinity
+        odd = tl.where(tl.abs(v) < 1e38, 0.0, float("inf"))
+        sizes = tl.maximum(sizes, tl.max(odd, 1))
+    _gather(limit_ptr, sizes)
 
 
 class Split:
-    """Pieces of x and y, their squared norms, and the greatest of these that the form is chosen by."""
+    """Pieces of the points x and y, their squared norms, and the greatest of these that the form is chosen by.
 
-    def __init__(self, table, x, y, precision):
+    Of coefficients a (B, N, E) and b (B, M, E) with several columns the pieces too; a or b may be None.
+    """
+
+    def __init__(self, table, x, y, precision, a=None, b=None):
         self.products, self.limit = PRODUCTS[precision]
         (batch, n, dims), m = x.shape, y.shape[1]
         # coordinates that are multiplied at a time
         self.bk = 16 if dims <= 16 else 32
         self.dims = triton.cdiv(dims, self.bk) * self.bk
-        row = (self.products + 3) // 3 * self.dims
-        self.x = x.new_empty(batch, n, row, dtype=torch.bfloat16)
-        self.y = x.new_empty(batch, m, row, dtype=torch.bfloat16)
-        self.x_norms = x.new_empty(batch, n, dtype=torch.float32)
-        self.y_norms = x.new_empty(batch, m, dtype=torch.float32)
+        self.x, self.y = self._room(x, self.dims), self._room(y, self.dims)
+        self.x_norms, self.y_norms = (p.new_empty(p.shape[:2], dtype=torch.float32) for p in (x, y))
         self.greatest = table.limit
         bn = 32
+        grid = (batch * (triton.cdiv(n, bn) + triton.cdiv(m, bn)),)
         with torch.cuda.device_of(x):
-            _split_kernel[(batch * (triton.cdiv(n, bn) + triton.cdiv(m, bn)),)](
+            _split_kernel[grid](
                 x, y, table.rows, self.x, self.y, self.x_norms, self.y_norms, self.greatest,
                 n, m, dims, table.count, table.stride,
                 DP=self.dims, DOT=self.products, BN=bn, BK=self.bk, SP=triton.next_power_of_2(table.count),
                 num_warps=8,
             )  # fmt: skip
+        self.a = self.b = None
+        columns = next((v.shape[2] for v in (a, b) if v is not None), 1)
+        self.columns = 0
+        if columns > 1:
+            # columns of the value that one program holds
+            self.columns = triton.cdiv(columns, block_of(columns)) * block_of(columns)
+            self.a, self.b = (None if v is None else self._room(v, self.columns) for v in (a, b))
+            # one of them alone is split as if it were both, the other without rows
+            first, second = (a, b) if a is not None else (b, None)
+            bk = min(32, self.columns)
+            rows = [0 if v is None else v.shape[1] for v in (first, second)]
+            there = [v for v in (self.a, self.b) if v is not None]
+            with torch.cuda.device_of(x):
+                _split_columns_kernel[(batch * sum(triton.cdiv(r, bn) for r in rows),)](
+                    first, first if second is None else second, there[0], there[-1], self.greatest, *rows, columns,
+                    EP=self.columns, DOT=self.products, BN=bn, BK=bk, num_warps=8,
+                )  # fmt: skip
+
+    def _room(self, points, length):
+        return points.new_empty(*points.shape[:2], (self.products + 3) // 3 * length, dtype=torch.bfloat16)
+
+
+def forms(split, nothing):
+    """What to launch: the products of a form (0: by differences), their limit, and pointers to the points' pieces,
+    squared norms and the greatest of these; nothing stands for those that no kernel reads."""
+    if split is None:
+        return [(0, 0.0, (nothing,) * 5)]
+    operands = split.x, split.y, split.x_norms, split.y_norms, split.greatest
+    return [(0, split.limit, operands), (split.products, split.limit, operands)]
 
 
 def exchanged(split):
-    """The same with x and y in each other's places."""
+    """The same with x and y, and a and b, in each other's places."""
     if split is None:
         return None
     other = copy.copy(split)
     other.x, other.y, other.x_norms, other.y_norms = split.y, split.x, split.y_norms, split.x_norms
+    other.a, other.b = split.b, split.a
     return other
 
 
-def worth_splitting(x, y):
+def block_of(columns):
+    """How many columns of coefficients a program holds."""
+    return min(64, max(16, triton.next_power_of_2(columns)))
+
+
+def worth_splitting(x, y, columns=1):
     """Whether products of pieces may be taken: told from sizes alone."""
     (batch, n, dims), m = x.shape, y.shape[1]
-    return x.dtype != torch.float64 and dims > 4 and batch * n * m * dims > _SMALL
+    many = dims > 4 or columns >= 16
+    return x.dtype != torch.float64 and many and batch * n * m * max(dims, columns) > _SMALL

@@ -3,14 +3,18 @@
     K_ij = sum_s w_s k_sij,  k_sij = 2**(-scale_s |p_i - q_j|^2 - shift_s),  c_ij = sum_e f_ie h_je
 
     VALUE    sum_j K_ij h_je                      (K - sum_s w_s with MINUS_ONE)          (B, rows, E)
+    TOTAL    sum_ij f_i K_ij h_j, likewise                                                 (B, strips of rows)
     PULL     sum_j c_ij sum_s w_s / sigma_s^2 k_sij (q_j - p_i)                            (B, rows, D)
-    MOMENTS  sum_ij c_ij k_sij (k - 1 with MINUS_ONE), sum_ij c_ij k_sij |p_i - q_j|^2     (B, 2, S)
+    MOMENTS  sum_ij c_ij k_sij (k - 1 with MINUS_ONE), sum_ij c_ij k_sij |p_i - q_j|^2     (B, strips of rows, 2, S)
 
 p, f are the points and coefficients of the rows, q, h those of the columns. Every row has one program, or one for
-each part of the columns, whose sums are then added in order: no atomics, so results repeat bit for bit. Sums are in
-the dtype of the tile within a few tiles and in float64 beyond, so that rounding does not grow with M.
+each part of the columns, whose sums are then added in order (finish.py): no atomics, so results repeat bit for bit.
+Sums are in the dtype of the tile within a few tiles and in float64 beyond, so that rounding does not grow with M.
 
-One launch can hold four sweeps over two point sets: x with x, y with y, x with y, y with x. That is MMD^2.
+One launch can hold four sweeps over two point sets: x with x, y with y, x with y, y with x. That is MMD^2. Where only
+sums over all pairs of a set with itself are wanted, its rows meet half of its columns (HALF): the groups of rows
+stand in a circle, each meets those from itself to the opposite one, and a pair that is met once counts twice. So all
+programs have the same work, and which pairs they meet depends on the sizes alone.
 
 To add an epilogue: a flag, an accumulator before the loop, its share of a tile in the loop, its store at the end.
 """
@@ -22,45 +26,62 @@ import torch
 import triton
 import triton.language as tl
 
-from .distances import cast, coordinates_of, differences, exp2m1, squared_distances
-from .packed import LOG2_E, Table, triton_dtype
-from .split import Split, inner_products, weighted_points
+from .distances import (
+    cast,
+    coordinates_of,
+    differences,
+    distances_by_products,
+    exp2m1,
+    next_kernel,
+    squared_distances,
+)
+from .packed import LOG2_E, NUMBERS, Table, fill_table, triton_dtype
+from .split import Split, block_of, forms, inner_products, other_form, weighted_points
 from .tiles import splits, tile
 
 # tiles whose sums are kept in the tile's dtype before they go into float64
 _CHUNK = tl.constexpr(16)
+# sums over a tile of rows are stored by strips of so many, whatever the tile
+STRIP = 32
+_STRIP = tl.constexpr(STRIP)
+_SIZES = ["N", "M", "D", "E", "B", "S", "table_stride", "SPLITS", "sigma_stride", "weights_stride", *NUMBERS]
 
 
-@triton.jit(do_not_specialize=["N", "M", "D", "E", "B", "S", "table_stride", "SPLITS"])
+@triton.jit(do_not_specialize=_SIZES)
 def _sweep_kernel(
-    x_ptr, y_ptr, a_ptr, b_ptr, shift_ptr, table_ptr, value_ptr, pull_ptr, moments_ptr,
-    x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, limit_ptr,
-    N, M, D, E, B, S, table_stride, SPLITS,
+    x_ptr, y_ptr, a_ptr, b_ptr, shift_ptr, table_ptr, value_ptr, total_ptr, pull_ptr, moments_ptr,
+    x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, a_pieces_ptr, b_pieces_ptr, limit_ptr,
+    sigma_ptr, weights_ptr,
+    N, M, D, E, B, S, table_stride, SPLITS, sigma_stride, weights_stride,
+    s0: tl.int64, s1: tl.int64, s2: tl.int64, s3: tl.int64, s4: tl.int64, s5: tl.int64, s6: tl.int64, s7: tl.int64,
+    w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64, w7: tl.int64,
+    OWN_TABLE: tl.constexpr, HOST: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr, SQUARES: tl.constexpr,
     ONE_BANDWIDTH: tl.constexpr, PARTS: tl.constexpr, DIMS: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr,
-    DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ONE_COLUMN: tl.constexpr,
-    VALUE: tl.constexpr, PULL: tl.constexpr, MOMENTS: tl.constexpr, DOT: tl.constexpr, LIMIT: tl.constexpr,
+    DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ONE_COLUMN: tl.constexpr, HALF: tl.constexpr,
+    VALUE: tl.constexpr, TOTAL: tl.constexpr, PULL: tl.constexpr, MOMENTS: tl.constexpr,
+    DOT: tl.constexpr, LIMIT: tl.constexpr,
     BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr,
-    SP: tl.constexpr, ACC: tl.constexpr,
+    EP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    if LIMIT > 0:
-        # launched in both forms: products where they are accurate, else differences
-        products = tl.load(limit_ptr).to(tl.float32, bitcast=True) <= LIMIT
-        if products != (DOT > 0):
-            return
+    if other_form(limit_ptr, DOT, LIMIT):
+        return
     part = tl.program_id(1)
     split = tl.program_id(2) % SPLITS
     # of columns of the value; where points are pulled by products, of coordinates
     block = tl.program_id(2) // SPLITS
     e0 = block * BE
-    # the part's rows and columns: 0 x with x, 1 y with y, 2 x with y, 3 y with x; a single part is x with y
-    p_ptr, q_ptr, f_ptr, h_ptr, n, m, skip, pulls = x_ptr, y_ptr, a_ptr, b_ptr, N, M, DROP == 2, PULL > 0
-    p_pieces, q_pieces, p_norms, q_norms = x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr
+    # a single part is x with y
+    pair = part if PARTS > 1 else 2
+    p_ptr, f_ptr, n, p_pieces, p_norms = _rows_of(
+        pair, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr
+    )
+    q_ptr, h_ptr, m, q_pieces, q_norms = _columns_of(
+        pair, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr
+    )
+    skip, pulls, half = DROP == 2, PULL > 0, False
     if PARTS > 1:
-        if part % 2 == 1:
-            p_ptr, f_ptr, n, p_pieces, p_norms = y_ptr, b_ptr, M, y_pieces_ptr, y_norms_ptr
-        if part % 3 == 0:
-            q_ptr, h_ptr, m, q_pieces, q_norms = x_ptr, a_ptr, N, x_pieces_ptr, x_norms_ptr
         skip = (DROP > 0) & ((part < 2) | (DROP == 2))
+        half = ((HALF >> part) & 1) == 1
         # bit 0 of PULL: x is pulled; bit 1: y is
         if PULL < 3:
             pulls = part % 2 == PULL - 1
@@ -76,21 +97,38 @@ def _sweep_kernel(
     p_ptr += (b * n + i0) * D
     f_ptr += (b * n + i0) * E
     place = ((split.to(tl.int64) * PARTS + part) * B + b) * height + i0
+    # columns to meet; with half of them a group, of whole tiles both ways, counts twice unless it meets itself
+    GROUP: tl.constexpr = BN if BN > BM else BM
+    length = m
+    if HALF > 0:
+        groups = tl.cdiv(m, GROUP)
+        length = tl.where(half, (groups // 2 + 1) * GROUP, m)
     # whole tiles of columns for each split, and none for rows that this part does not have
-    share = tl.cdiv(tl.cdiv(m, BM), SPLITS) * BM
+    share = tl.cdiv(tl.cdiv(length, BM), SPLITS) * BM
     start = split * share
-    stop = tl.where(i0 < n, tl.minimum(start + share, m), start)
+    stop = tl.where(i0 < n, tl.minimum(start + share, length), start)
 
-    table_ptr += b * table_stride
+    if OWN_TABLE:
+        linear = pid + tl.num_programs(0) * (part + tl.num_programs(1) * tl.program_id(2)).to(tl.int64)
+        table_ptr += linear * (1 + 6 * S)
+        fill_table(
+            table_ptr, sigma_ptr + b * sigma_stride, weights_ptr + b * weights_stride, S,
+            s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7, HOST, SP, MODERATE, SQUARES,
+        )  # fmt: skip
+        tl.debug_barrier()
+    else:
+        table_ptr += b * table_stride
     unit = tl.load(table_ptr)
     columns, coordinates, bandwidths = tl.arange(0, BE), tl.arange(0, BD), tl.arange(0, SP)
     column_in = e0 + columns < E
-    if ONE_COLUMN and (PULL > 0 or MOMENTS):
+    if ONE_COLUMN and (PULL > 0 or MOMENTS or TOTAL):
         f = tl.load(f_ptr + rows, mask=row_in, other=0.0).to(ACC)
     if DIMS > 0:
         p = coordinates_of(p_ptr, rows, row_in, DIMS, ACC)
     if DOT > 0:
         ROW: tl.constexpr = (DOT + 3) // 3 * DP
+        # of pieces of coefficients, where there are several columns of them
+        EROW: tl.constexpr = (DOT + 3) // 3 * EP
         p_pieces += (b * n + i0) * ROW
         norms = tl.load(p_norms + b * n + i0 + rows, mask=row_in, other=0.0)
         # the coordinates that this program pulls
@@ -107,27 +145,31 @@ def _sweep_kernel(
     pull_ptr += place * width
     if PULL > 0 and DIMS == 0:
         # more coordinates than registers hold: the pull on these rows is summed in its place in memory
-        own = pull_ptr + rows[:, None] * width + coordinates[None, :]
-        if DOT > 0:
-            tl.store(own, pull, mask=row_in[:, None])
-        else:
-            for d0 in range(0, D, BD):
-                tl.store(own + d0, pull, mask=row_in[:, None] & (coordinates < D - d0)[None, :])
+        for d0 in range(0, BD if DOT > 0 else D, BD):
+            inside = row_in[:, None] & (d0 + coordinates < width)[None, :]
+            tl.store(pull_ptr + rows[:, None] * width + d0 + coordinates[None, :], pull, mask=inside)
         tl.debug_barrier()
 
     for j0 in range(start, stop, _CHUNK * BM):
-        value_chunk = tl.zeros([BN, BM], ACC)
+        # by tile where registers are short, else once for all
+        value_chunk = tl.zeros([BN] if DOT > 0 and PULL > 0 else [BN, BM], ACC)
         values_chunk = tl.zeros([BN, BE], ACC)
         pull_chunk = tl.zeros([BN, BD], ACC) if DOT > 0 else _zeros(BN, BM, DIMS, ACC)
-        for j1 in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
+        for j in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
+            j1 = j
+            if HALF > 0:
+                j1 += tl.where(half, i0 // GROUP * GROUP, 0)
+                j1 -= tl.where(half & (j1 >= groups * GROUP), groups * GROUP, 0)
             col_in = cols < m - j1
             q_tile = q_ptr + (b * m + j1) * D
             h_tile = h_ptr + (b * m + j1) * E
             if DOT > 0:
                 q_tile = q_pieces + (b * m + j1) * ROW
-                xy = inner_products(p_pieces, q_tile, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, False)
+                h_pieces = b_pieces_ptr + (b * m + j1) * EROW
                 squares = tl.load(q_norms + (b * m + j1) + cols, mask=col_in, other=0.0)
-                d2 = tl.maximum(tl.fma(xy, -2.0, norms[:, None] + squares[None, :]), 0.0)
+                d2 = distances_by_products(
+                    p_pieces, q_tile, norms, squares, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, False
+                )
             elif DIMS > 0:
                 away = differences(p, coordinates_of(q_tile, cols, col_in, DIMS, ACC), unit, DIMS, SCALED)
                 d2 = away[0] * away[0]
@@ -137,64 +179,40 @@ def _sweep_kernel(
                 d2 = squared_distances(p_ptr, q_tile, rows, cols, row_in, col_in, unit, D, BN, BM, BD, SCALED, ACC)
 
             # c_ij, less f_i where there is one column; zero for columns that are not there
+            c = tl.zeros([BN, BM], ACC)
             if ONE_COLUMN:
                 h = tl.load(h_tile + cols, mask=col_in, other=0.0).to(ACC)
+                if HALF > 0:
+                    twice = half & (j >= GROUP) & (j // GROUP * 2 != groups)
+                    h *= tl.where(twice, 2.0, 1.0).to(ACC)
                 c = tl.broadcast_to(h[None, :], [BN, BM])
             elif PULL > 0 or MOMENTS:
-                c = tl.zeros([BN, BM], ACC)
-                for e1 in range(0, E, 16):
-                    e = tl.arange(0, 16)
-                    some = e < E - e1
-                    left = tl.load(
-                        f_ptr + rows[:, None] * E + e1 + e[None, :], mask=row_in[:, None] & some[None, :], other=0.0
-                    )
-                    right = tl.load(
-                        h_tile + cols[None, :] * E + e1 + e[:, None], mask=col_in[None, :] & some[:, None], other=0.0
-                    )
-                    c = tl.dot(left.to(ACC), right.to(ACC), c, input_precision="ieee", out_dtype=ACC)
+                if DOT > 0:
+                    f_pieces = a_pieces_ptr + (b * n + i0) * EROW
+                    c = inner_products(f_pieces, h_pieces, rows, cols, row_in, col_in, EP, BN, BM, 16, DOT, False)
+                else:
+                    c = _coefficients(f_ptr, h_tile, rows, cols, row_in, col_in, E, BN, BM, ACC)
+            kept = col_in[None, :]
             if DROP > 0:
                 kept = (rows[:, None] - cols[None, :] != j1 - i0) | (not skip)
                 if PULL > 0 or MOMENTS:
                     c = tl.where(kept, c, 0.0)
 
-            total = tl.zeros([BN, BM], ACC)
-            tug = tl.zeros([BN, BM], ACC)
-            for s in range(1 if ONE_BANDWIDTH else S):
-                t = d2 * tl.load(table_ptr + 1 + s)
-                if SHIFT == 1:
-                    shift = tl.load(shift_ptr + (b * n + i0 + rows) * S + s, mask=row_in, other=0.0).to(ACC)
-                    t -= (shift * LOG2_E)[:, None]
-                if SHIFT == 2:
-                    shift = tl.load(shift_ptr + (b * m + j1 + cols) * S + s, mask=col_in, other=0.0).to(ACC)
-                    t -= (shift * LOG2_E)[None, :]
-                if SHIFT > 0:
-                    # a shift can make the kernel of a pair that does not count infinite, which times 0 would be NaN
-                    t = tl.where(col_in[None, :], t, float("-inf"))
-                    if DROP > 0:
-                        t = tl.where(kept, t, float("-inf"))
-                    # so can it that of a row without weight, which counts for nothing and has a derivative
-                    most: tl.constexpr = 1000.0 if tl.float64 == ACC else 120.0
-                    t = tl.where(t > most, most, t)
-                k = tl.exp2(t)
-                less = k
-                if MINUS_ONE:
-                    less = exp2m1(t, k, ACC)
-                if VALUE:
-                    total = tl.fma(less, tl.load(table_ptr + 1 + S + s), total)
-                if PULL > 0:
-                    tug = tl.fma(k, tl.load(table_ptr + 1 + 2 * S + s), tug)
-                if MOMENTS:
-                    here = bandwidths[None, :] == s
-                    mass += tl.where(here, tl.sum(c * less, 1)[:, None], 0.0)
-                    # an infinite distance has a kernel of 0 and no say
-                    far = tl.where(k == 0.0, 0.0, c * k * d2)
-                    spread += tl.where(here, tl.sum(far, 1)[:, None], 0.0)
+            shift_tile = shift_ptr + (b * n + i0 if SHIFT == 1 else b * m + j1) * S
+            total, tug, mass, spread = _mix(
+                d2, c, mass, spread, shift_tile, table_ptr, rows, cols, row_in, col_in, kept, S,
+                ONE_BANDWIDTH, SHIFT, DROP, MINUS_ONE, VALUE or TOTAL, PULL > 0, MOMENTS, BN, BM, SP, ACC,
+            )  # fmt: skip
 
-            if VALUE:
+            if VALUE or TOTAL:
                 if DROP > 0:
                     total = tl.where(kept, total, 0.0)
-                if ONE_COLUMN:
+                if ONE_COLUMN and DOT > 0 and PULL > 0:
+                    value_chunk += tl.sum(total * h[None, :], 1)
+                elif ONE_COLUMN:
                     value_chunk = tl.fma(total, h[None, :], value_chunk)
+                elif DOT > 0:
+                    values_chunk = weighted_points(total, h_pieces, cols, col_in, e0 + columns, values_chunk, EP, DOT)
                 else:
                     inside = col_in[:, None] & column_in[None, :]
                     right = tl.load(h_tile + cols[:, None] * E + e0 + columns[None, :], mask=inside, other=0.0)
@@ -211,55 +229,181 @@ def _sweep_kernel(
                         pull_ptr, p_ptr, q_tile, rows, cols, row_in, col_in, coordinates, tug, unit, D, width,
                         BN, BM, BD, SCALED, ACC,
                     )  # fmt: skip
-        if VALUE and ONE_COLUMN:
-            value += tl.sum(value_chunk, 1)
+        if (VALUE or TOTAL) and ONE_COLUMN:
+            value += value_chunk if DOT > 0 and PULL > 0 else tl.sum(value_chunk, 1)
         if VALUE and not ONE_COLUMN:
             values += values_chunk
         if PULL > 0 and DOT > 0:
             own = pull_ptr + rows[:, None] * width + coordinates[None, :]
-            tl.store(own, tl.load(own, mask=row_in[:, None], other=0.0) + pull_chunk, mask=row_in[:, None])
+            inside = row_in[:, None] & (coordinates < DP)[None, :]
+            tl.store(own, tl.load(own, mask=inside, other=0.0) + pull_chunk, mask=inside)
             tl.debug_barrier()
         elif PULL > 0:
             for d in tl.static_range(DIMS):
                 pull += tl.where(coordinates[None, :] == d, tl.sum(pull_chunk[d], 1)[:, None], 0.0)
 
     # programs that differ in the coordinates they pull have the same sums
-    first = block == 0
+    only = block == 0
     if VALUE and ONE_COLUMN:
-        tl.store(value_ptr + place + rows, cast(value, value_ptr), mask=row_in & first)
+        tl.store(value_ptr + place + rows, cast(value, value_ptr), mask=row_in & only)
     if VALUE and not ONE_COLUMN:
         there = value_ptr + place * E + rows[:, None] * E + e0 + columns[None, :]
         tl.store(there, cast(values, value_ptr), mask=row_in[:, None] & column_in[None, :])
     if PULL > 0:
-        wide = unit.to(tl.float64)
-        factor = f.to(tl.float64)[:, None] * wide if ONE_COLUMN else tl.full([BN, 1], 1.0, tl.float64) * wide
-        own = pull_ptr + rows[:, None] * width + coordinates[None, :]
-        if DOT > 0:
-            # sum_j tug_ij y_j less x_i sum_j tug_ij
-            pull = tl.load(own, mask=row_in[:, None], other=0.0)
-            there = p_pieces + rows[:, None] * ROW + coordinates[None, :]
-            for k in tl.static_range((DOT + 3) // 3):
-                piece = tl.load(there + k * DP, mask=row_in[:, None], other=0.0).to(tl.float64)
-                pull -= piece * tug_sum[:, None]
-            tl.store(own, pull * factor, mask=row_in[:, None])
-        else:
-            for d0 in range(0, D, BD):
-                inside = row_in[:, None] & (coordinates < D - d0)[None, :]
-                if DIMS == 0:
-                    pull = tl.load(own + d0, mask=inside, other=0.0).to(tl.float64)
-                tl.store(own + d0, cast(pull * factor, pull_ptr), mask=inside)
-    if MOMENTS:
+        factor = tl.full([BN, 1], 1.0, tl.float64) * unit.to(tl.float64)
         if ONE_COLUMN:
-            mass *= f[:, None]
-            spread *= f[:, None]
-        # splits by parts by batch by strips of 32 rows; a tile of several strips puts its sums into its first
-        strips = tl.cdiv(height, 32)
-        strip = tl.arange(0, BN // 32)[:, None]
-        there = ((split.to(tl.int64) * PARTS + part) * B + b) * strips + i0 // 32 + strip
-        there = moments_ptr + there * 2 * S + bandwidths[None, :]
-        inside = (i0 // 32 + strip < strips) & (bandwidths < S)[None, :] & first
-        tl.store(there, tl.where(strip == 0, tl.sum(mass, 0)[None, :], 0.0), mask=inside)
-        tl.store(there + S, tl.where(strip == 0, tl.sum(spread, 0)[None, :], 0.0), mask=inside)
+            factor *= f.to(tl.float64)[:, None]
+        if DOT > 0:
+            _store_pull_by_products(
+                pull_ptr, p_pieces, rows, row_in, coordinates, tug_sum, factor, DP, DOT
+            )  # fmt: skip
+        else:
+            _store_pull(pull_ptr, pull, rows, row_in, coordinates, factor, D, width, BD, DIMS)
+    if TOTAL or MOMENTS:
+        # parts by batch by splits by strips
+        strips = tl.cdiv(height, _STRIP)
+        first = ((part * B + b) * SPLITS + split) * strips
+        strip = i0 // _STRIP + tl.arange(0, BN // _STRIP)
+        inside = (strip < strips) & only
+        if TOTAL:
+            found = tl.sum(f.to(tl.float64) * value, 0)
+            _store_in_first(total_ptr + first + strip, found, strip * _STRIP == i0, inside)
+        if MOMENTS:
+            if ONE_COLUMN:
+                mass *= f[:, None]
+                spread *= f[:, None]
+            # in the caller's order of bandwidths
+            own = tl.load(table_ptr + 1 + 4 * S + bandwidths, mask=bandwidths < S, other=0.0).to(tl.int32)
+            there = moments_ptr + (first + strip)[:, None] * 2 * S + own[None, :]
+            inside = inside[:, None] & (bandwidths < S)[None, :]
+            lead = (strip * _STRIP == i0)[:, None]
+            _store_in_first(there, tl.sum(mass, 0)[None, :], lead, inside)
+            _store_in_first(there + S, tl.sum(spread, 0)[None, :], lead, inside)
+
+
+@triton.jit
+def _store_in_first(there, sums, lead, inside):
+    """A tile of several strips puts its sums into the first of them, and nothing into the others."""
+    tl.store(there, tl.where(lead, sums, 0.0), mask=inside)
+
+
+@triton.jit
+def _store_pull(
+    pull_ptr, pull, rows, row_in, coordinates, factor, D, width, BD: tl.constexpr, DIMS: tl.constexpr
+):  # fmt: skip
+    """Scales the pull, which is in registers or (DIMS = 0) in its place."""
+    for d0 in range(0, D, BD):
+        own = pull_ptr + rows[:, None] * width + d0 + coordinates[None, :]
+        inside = row_in[:, None] & (coordinates < D - d0)[None, :]
+        if DIMS == 0:
+            pull = tl.load(own, mask=inside, other=0.0).to(tl.float64)
+        tl.store(own, cast(pull * factor, pull_ptr), mask=inside)
+
+
+@triton.jit
+def _store_pull_by_products(
+    pull_ptr, p_pieces, rows, row_in, coordinates, tug_sum, factor, DP: tl.constexpr, DOT: tl.constexpr
+):  # fmt: skip
+    """Makes of sum_j tug_ij q_j, which is in its place, the pull: less p_i sum_j tug_ij, and scaled."""
+    inside = row_in[:, None] & (coordinates < DP)[None, :]
+    own = pull_ptr + rows[:, None] * DP + coordinates[None, :]
+    pull = tl.load(own, mask=inside, other=0.0)
+    there = p_pieces + rows[:, None] * ((DOT + 3) // 3 * DP) + coordinates[None, :]
+    for piece in tl.static_range((DOT + 3) // 3):
+        p = tl.load(there + piece * DP, mask=inside, other=0.0).to(tl.float64)
+        pull -= p * tug_sum[:, None]
+    tl.store(own, pull * factor, mask=inside)
+
+
+@triton.jit
+def _rows_of(part, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces, y_pieces, x_norms, y_norms):
+    """Points, coefficients, number, pieces and norms of the rows: of x, y, x, y for parts 0 to 3."""
+    p_ptr, f_ptr, n, p_pieces, p_norms = x_ptr, a_ptr, N, x_pieces, x_norms
+    if part % 2 == 1:
+        p_ptr, f_ptr, n, p_pieces, p_norms = y_ptr, b_ptr, M, y_pieces, y_norms
+    return p_ptr, f_ptr, n, p_pieces, p_norms
+
+
+@triton.jit
+def _columns_of(part, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces, y_pieces, x_norms, y_norms):
+    """Those of the columns: of x, y, y, x for parts 0 to 3."""
+    q_ptr, h_ptr, m, q_pieces, q_norms = y_ptr, b_ptr, M, y_pieces, y_norms
+    if part % 3 == 0:
+        q_ptr, h_ptr, m, q_pieces, q_norms = x_ptr, a_ptr, N, x_pieces, x_norms
+    return q_ptr, h_ptr, m, q_pieces, q_norms
+
+
+@triton.jit
+def _mix(
+    d2, c, mass, spread, shift_ptr, table_ptr, rows, cols, row_in, col_in, kept, S,
+    ONE_BANDWIDTH: tl.constexpr, SHIFT: tl.constexpr, DROP: tl.constexpr, MINUS_ONE: tl.constexpr,
+    SUMS: tl.constexpr, TUGS: tl.constexpr, MOMENTS: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, SP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Of a tile: sum_s w_s k_s, or of k_s - 1; sum_s w_s / sigma_s^2 k_s; and mass and spread with its share."""
+    total, tug = tl.zeros([BN, BM], ACC), tl.zeros([BN, BM], ACC)
+    k, less = total, total
+    for s in range(1 if ONE_BANDWIDTH else S):
+        if SHIFT > 0:
+            k, less = _shifted(
+                d2, shift_ptr, table_ptr, s, rows, cols, row_in, col_in, kept, S, SHIFT, DROP, MINUS_ONE, ACC
+            )
+        else:
+            k, less = next_kernel(k, less, d2, table_ptr, s, S, not ONE_BANDWIDTH, MINUS_ONE, ACC)
+        if SUMS:
+            total = tl.fma(less, tl.load(table_ptr + 1 + S + s), total)
+        if TUGS:
+            tug = tl.fma(k, tl.load(table_ptr + 1 + 2 * S + s), tug)
+        if MOMENTS:
+            here = tl.arange(0, SP)[None, :] == s
+            mass += tl.where(here, tl.sum(c * less, 1)[:, None], 0.0)
+            # an infinite distance has a kernel of 0 and no say
+            far = tl.where(k == 0.0, 0.0, c * k * d2)
+            spread += tl.where(here, tl.sum(far, 1)[:, None], 0.0)
+    return total, tug, mass, spread
+
+
+@triton.jit
+def _coefficients(
+    f_ptr, h_ptr, rows, cols, row_in, col_in, E, BN: tl.constexpr, BM: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """sum_e f_ie h_je, [BN, BM]."""
+    c = tl.zeros([BN, BM], ACC)
+    for e0 in range(0, E, 16):
+        e = tl.arange(0, 16)
+        some = e < E - e0
+        left = tl.load(f_ptr + rows[:, None] * E + e0 + e[None, :], mask=row_in[:, None] & some[None, :], other=0.0)
+        right = tl.load(h_ptr + cols[None, :] * E + e0 + e[:, None], mask=col_in[None, :] & some[:, None], other=0.0)
+        c = tl.dot(left.to(ACC), right.to(ACC), c, input_precision="ieee", out_dtype=ACC)
+    return c
+
+
+@triton.jit
+def _shifted(
+    d2, shift_ptr, table_ptr, s, rows, cols, row_in, col_in, kept, S,
+    SHIFT: tl.constexpr, DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The kernel of bandwidth s times exp(-shift) of the row (SHIFT 1) or column (2), and itself or itself less 1."""
+    t = d2 * tl.load(table_ptr + 1 + s)
+    own = tl.load(table_ptr + 1 + 4 * S + s).to(tl.int32)
+    if SHIFT == 1:
+        shift = tl.load(shift_ptr + rows * S + own, mask=row_in, other=0.0).to(ACC)
+        t -= (shift * LOG2_E)[:, None]
+    else:
+        shift = tl.load(shift_ptr + cols * S + own, mask=col_in, other=0.0).to(ACC)
+        t -= (shift * LOG2_E)[None, :]
+    # a shift can make the kernel of a pair that does not count infinite, which times 0 would be NaN
+    t = tl.where(col_in[None, :], t, float("-inf"))
+    if DROP > 0:
+        t = tl.where(kept, t, float("-inf"))
+    # so can it that of a row without weight, which counts for nothing and has a derivative
+    most: tl.constexpr = 1000.0 if tl.float64 == ACC else 120.0
+    t = tl.where(t > most, most, t)
+    k = tl.exp2(t)
+    less = k
+    if MINUS_ONE:
+        less = exp2m1(t, k, ACC)
+    return k, less
 
 
 @triton.jit
@@ -303,13 +447,18 @@ def _pull_in_memory(
     tl.debug_barrier()
 
 
-class Sums(NamedTuple):
-    """What a sweep returns; (P, ...) where it holds P parts."""
+class Swept(NamedTuple):
+    """What a sweep leaves for finish.py, of P parts and C splits of the columns; None where it was not wanted."""
 
-    value: torch.Tensor | None  # (P, B, rows, E)
-    pull: torch.Tensor | None  # (P, B, rows, D)
-    mass: torch.Tensor | None  # (P, B, S) float64
-    spread: torch.Tensor | None  # (P, B, S) float64, in the table's units
+    value: torch.Tensor | None  # (C, P, B, rows, E)
+    total: torch.Tensor | None  # (P, B, C * strips) float64
+    pull: torch.Tensor | None  # (C, P, B, rows, D or more)
+    moments: torch.Tensor | None  # (P, B, C * strips, 2, S) float64, in the table's units
+    table: torch.Tensor
+    # of the table, between one of the batch and the next
+    stride: int
+    parts: int
+    batch: int
 
 
 def sweep(
@@ -320,87 +469,82 @@ def sweep(
     b: torch.Tensor,
     *,
     parts: int = 1,
+    half: int = 0,
     row_shift: torch.Tensor | None = None,
     col_shift: torch.Tensor | None = None,
     drop: int = 0,
     minus_one: bool = False,
     value: bool = False,
+    total: bool = False,
     pull: int = 0,
     moments: bool = False,
     dtype: torch.dtype | None = None,
     split: Split | None = None,
-) -> Sums:
+) -> Swept:
     """x (B, N, D), y (B, M, D), a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
 
     With one part the rows are x, a, the columns y, b. With three or four see _sweep_kernel; the rows of a part stand
-    first where others have more. The bits of pull say for which of x and y it is wanted; other parts' are unwritten.
+    first where others have more. The bits of half say which of x with x and y with y may meet half of the pairs, the
+    bits of pull for which of x and y it is wanted; other parts' are unwritten.
     """
     (batch, n, dims), m, columns = x.shape, y.shape[1], b.shape[2]
-    be = min(64, max(16, triton.next_power_of_2(columns)))
     options = {"parts": parts, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
-    options |= {"minus_one": minus_one, "split": split}
+    options |= {"minus_one": minus_one, "split": split, "half": half}
     # registers hold the sums of one or of the other
     if split and pull and moments:
-        of_pairs = sweep(table, x, y, a, b, value=value, moments=True, **options)
+        of_pairs = sweep(table, x, y, a, b, value=value, total=total, moments=True, **options)
         return of_pairs._replace(pull=sweep(table, x, y, a, b, pull=pull, **options).pull)
     if value and (pull or moments) and columns != 1:
         of_rows = sweep(table, x, y, a, b, pull=pull, moments=moments, **options)
         return of_rows._replace(value=sweep(table, x, y, a, b, value=True, **options).value)
     kind = "moments" if pull or moments else "value" if columns == 1 else "columns"
     height = n if parts == 1 else max(n, m)
+    be = block_of(columns)
     e_blocks = max(1, triton.cdiv(columns, be)) if value else 1
     few = dims if 1 <= dims <= 4 else 0
-    strips = batch * triton.cdiv(height, 32)
-    parted = splits(strips * parts * e_blocks, m if parts == 1 else max(n, m), x.device)
+    strips = triton.cdiv(height, STRIP)
+    parted = splits(batch * strips * parts * e_blocks, m if parts == 1 else max(n, m), x.device)
     kept = dtype if parted == 1 else torch.float64
-    values = x.new_empty(parted, parts, batch, height, columns if value else 0, dtype=kept)
+    values = x.new_empty(parted, parts, batch, height, columns, dtype=kept) if value else None
+    totals = x.new_empty(parts, batch, parted * strips, dtype=torch.float64) if total else None
     # where it is summed in memory it is summed in float64, in rows as long as those of the pieces
     width = split.dims if split else dims
-    pulls = x.new_empty(
-        parted, parts, batch, height, width if pull else 0, dtype=kept if few else torch.float64
-    )  # fmt: skip
-    sums = x.new_empty(
-        parted, parts, batch, strips // max(1, batch), 2, table.count if moments else 0, dtype=torch.float64
-    )  # fmt: skip
+    pulls = None
+    if pull:
+        pulls = x.new_empty(parted, parts, batch, height, width, dtype=kept if few and not split else torch.float64)
+    sums = x.new_empty(parts, batch, parted * strips, 2, table.count, dtype=torch.float64) if moments else None
     shift = col_shift if row_shift is None else row_shift
+    own = split is None and table.rows is None and table.small and height > 0
+    if not own and table.rows is None:
+        table.fill()
+    stride = table.stride
+    rows_of_table = table.rows
+    if own:
+        stride = triton.cdiv(height, tile(kind, dims, table.dtype, x.device).bn) * table.width
+        rows_of_table = x.new_empty(parts * parted * e_blocks, batch, stride, dtype=table.dtype)
 
-    def launch(products):
-        name = kind if columns < 2 or kind == "columns" or not products else "moments of columns"
-        found = tile(name, dims, table.dtype, x.device, split.products if products else 0)
-        bd = triton.next_power_of_2(few) if few else found.bd
-        if products:
-            # blocks of coordinates to pull, each by its own program: the greatest that fits
-            bd = math.gcd(split.dims, bd)
-        d_blocks = split.dims // bd if products and pull else 1
-        _sweep_kernel[(batch * triton.cdiv(height, found.bn), parts, parted * e_blocks * d_blocks)](
-            x, y, a, b, table.rows if shift is None else shift, table.rows, values, pulls, sums,
-            *((split.x, split.y, split.x_norms, split.y_norms, split.greatest) if split else (table.rows,) * 5),
-            n, m, dims, columns, batch, table.count, table.stride, parted,
-            ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=few, SCALED=table.scaled,
-            SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
-            DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1,
-            VALUE=value, PULL=pull, MOMENTS=moments,
-            DOT=split.products if products else 0, LIMIT=split.limit if split else 0.0,
-            BN=found.bn, BM=found.bm, BD=bd, BE=be,
-            BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if split else 0,
-            SP=triton.next_power_of_2(max(1, table.count)), ACC=triton_dtype(table.dtype),
-            num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
-        )  # fmt: skip
-
-    if batch * height and (columns or not value):
+    for products, limit, operands in forms(split, rows_of_table) if batch * height and (columns or not value) else ():
+        name = kind
+        if products and kind == "moments" and (columns > 1 or parts > 1):
+            name = "moments of columns" if columns > 1 else "moments of sets"
+        found = tile(name, dims, table.dtype, x.device, products)
+        bd = triton.next_power_of_2(few) if few and not products else found.bd
+        d_blocks = triton.cdiv(split.dims, bd) if products and pull else 1
+        of_columns = (split.a, split.b) if split else (None, None)
+        arguments = (shift, rows_of_table, values, totals, pulls, sums, *operands[:4], *of_columns, operands[4])
         with torch.cuda.device_of(x):
-            launch(False)
-            if split:
-                launch(True)
-    summed = sums.sum(dim=(0, 3)) if moments else None
-    return Sums(
-        _added(values, dtype) if value else None,
-        _added(pulls, dtype)[..., :dims] if pull else None,
-        None if summed is None else summed[:, :, 0],
-        None if summed is None else summed[:, :, 1],
-    )
+            _sweep_kernel[(batch * triton.cdiv(height, found.bn), parts, parted * e_blocks * d_blocks)](
+                x, y, a, b, *(rows_of_table if t is None else t for t in arguments), *table.pointers,
+                n, m, dims, columns, batch, table.count, stride, parted, *table.numbers,
+                OWN_TABLE=own, **table.constants,
+                ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=0 if products else few, SCALED=table.scaled,
+                SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
+                DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1, HALF=half,
+                VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments, DOT=products, LIMIT=limit,
+                BN=found.bn, BM=found.bm, BD=bd, BE=be,
+                BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if split else 0,
+                EP=split.columns if products else 0, ACC=triton_dtype(table.dtype),
+                num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+            )  # fmt: skip
 
-
-def _added(partial: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # in the order of the splits
-    return (partial[0] if partial.shape[0] == 1 else partial.sum(0)).to(dtype)
+    return Swept(values, totals, pulls, sums, rows_of_table, stride, parts, batch)

@@ -38,7 +38,8 @@ class _Row(NamedTuple):
 
 _ANY = float("inf")
 
-# the first row that fits is taken: that architecture, that accumulator, at most that many coordinates
+# the first row that fits is taken: that architecture, that accumulator, at most that many coordinates. A GPU without
+# rows of its own takes those of architecture 0, which need no more shared memory than any has.
 TILES = [
     _Row("matrix", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
     _Row("matrix", 0, True, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
@@ -46,31 +47,51 @@ TILES = [
     _Row("weight", 0, True, _ANY, Tile(32, 32, 4, 4, None), _OFFLINE),
     _Row("pull", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
     _Row("pull", 0, True, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
-    _Row("value", 0, False, 4, Tile(64, 64, 4, 8, 128), _OFFLINE),
+    _Row("value", 0, False, 4, Tile(64, 64, 4, 8, 168), _OFFLINE),
     _Row("value", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
     _Row("value", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
-    _Row("columns", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
+    _Row("columns", 0, False, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
     _Row("columns", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
-    _Row("moments", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
+    _Row("moments", 0, False, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
     _Row("moments", 0, True, _ANY, Tile(32, 32, 4, 8, 200), _OFFLINE),
     _Row("matrix by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2), _OFFLINE),
     _Row("matrix by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("matrix by products", 0, False, _ANY, Tile(64, 32, 64, 4, None, 2, 16), _OFFLINE),
+    _Row("matrix by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
+    _Row("weight by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2), _OFFLINE),
+    _Row("weight by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("weight by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
+    _Row("pull by products", 90, False, 16, Tile(64, 64, 16, 8, 200, 2), _OFFLINE),
+    _Row("pull by products", 90, False, _ANY, Tile(64, 32, 64, 8, 200, 2), _OFFLINE),
+    _Row("pull by products", 100, False, 16, Tile(64, 64, 16, 8, 200, 2), _OFFLINE),
+    _Row("pull by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("pull by products", 0, False, 16, Tile(64, 32, 16, 4, 255, 2), _OFFLINE),
+    _Row("pull by products", 0, False, _ANY, Tile(64, 32, 32, 4, 255, 2), _OFFLINE),
     _Row("value by products", 90, False, 16, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
     _Row("value by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2), _OFFLINE),
     _Row("value by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("value by products", 0, False, _ANY, Tile(64, 32, 64, 4, None, 2, 16), _OFFLINE),
+    _Row("value by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
     _Row("columns by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2), _OFFLINE),
     _Row("columns by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("columns by products", 0, False, _ANY, Tile(64, 32, 64, 4, None, 2, 16), _OFFLINE),
+    _Row("columns by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
     _Row("moments by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments by products", 90, False, _ANY, Tile(64, 32, 32, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments by products", 90, False, _ANY, Tile(128, 32, 32, 8, 200, 2, 16), _OFFLINE),
     _Row("moments by products", 100, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments by products", 100, False, _ANY, Tile(64, 32, 32, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments by products", 0, False, _ANY, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
+    _Row("moments by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments by products", 0, False, 16, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
+    _Row("moments by products", 0, False, _ANY, Tile(32, 32, 32, 4, 255, 2, 16), _OFFLINE),
+    _Row("moments of sets by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments of sets by products", 90, False, _ANY, Tile(64, 16, 64, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments of sets by products", 100, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments of sets by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2, 16), _OFFLINE),
+    _Row("moments of sets by products", 0, False, 16, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
+    _Row("moments of sets by products", 0, False, _ANY, Tile(32, 32, 32, 4, 255, 2, 16), _OFFLINE),
     _Row("moments of columns by products", 90, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
     _Row("moments of columns by products", 100, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
     _Row("moments of columns by products", 0, False, _ANY, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
+    _Row("log by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("log by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
+    _Row("log by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
+    _Row("log", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
     _Row("log", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
 ]
 
@@ -83,15 +104,17 @@ def architecture(device):
     return 10 * major + minor
 
 
-def tile(kernel, dims, accumulator, device, products=0):
-    of = architecture(device)
-    if products:
-        kernel += " by products"
-    wide = accumulator == torch.float64
-    for row in TILES:
-        if row.kernel == kernel and row.architecture in (0, of) and row.float64 == wide and dims <= row.dims:
-            return row.tile
+def row(kernel, dims, accumulator, device):
+    of, wide = architecture(device), accumulator == torch.float64
+    for found in TILES:
+        if (found.kernel, found.float64) == (kernel, wide) and found.architecture in (0, of) and dims <= found.dims:
+            return found
     raise KeyError((kernel, of, accumulator, dims))
+
+
+def tile(kernel, dims, accumulator, device, products=0):
+    """The tile of a kernel, or of its form by so many products of bfloat16 pieces."""
+    return row(f"{kernel} by products" if products else kernel, dims, accumulator, device).tile
 
 
 def splits(programs, columns, device):
