@@ -22,7 +22,7 @@ def lines() -> list[str]:
         f"packages   {packages}",
         f"processor  {_processor()} ({binding.get_host_cpu_name()})",
         f"CPU        Numba kernels, vectors of {8 * vector.BYTES} bits, {vector.REGISTERS} vector registers",
-        f"threads    {threads.thread_count()}, as torch.get_num_threads() says",
+        f"threads    {threads.thread_count()}, as torch.get_num_threads() says; {threads.kind()}",
         f"cache      {folder}: {len(files)} files, {size:.1f} MiB",
         f"GPU        {_gpu()}",
         f"precision  {precision}, as torch.get_float32_matmul_precision() says; on the CPU all are float32-grade",

@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+
+import gkfast
 
 MEASURED = """
 import resource, torch, gkfast
@@ -38,3 +42,33 @@ def test_peak_memory_is_linear(name):
     code = MEASURED.format(call=CALLS[name])
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(output) < 100  # MiB; inputs, gradients and float64 copies are about 10
+
+
+def test_a_result_is_the_callers_until_nothing_refers_to_it(rng):
+    x = rng.normal(size=(600, 3)).astype(np.float32)
+    first = gkfast.rbf(x, sigma=1.0)
+    copy = first.copy()
+    address = first.ctypes.data
+    others = [gkfast.rbf(x + k, sigma=0.1 + k) for k in range(1, 4)]
+    np.testing.assert_array_equal(first, copy)
+    assert len({k.ctypes.data for k in (first, *others)}) == 4
+    # a row of it keeps it whole
+    row = first[5]
+    del first
+    again = gkfast.rbf(x, sigma=2.0)
+    np.testing.assert_array_equal(row, copy[5])
+    assert again.ctypes.data != address
+    # and only then does its memory serve a new one
+    del row
+    assert gkfast.rbf(x, sigma=3.0).ctypes.data == address
+
+
+def test_a_tensor_keeps_its_memory(rng):
+    x = torch.from_numpy(rng.normal(size=(600, 3)))
+    k = gkfast.rbf(x, sigma=1.0)
+    part = k.detach()[3:5].T
+    copy = part.clone()
+    del k
+    for sigma in (2.0, 3.0):
+        gkfast.rbf(x, sigma=sigma)
+    torch.testing.assert_close(part, copy, rtol=0, atol=0)

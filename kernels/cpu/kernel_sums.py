@@ -3,6 +3,7 @@
 import numpy as np
 
 from .compiled import compiled
+from .memory import fresh
 from .packed import copied, pack
 from .sums import Sweep, parameters_of, sweeps
 
@@ -54,7 +55,7 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     def combined(like, k, rows, columns, between, units=1.0):
         """scale_r . (2 within, between), in the dtype of `like`: both ends of a pair within set k are its points"""
         factors = np.stack([2 * scale[:, :, k], scale[:, :, 2]], -1) / units
-        out = np.empty((*scale.shape[:2], *like.shape[1:]), like.dtype)
+        out = fresh((*scale.shape[:2], *like.shape[1:]), like.dtype)
         size = like[0].size
         parts = (p.reshape(len(p), p.shape[1] if p.ndim == 4 else 1, size) for p in (rows, columns, between))
         _combine(factors, *parts, out.reshape(*scale.shape[:2], size))

@@ -1,8 +1,9 @@
-"""Memory for results and for what a call needs on its way: the first touch of a page costs more than a kernel entry.
+"""Memory for results and for what a call needs on its way: a page first touched costs more than its kernel entries.
 
-`fresh` is for results. NumPy asks for huge pages itself where an array has 4 MiB or more; what it lacks is a
-beginning on a line of the cache. `scratch` is for arrays that do not outlive the call: each thread keeps its blocks,
-and a block is free as soon as nothing but this list refers to it.
+Each thread keeps blocks that it has used; one is free as soon as nothing but this list refers to it. `scratch`
+is for arrays that do not outlive the call; `fresh` for results, which are the caller's: their block comes back when
+the caller has let go of the last array or tensor on it. What is kept is bounded, the oldest goes first. NumPy asks
+for huge pages itself where an array has 4 MiB or more.
 """
 
 import math
@@ -12,10 +13,11 @@ import threading
 import numpy as np
 
 _LINE = 64
-# smaller results gain nothing
-_LEAST_ALIGNED = 1 << 20
-# per thread
-_MOST_KEPT = 1 << 26
+# smaller results are at hand in the allocator
+_LEAST_REUSED = 1 << 17
+# of each kind, per thread
+_MOST_KEPT, _MOST_RESULTS_KEPT = 1 << 26, 1 << 27
+_MOST_BLOCKS = 32
 # numbers
 _LEAST_KEPT, _MOST_ZEROED = 1 << 13, 1 << 20
 
@@ -25,9 +27,11 @@ _own = threading.local()
 def fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array of undefined content that is the caller's to keep."""
     count = math.prod(shape)
-    if count * dtype.itemsize < _LEAST_ALIGNED:
+    size = count * dtype.itemsize
+    if size < _LEAST_REUSED:
         return np.empty(shape, dtype)
-    return _aligned(np.empty(count * dtype.itemsize + _LINE, np.uint8), count, shape, dtype)
+    # results are as large as they are, scratch grows to the next power of two
+    return _aligned(_block("results", size + _LINE, size + _LINE, _MOST_RESULTS_KEPT), count, shape, dtype)
 
 
 def _aligned(block: np.ndarray, count: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -49,17 +53,23 @@ def scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array of undefined content, on a line of the cache, for this thread and until the call ends."""
     count = math.prod(shape)
     size = count * dtype.itemsize + _LINE
-    blocks = _own.__dict__.setdefault("blocks", [])
+    room = 1 << (size - 1).bit_length() if size < _MOST_KEPT else size
+    return _aligned(_block("scratch", size, room, _MOST_KEPT), count, shape, dtype)
+
+
+def _block(kind: str, size: int, room: int, most: int) -> np.ndarray:
+    """A free block of at least `size` bytes, or a new one of `room`; the last that this thread has used."""
+    blocks = _own.__dict__.setdefault(kind, [])
     block = None
     for place in range(len(blocks)):
-        # the list and the argument of getrefcount
-        if len(blocks[place]) >= size and sys.getrefcount(blocks[place]) == 2:
+        # the list and the argument of getrefcount; a block far too large is for what needs it
+        if size <= len(blocks[place]) <= 4 * room and sys.getrefcount(blocks[place]) == 2:
             block = blocks.pop(place)
             break
     if block is None:
-        block = np.empty(1 << (size - 1).bit_length() if size < _MOST_KEPT else size, np.uint8)
+        block = np.empty(room, np.uint8)
     blocks.append(block)
-    while sum(map(len, blocks)) > _MOST_KEPT:
+    while sum(map(len, blocks)) > most or len(blocks) > _MOST_BLOCKS:
         # a block that is still in use lives on without the list
         del blocks[0]
-    return _aligned(block, count, shape, dtype)
+    return block
