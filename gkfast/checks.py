@@ -22,6 +22,8 @@ _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 def is_tensor(value: object) -> bool:
     """True for a torch tensor; torch is not loaded to find out."""
+    if isinstance(value, np.ndarray):
+        return False
     return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
@@ -93,9 +95,12 @@ def two_point_sets(x_name: str, x: Array, y_name: str, y: Array) -> None:
 
 def batch_shape(named: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
     """The batch dimensions that all of them broadcast to."""
-    first = named[0][1]
-    if all(shape == first for _, shape in named):
-        return tuple(first)
+    first = tuple(named[0][1])
+    for _, shape in named:
+        if shape != first:
+            break
+    else:
+        return first
     try:
         return np.broadcast_shapes(*(shape for _, shape in named))
     except ValueError:
@@ -116,6 +121,9 @@ def bandwidths(sigma: Sigma, weights: Sigma | None) -> None:
 
 
 def _numbers(name: str, value: Sigma) -> int:
+    # the usual case in a moment
+    if type(value) is float and 0 < value < math.inf:
+        return 1
     if is_tensor(value):
         if value.ndim > 1 or value.numel() == 0:
             raise ValueError(
