@@ -67,6 +67,9 @@ class Problem:
         self.xp: Any = sys.modules["torch"] if checks.is_tensor(first) else np
         self.compute = self.xp.float64 if first.dtype == self.xp.float64 else self.xp.float32
         self.run = _backend(op, first, backend)
+        # what the operators take besides: the CPU kernels and the reference have one precision
+        by_operators = self.run.__name__ == "gkfast.ops"
+        self.modes = {"precision": _precision(first, precision)} if by_operators else {}
         self.by_reference = self.run.__name__ == "gkfast.kernels.reference"
         if self.by_reference and first.device.type != "mps":
             # the reference is for believing: in float64, but for a device that has none
@@ -154,6 +157,17 @@ def _backend(op: str, x: Array, backend: Backend | None) -> ModuleType:
     return reference
 
 
+def _precision(x: Array, asked: Precision | None) -> str:
+    """What the operators are told; float64 is float64 in every mode, and only GPU kernels read it."""
+    if x.dtype.itemsize == 8:
+        return "highest"
+    if asked is None and x.device.type == "cuda":
+        from gkfast import ops
+
+        return ops.torch_precision()
+    return asked or "highest"
+
+
 def rbf(
     x: Array,
     y: Array | None = None,
@@ -183,7 +197,8 @@ def rbf(
     out : array of shape (..., N, M), optional
         Contiguous array of the dtype of x that receives K; no gradient is then recorded.
     precision : {"highest", "high", "medium"}, optional
-        For GPU kernels; None follows ``torch.get_float32_matmul_precision()``. CPU results are always float32-grade.
+        Of GPU kernels for float32 and half-precision data, see Notes; None follows
+        ``torch.get_float32_matmul_precision()``. On the CPU, and for float64 data, it changes nothing.
     backend : {"reference", "cpu", "gpu"}, optional
         None picks by type and device.
 
@@ -203,6 +218,10 @@ def rbf(
     -----
     Absolute error at most 1e-6 (float32) and 1e-14 (float64) for every finite input: distances are sums of squared
     differences, so neither an offset nor far clusters cost digits. K_ii is exactly sum_s weights_s for finite x_i.
+    On a GPU, where pairs are many, "high" and "medium" allow K 2e-4 and 4e-2, sums and gradients 1e-4 and 2e-2 of
+    their norm, log densities 2^-14 and 2^-6 of the greatest exponent: for bandwidths of the data's scale, more where
+    (x - centre)^2 / sigma^2 is large, and five times as much for gradients of MMD^2. Gradients have the precision of
+    the value; the kernels' second derivatives, and forward mode, the highest.
     NaN stays in the entries concerned. O(N M (D + S)) time; memory is the result's. Gradients to x, y, sigma and
     weights, of every order. A sigma in a tensor is not checked, since that would wait for the device.
 
@@ -222,13 +241,13 @@ def rbf(
     p = Problem("rbf", named, sigma, weights, precision, backend)
     x3, y3 = p.rows(x), None if y is None else p.rows(y)
     if out is None:
-        return p.give(p.run.rbf(x3, y3, *p.bandwidths()))
+        return p.give(p.run.rbf(x3, y3, *p.bandwidths(), **p.modes))
     shape = (*p.batch, x.shape[-2], (x if y is None else y).shape[-2])
     checks.out(out, shape, x, _wants_gradient(p, x, y, p.sigma, p.weights))
     if p.by_reference or p.compute != p.dtype:
-        out[...] = p.give(p.run.rbf(x3, y3, *p.bandwidths()))
+        out[...] = p.give(p.run.rbf(x3, y3, *p.bandwidths(), **p.modes))
     elif p.tensors:
-        p.run.rbf_out(x3, y3, *p.bandwidths(), out.reshape((p.count, *shape[-2:])))
+        p.run.rbf_out(x3, y3, *p.bandwidths(), out.reshape((p.count, *shape[-2:])), **p.modes)
     else:
         p.run.rbf(x3, y3, *p.bandwidths(), out.reshape((p.count, *shape[-2:])))
     return out
@@ -291,7 +310,7 @@ def rbf_matmul(
     has_columns = checks.right_hand_side(v, y)
     v = v if has_columns else v[..., None]
     p = Problem("rbf_matmul", {"x": x, "y": y, "v": v}, sigma, weights, precision, backend)
-    result = p.give(p.run.rbf_matmul(p.rows(x), p.rows(y), p.rows(v), *p.bandwidths()))
+    result = p.give(p.run.rbf_matmul(p.rows(x), p.rows(y), p.rows(v), *p.bandwidths(), **p.modes))
     return result if has_columns else result[..., 0]
 
 
@@ -336,8 +355,8 @@ def log_density(
     Notes
     -----
     A log-sum-exp: finite however far x is from the data. Computed in float64 for every dtype, because exponents here
-    may reach thousands. O(N M (D + S)) time, O(N + M) memory besides float64 copies of the data. Gradients of every
-    order; the first is `score`.
+    may reach thousands; on a GPU only if `precision` is "highest". O(N M (D + S)) time, O(N + M) memory besides
+    float64 copies of the data. Gradients of every order; the first is `score`.
 
     References
     ----------
@@ -352,7 +371,7 @@ def log_density(
     p, arguments, constant = _density(
         "log_density", x, data, sigma, weights, data_weights, leave_one_out, precision, backend
     )
-    return p.give(p.run.log_density(*arguments, leave_one_out) + constant, p.scalar_dtype)
+    return p.give(p.run.log_density(*arguments, leave_one_out, **p.modes) + constant, p.scalar_dtype)
 
 
 def score(
@@ -383,7 +402,8 @@ def score(
 
     Notes
     -----
-    O(N M (D + S)) time and O(N D + M D) memory; computed in float64; gradients of every order.
+    O(N M (D + S)) time and O(N D + M D) memory; computed as `log_density` is; gradients of every
+    order.
 
     References
     ----------
@@ -396,7 +416,7 @@ def score(
     array([[-0.25]])
     """
     p, arguments, _ = _density("score", x, data, sigma, weights, data_weights, leave_one_out, precision, backend)
-    return p.give(p.run.score(*arguments, leave_one_out))
+    return p.give(p.run.score(*arguments, leave_one_out, **p.modes))
 
 
 def _density(
@@ -508,7 +528,7 @@ def kernel_means(
     arguments = (x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
     s = samples("kernel_sums", (1, 1, 1), *arguments)
     p = s.problem
-    means = s.scale * p.run.kernel_sums(s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop)
+    means = s.scale * p.run.kernel_sums(s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes)
     if s.parts != 1:
         means = means.reshape((p.count, s.parts, 3)).mean(1)
     return KernelMeans(*(p.give(means[:, k], p.scalar_dtype) for k in range(3)))
@@ -560,7 +580,7 @@ def mmd2(
     arguments = (x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
     s = samples("mmd2", (1, 1, -2), *arguments)
     p = s.problem
-    value = p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, *p.bandwidths(s.x.shape[0]), s.drop)
+    value = p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes)
     if s.parts != 1:
         value = value.reshape((p.count, s.parts)).mean(1)
     return p.give(value, p.scalar_dtype)
@@ -714,7 +734,7 @@ def witness(
     def mean(name: str, sample: Array) -> Array:
         rows = p.rows(sample)
         a = _row_weights(p, named.get(f"{name}_weights"), rows)
-        sums = p.run.rbf_matmul(at, rows, a[..., None], *p.bandwidths(), None, False, True)
+        sums = p.run.rbf_matmul(at, rows, a[..., None], *p.bandwidths(), None, False, True, **p.modes)
         return double(p, sums[..., 0]) / double(p, a).sum(-1)[..., None]
 
     return p.give(mean("x", x) - mean("y", y), p.scalar_dtype)
@@ -726,4 +746,5 @@ def row_sums_minus_one(x: Array, y: Array, sigma: Sigma, weights: Sigma | None =
     p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None)
     rows, columns = p.rows(x), p.rows(y)
     one = p.xp.ones((*columns.shape[:2], 1), dtype=p.compute, **on(p, columns))
-    return p.give(p.run.rbf_matmul(rows, columns, one, *p.bandwidths(), None, False, True)[..., 0], p.scalar_dtype)
+    sums = p.run.rbf_matmul(rows, columns, one, *p.bandwidths(), None, False, True, **p.modes)
+    return p.give(sums[..., 0], p.scalar_dtype)

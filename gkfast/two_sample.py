@@ -103,7 +103,7 @@ def mmd_test(
     def times_kernel(columns: Array) -> Array:
         # K - sum_s w_s keeps the digits of a wide kernel, and its diagonal is 0
         columns = p.xp.broadcast_to(columns, (p.count, *columns.shape))
-        return p.run.rbf_matmul(z, z, columns, sigmas, kernel_weights, None, True, True)
+        return p.run.rbf_matmul(z, z, columns, sigmas, kernel_weights, None, True, True, **p.modes)
 
     row_sums = double(p, times_kernel(p.xp.ones((n + m, 1), dtype=p.compute, **on(p, z))))[..., 0]
     total = row_sums.sum(-1)[:, None]
@@ -241,7 +241,7 @@ def _sums(p: Problem, x: Array, y: Array, skip_diagonal: bool = False) -> _Sums:
     one = p.xp.ones((*y.shape[:2], 1), dtype=p.xp.float64, **on(p, y))
 
     def rows(sigma: Array, weights: Array) -> Array:
-        return p.run.rbf_matmul(x, y, one, sigma, weights, None, skip_diagonal, True)[..., 0]
+        return p.run.rbf_matmul(x, y, one, sigma, weights, None, skip_diagonal, True, **p.modes)[..., 0]
 
     sums = rows(sigma, weights)
     # k_s k_t is the Gaussian of 1 / sigma^2 = 1 / sigma_s^2 + 1 / sigma_t^2

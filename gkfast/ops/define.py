@@ -17,6 +17,15 @@ library = torch.library.Library("gkfast", "DEF")
 Wants = Sequence[bool]
 
 
+def _torch_precision() -> str:
+    return torch.get_float32_matmul_precision()
+
+
+# a constant of a compiled graph, since dynamo cannot trace it; torch traces anew where the setting goes from or to
+# "highest", not between the other two
+torch_precision: Callable[[], str] = torch.compiler.assume_constant_result(_torch_precision)
+
+
 def define(
     schema: str, fake: Callable[..., Any], cpu: Callable[..., Any], gpu: Callable[..., Any] | None = None
 ) -> None:

@@ -38,17 +38,34 @@ from gkfast.ops.rbf_matmul import (
 )
 
 
-def kernel_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sigma: Tensor, weights: Tensor, drop: int) -> Tensor:
+def kernel_sums(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    drop: int,
+    precision: str = "highest",
+) -> Tensor:
     """The sums over xx, yy and xy pairs, (B, 3) float64. See gkfast.kernel_means."""
     each = torch.eye(3, dtype=torch.float64, device=x.device).expand(x.shape[0], 3, 3)
-    return _combined_sums(each, x, y, a, b, sigma, weights, drop, False)
+    return _combined_sums(each, x, y, a, b, sigma, weights, drop, False, precision)
 
 
 def mmd2(
-    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Tensor, sigma: Tensor, weights: Tensor, drop: int
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    drop: int,
+    precision: str = "highest",
 ) -> Tensor:
     """scale . kernel_sums of K - sum_s weights_s, (B,) float64. See gkfast.mmd2."""
-    return _combined_sums(scale[:, None], x, y, a, b, sigma, weights, drop, True)[:, 0]
+    return _combined_sums(scale[:, None], x, y, a, b, sigma, weights, drop, True, precision)[:, 0]
 
 
 def _combined_sums(
@@ -61,6 +78,7 @@ def _combined_sums(
     weights: Tensor,
     drop: int,
     minus_one: bool,
+    precision: str,
 ) -> Tensor:
     """scale_r . sums, (B, R), for the combinations that scale (B, R, 3) holds.
 
@@ -68,7 +86,8 @@ def _combined_sums(
     """
     differentiable = torch.is_grad_enabled()
     wants = [differentiable and t.requires_grad for t in (x, y, a, b, sigma, weights)]
-    return call("kernel_sums", _KernelSums, scale, x, y, a, b, sigma, weights, drop, minus_one, wants)[0]
+    modes = (drop, minus_one, wants, precision)
+    return call("kernel_sums", _KernelSums, scale, x, y, a, b, sigma, weights, *modes)[0]
 
 
 def kernel_sums_with_gradients(
@@ -82,9 +101,10 @@ def kernel_sums_with_gradients(
     drop: int,
     minus_one: bool,
     wants: Wants,
+    precision: str = "highest",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The sums (B, 3) and the gradients of scale (B, 3) . sums to (x, y, a, b, sigma, weights), differentiable."""
-    arguments = (scale, x, y, a, b, sigma, weights, drop, minus_one, list(wants))
+    arguments = (scale, x, y, a, b, sigma, weights, drop, minus_one, list(wants), precision)
     return call("kernel_sums_with_gradients", _KernelSumsWithGradients, *arguments)
 
 
@@ -99,6 +119,7 @@ def _kernel_sums_fake(
     drop: int,
     minus_one: bool,
     wants: Wants,
+    precision: str,
 ) -> tuple[Tensor, ...]:
     batch, count = scale.shape[:2]
     gradients = (
@@ -119,6 +140,7 @@ def _kernel_sums_cpu(
     drop: int,
     minus_one: bool,
     wants: Wants,
+    precision: str,
 ) -> tuple[Tensor, ...]:
     """The combinations, the sums, and each combination's gradients (B, R, ...)."""
     from gkfast.kernels import cpu
@@ -142,11 +164,12 @@ def _kernel_sums_gpu(
     drop: int,
     minus_one: bool,
     wants: Wants,
+    precision: str,
 ) -> tuple[Tensor, ...]:
     from gkfast.kernels import gpu
 
     x, y, a, b = x.contiguous(), y.contiguous(), a.contiguous(), b.contiguous()
-    arguments = (scale.detach(), x, y, a, b, sigma, weights, drop, minus_one, tuple(wants))
+    arguments = (scale.detach(), x, y, a, b, sigma, weights, drop, minus_one, tuple(wants), precision)
     sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
     likes = (x, y, a, b, sigma, weights)
     gradients = [unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True)]
@@ -164,6 +187,7 @@ def _with_gradients_fake(
     drop: int,
     minus_one: bool,
     wants: Wants,
+    precision: str,
 ) -> tuple[Tensor, ...]:
     gradients = (fake(t, want) for t, want in zip((x, y, a, b, sigma, weights), wants, strict=True))
     return scale.new_empty(x.shape[0], 3), *gradients
@@ -174,7 +198,8 @@ def _of_one_combination(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[.
 
     def with_gradients(scale: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         _, sums, *gradients = kernel(scale[:, None], *arguments)
-        return sums, *(d[:, 0] if want else d for d, want in zip(gradients, arguments[-1], strict=True))
+        wants = arguments[-2]
+        return sums, *(d[:, 0] if want else d for d, want in zip(gradients, wants, strict=True))
 
     return with_gradients
 
@@ -184,7 +209,7 @@ _with_gradients_gpu = _of_one_combination(_kernel_sums_gpu)
 
 define(
     "kernel_sums(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"
-    " int drop, bool minus_one, bool[] wants)"
+    " int drop, bool minus_one, bool[] wants, str precision)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel_sums_fake,
     _kernel_sums_cpu,
@@ -192,7 +217,8 @@ define(
 )
 define(
     "kernel_sums_with_gradients(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"
-    " int drop, bool minus_one, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " int drop, bool minus_one, bool[] wants, str precision)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _with_gradients_fake,
     _with_gradients_cpu,
     _with_gradients_gpu,
@@ -217,25 +243,25 @@ class _KernelSums(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*inputs[:7], *output[1:])
         ctx.save_for_forward(*inputs[:7], *output[1:])
-        ctx.drop, ctx.minus_one, ctx.wants = inputs[7:]
+        ctx.drop, ctx.minus_one, ctx.wants, ctx.precision = inputs[7:]
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, *_: Any) -> Any:
         if g is None:
-            return (None,) * 10
+            return (None,) * 11
         scale, x, y, a, b, sigma, weights, sums, *gradients = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[1:7])
         lacking = any(need and not want for need, want in zip(needed, ctx.wants, strict=True))
         if torch.is_grad_enabled() or lacking:
             # gradients must themselves be differentiable, or a transform asks for what was not foreseen
             total = (g[..., None] * scale).sum(1)
-            arguments = (x, y, a, b, sigma, weights, ctx.drop, ctx.minus_one, needed)
+            arguments = (x, y, a, b, sigma, weights, ctx.drop, ctx.minus_one, needed, ctx.precision)
             sums, *gradients = kernel_sums_with_gradients(total, *arguments)
         else:
             gradients = [_weighted(g, d) if need else d for d, need in zip(gradients, needed, strict=True)]
         dscale = g[..., None] * sums[:, None] if ctx.needs_input_grad[0] else None
-        return dscale, *wanted(gradients, needed), None, None, None
+        return dscale, *wanted(gradients, needed), None, None, None, None
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], tscale: Tensor | None, *tangents: Any) -> Any:
@@ -268,7 +294,7 @@ class _KernelSumsWithGradients(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:7])
         ctx.save_for_forward(*inputs[:7])
-        ctx.drop, ctx.minus_one, ctx.wants = inputs[7:]
+        ctx.drop, ctx.minus_one, ctx.wants, ctx.precision = inputs[7:]
         mark_unwanted(ctx, output[1:], ctx.wants)
         ctx.set_materialize_grads(False)
 
@@ -279,10 +305,10 @@ class _KernelSumsWithGradients(torch.autograd.Function):
         total = _second_order(ctx.saved_tensors, wanted(directions, ctx.wants), *modes, needed)
         if g is not None:
             # the sums themselves: one fused sweep
-            arguments = (*ctx.saved_tensors[1:], ctx.drop, ctx.minus_one, needed[1:])
+            arguments = (*ctx.saved_tensors[1:], ctx.drop, ctx.minus_one, needed[1:], ctx.precision)
             gradients = wanted(kernel_sums_with_gradients(g, *arguments)[1:], needed[1:])
             total = [total[0], *add(total[1:], gradients)]
-        return *total, None, None, None
+        return *total, None, None, None, None
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], tscale: Tensor | None, *tangents: Any) -> Any:

@@ -11,20 +11,32 @@ from gkfast.ops.rbf_matmul import matmul_change, rbf_matmul_backward
 
 
 def log_density(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
+    x: Tensor,
+    y: Tensor,
+    sigma: Tensor,
+    log_weights: Tensor,
+    data_weights: Tensor,
+    leave_one_out: bool,
+    precision: str = "highest",
 ) -> Tensor:
     """The log-sum-exp behind a density, (B, N) float64. See gkfast.log_density."""
-    return call("log_density", _LogDensity, x, y, sigma, log_weights, data_weights, leave_one_out)
+    return call("log_density", _LogDensity, x, y, sigma, log_weights, data_weights, leave_one_out, precision)
 
 
 def score(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
+    x: Tensor,
+    y: Tensor,
+    sigma: Tensor,
+    log_weights: Tensor,
+    data_weights: Tensor,
+    leave_one_out: bool,
+    precision: str = "highest",
 ) -> Tensor:
     """The gradient of log_density at x, (B, N, D), itself differentiable. See gkfast.score."""
-    log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
+    arguments = (x, y, sigma, log_weights, data_weights, leave_one_out)
+    log_p = log_density(*arguments, precision)
     wants = (True, False, False, False, False)
-    one = torch.ones_like(log_p)
-    return _density_gradients(one, log_p, x, y, sigma, log_weights, data_weights, leave_one_out, wants)[0].to(x.dtype)
+    return _density_gradients(torch.ones_like(log_p), log_p, *arguments, wants, precision)[0].to(x.dtype)
 
 
 def _density_gradients(
@@ -37,34 +49,54 @@ def _density_gradients(
     data_weights: Tensor,
     leave_one_out: bool,
     wants: Wants,
+    precision: str,
 ) -> tuple[Tensor, ...]:
     """Gradients of sum_i g_i log_p_i to (x, y, data weights, sigma, weights), weights and their logs all at one.
 
     The shares p_sij = data_weights_j exp(log k_sij + log_weights_s - log_p_i) are shifted kernels. In float64,
-    because the exponents that cancel here may be in the thousands.
+    because the exponents that cancel here may be in the thousands, unless less will do.
     """
+    wide = _wide(x, precision)
     return rbf_matmul_backward(
-        g[..., None],
-        x.double(),
-        y.double(),
-        data_weights[..., None],
+        g[..., None].to(wide),
+        x.to(wide),
+        y.to(wide),
+        data_weights[..., None].to(wide),
         sigma.double(),
         torch.ones_like(log_weights),
-        log_p[..., None] - log_weights.to(log_p.device)[:, None],
+        (log_p[..., None] - log_weights.to(log_p.device)[:, None]).to(wide),
         leave_one_out,
         False,
         wants,
+        precision,
     )
 
 
+def _wide(x: Tensor, precision: str) -> torch.dtype:
+    """As wide as the exponents of log_p, which GPU kernels compute in the dtype of x where less precision will do."""
+    return x.dtype if x.is_cuda and precision != "highest" else torch.float64
+
+
 def _log_density_fake(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
+    x: Tensor,
+    y: Tensor,
+    sigma: Tensor,
+    log_weights: Tensor,
+    data_weights: Tensor,
+    leave_one_out: bool,
+    precision: str,
 ) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=torch.float64)
 
 
 def _log_density_cpu(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
+    x: Tensor,
+    y: Tensor,
+    sigma: Tensor,
+    log_weights: Tensor,
+    data_weights: Tensor,
+    leave_one_out: bool,
+    precision: str,
 ) -> Tensor:
     from gkfast.kernels import cpu
 
@@ -73,17 +105,23 @@ def _log_density_cpu(
 
 
 def _log_density_gpu(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
+    x: Tensor,
+    y: Tensor,
+    sigma: Tensor,
+    log_weights: Tensor,
+    data_weights: Tensor,
+    leave_one_out: bool,
+    precision: str,
 ) -> Tensor:
     from gkfast.kernels import gpu
 
     x, y, data_weights = x.contiguous(), y.contiguous(), data_weights.contiguous()
-    return gpu.log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
+    return gpu.log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision)
 
 
 define(
-    "log_density(Tensor x, Tensor y, Tensor sigma, Tensor log_weights, Tensor data_weights, bool leave_one_out)"
-    " -> Tensor",
+    "log_density(Tensor x, Tensor y, Tensor sigma, Tensor log_weights, Tensor data_weights, bool leave_one_out,"
+    " str precision) -> Tensor",
     _log_density_fake,
     _log_density_cpu,
     _log_density_gpu,
@@ -101,25 +139,26 @@ class _LogDensity(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:5], output)
         ctx.save_for_forward(*inputs[:5], output)
-        ctx.leave_one_out = inputs[5]
+        ctx.leave_one_out, ctx.precision = inputs[5:]
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         if g is None:
-            return (None,) * 6
+            return (None,) * 7
         x, y, sigma, log_weights, data_weights, log_p = ctx.saved_tensors
         need_x, need_y, need_sigma, need_weights, need_data = ctx.needs_input_grad[:5]
         wants = [need_x, need_y, need_data, need_sigma, need_weights]
         dx, dy, da, dsigma, dw = _density_gradients(
-            g, log_p, x, y, sigma, log_weights, data_weights, ctx.leave_one_out, wants
+            g, log_p, x, y, sigma, log_weights, data_weights, ctx.leave_one_out, wants, ctx.precision
         )
         return (
             dx.to(x.dtype) if need_x else None,
             dy.to(y.dtype) if need_y else None,
             dsigma.to(sigma.dtype) if need_sigma else None,
             dw.to(log_weights.dtype) if need_weights else None,
-            da[..., 0] if need_data else None,
+            da[..., 0].to(data_weights.dtype) if need_data else None,
+            None,
             None,
         )
 

@@ -27,64 +27,72 @@ from gkfast.ops.define import (
 )
 
 
-def rbf(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
+def rbf(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, precision: str = "highest") -> Tensor:
     """The kernel matrix, (B, N, M). See gkfast.rbf."""
-    return call("rbf", _Rbf, x, y, sigma, weights)
+    return call("rbf", _Rbf, x, y, sigma, weights, precision)
 
 
-def rbf_out(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, out: Tensor) -> None:
+def rbf_out(
+    x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, out: Tensor, precision: str = "highest"
+) -> None:
     """The kernel matrix into out (B, N, M). See gkfast.rbf."""
-    torch.ops.gkfast.rbf_out(x, y, sigma, weights, out)
+    torch.ops.gkfast.rbf_out(x, y, sigma, weights, out, precision)
 
 
 def rbf_backward(
-    g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, wants: Wants
+    g: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    sigma: Tensor,
+    weights: Tensor,
+    wants: Wants,
+    precision: str = "highest",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are (B, 0)."""
-    return call("rbf_backward", _RbfBackward, g, x, y, sigma, weights, list(wants))
+    return call("rbf_backward", _RbfBackward, g, x, y, sigma, weights, list(wants), precision)
 
 
-def _rbf_fake(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
+def _rbf_fake(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, precision: str) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], (x if y is None else y).shape[1])
 
 
-def _rbf_cpu(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
+def _rbf_cpu(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, precision: str) -> Tensor:
     from gkfast.kernels import cpu
 
     return tensor(cpu.rbf(array(x), None if y is None else array(y), numbers(sigma), numbers(weights)), x)
 
 
-def _rbf_gpu(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
+def _rbf_gpu(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, precision: str) -> Tensor:
     from gkfast.kernels import gpu
 
-    return gpu.rbf(x.contiguous(), None if y is None else y.contiguous(), sigma, weights)
+    return gpu.rbf(x.contiguous(), None if y is None else y.contiguous(), sigma, weights, precision=precision)
 
 
-def _rbf_out_fake(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, out: Tensor) -> None:
+def _rbf_out_fake(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, out: Tensor, precision: str) -> None:
     return None
 
 
-def _rbf_out_cpu(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, out: Tensor) -> None:
+def _rbf_out_cpu(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, out: Tensor, precision: str) -> None:
     from gkfast.kernels import cpu
 
     cpu.rbf(array(x), None if y is None else array(y), numbers(sigma), numbers(weights), out.detach().numpy())
 
 
-def _rbf_out_gpu(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, out: Tensor) -> None:
+def _rbf_out_gpu(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, out: Tensor, precision: str) -> None:
     from gkfast.kernels import gpu
 
-    gpu.rbf(x.contiguous(), None if y is None else y.contiguous(), sigma, weights, out)
+    gpu.rbf(x.contiguous(), None if y is None else y.contiguous(), sigma, weights, out, precision)
 
 
 def _rbf_backward_fake(
-    g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, wants: Wants
+    g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, wants: Wants, precision: str
 ) -> tuple[Tensor, ...]:
     arguments = (x, x if y is None else y, sigma, weights)
     return tuple(fake(a, want) for a, want in zip(arguments, wants, strict=True))
 
 
 def _rbf_backward_cpu(
-    g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, wants: Wants
+    g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, wants: Wants, precision: str
 ) -> tuple[Tensor, ...]:
     from gkfast.kernels import cpu
 
@@ -94,25 +102,30 @@ def _rbf_backward_cpu(
 
 
 def _rbf_backward_gpu(
-    g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, wants: Wants
+    g: Tensor, x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor, wants: Wants, precision: str
 ) -> tuple[Tensor, ...]:
     from gkfast.kernels import gpu
 
     y = None if y is None else y.contiguous()
-    gradients = gpu.rbf_backward(g.contiguous(), x.contiguous(), y, sigma, weights, tuple(wants))
+    gradients = gpu.rbf_backward(g.contiguous(), x.contiguous(), y, sigma, weights, tuple(wants), precision)
     likes = (x, x, sigma, weights)
     return tuple(unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True))
 
 
-define("rbf(Tensor x, Tensor? y, Tensor sigma, Tensor weights) -> Tensor", _rbf_fake, _rbf_cpu, _rbf_gpu)
 define(
-    "rbf_out(Tensor x, Tensor? y, Tensor sigma, Tensor weights, Tensor(a!) out) -> ()",
+    "rbf(Tensor x, Tensor? y, Tensor sigma, Tensor weights, str precision) -> Tensor",
+    _rbf_fake,
+    _rbf_cpu,
+    _rbf_gpu,
+)
+define(
+    "rbf_out(Tensor x, Tensor? y, Tensor sigma, Tensor weights, Tensor(a!) out, str precision) -> ()",
     _rbf_out_fake,
     _rbf_out_cpu,
     _rbf_out_gpu,
 )
 define(
-    "rbf_backward(Tensor g, Tensor x, Tensor? y, Tensor sigma, Tensor weights, bool[] wants)"
+    "rbf_backward(Tensor g, Tensor x, Tensor? y, Tensor sigma, Tensor weights, bool[] wants, str precision)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _rbf_backward_fake,
     _rbf_backward_cpu,
@@ -129,22 +142,23 @@ class _Rbf(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+        ctx.save_for_backward(*inputs[:4])
+        ctx.save_for_forward(*inputs[:4])
+        ctx.precision = inputs[4]
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         if g is None:
-            return (None,) * 4
+            return (None,) * 5
         x, y, sigma, weights = ctx.saved_tensors
         wants = list(ctx.needs_input_grad[:4])
-        return tuple(wanted(rbf_backward(g, x, y, sigma, weights, wants), wants))
+        return *wanted(rbf_backward(g, x, y, sigma, weights, wants, ctx.precision), wants), None
 
     @forward_mode
-    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
         x, y, sigma, weights = saved
-        return _rbf_change(x, y, sigma, weights, tangents).to(x.dtype)
+        return _rbf_change(x, y, sigma, weights, tangents[:4]).to(x.dtype)
 
 
 class _RbfBackward(torch.autograd.Function):
@@ -165,7 +179,7 @@ class _RbfBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> Any:
         moved = wanted(directions, ctx.wants)
-        return *_second_order(ctx.saved_tensors, moved, ctx.needs_input_grad[:5]), None
+        return *_second_order(ctx.saved_tensors, moved, ctx.needs_input_grad[:5]), None, None
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], tg: Tensor | None, *tangents: Any) -> Any:

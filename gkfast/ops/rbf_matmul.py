@@ -42,12 +42,13 @@ def rbf_matmul(
     shift: Tensor | None = None,
     skip_diagonal: bool = False,
     minus_one: bool = False,
+    precision: str = "highest",
 ) -> Tensor:
     """K @ v, (B, N, E). See gkfast.rbf_matmul.
 
     Kernels times exp(-shift_is) where shift (B, N, S) is given; (K - sum_s weights_s) @ v with minus_one.
     """
-    return call("rbf_matmul", _RbfMatmul, x, y, v, sigma, weights, shift, skip_diagonal, minus_one)
+    return call("rbf_matmul", _RbfMatmul, x, y, v, sigma, weights, shift, skip_diagonal, minus_one, precision)
 
 
 def rbf_matmul_backward(
@@ -61,9 +62,10 @@ def rbf_matmul_backward(
     skip_diagonal: bool,
     minus_one: bool,
     wants: Wants,
+    precision: str = "highest",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are (B, 0)."""
-    arguments = (g, x, y, v, sigma, weights, shift, skip_diagonal, minus_one, list(wants))
+    arguments = (g, x, y, v, sigma, weights, shift, skip_diagonal, minus_one, list(wants), precision)
     return call("rbf_matmul_backward", _RbfMatmulBackward, *arguments)
 
 
@@ -76,6 +78,7 @@ def _rbf_matmul_fake(
     shift: Tensor | None,
     skip_diagonal: bool,
     minus_one: bool,
+    precision: str,
 ) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], v.shape[2])
 
@@ -89,6 +92,7 @@ def _rbf_matmul_cpu(
     shift: Tensor | None,
     skip_diagonal: bool,
     minus_one: bool,
+    precision: str,
 ) -> Tensor:
     from gkfast.kernels import cpu
 
@@ -106,12 +110,13 @@ def _rbf_matmul_gpu(
     shift: Tensor | None,
     skip_diagonal: bool,
     minus_one: bool,
+    precision: str,
 ) -> Tensor:
     from gkfast.kernels import gpu
 
     x, y, v = x.contiguous(), y.contiguous(), v.contiguous()
     shift = None if shift is None else shift.contiguous()
-    return gpu.rbf_matmul(x, y, v, sigma, weights, shift, skip_diagonal, minus_one)
+    return gpu.rbf_matmul(x, y, v, sigma, weights, shift, skip_diagonal, minus_one, precision)
 
 
 def _rbf_matmul_backward_fake(
@@ -125,6 +130,7 @@ def _rbf_matmul_backward_fake(
     skip_diagonal: bool,
     minus_one: bool,
     wants: Wants,
+    precision: str,
 ) -> tuple[Tensor, ...]:
     return tuple(fake(a, want) for a, want in zip((x, y, v, sigma, weights), wants, strict=True))
 
@@ -140,6 +146,7 @@ def _rbf_matmul_backward_cpu(
     skip_diagonal: bool,
     minus_one: bool,
     wants: Wants,
+    precision: str,
 ) -> tuple[Tensor, ...]:
     from gkfast.kernels import cpu
 
@@ -160,26 +167,29 @@ def _rbf_matmul_backward_gpu(
     skip_diagonal: bool,
     minus_one: bool,
     wants: Wants,
+    precision: str,
 ) -> tuple[Tensor, ...]:
     from gkfast.kernels import gpu
 
     g, x, y, v = g.contiguous(), x.contiguous(), y.contiguous(), v.contiguous()
     shift = None if shift is None else shift.contiguous()
-    gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, tuple(wants), shift, skip_diagonal, minus_one)
+    modes = (shift, skip_diagonal, minus_one, precision)
+    gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, tuple(wants), *modes)
     likes = (x, y, v, sigma, weights)
     return tuple(unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True))
 
 
 define(
     "rbf_matmul(Tensor x, Tensor y, Tensor v, Tensor sigma, Tensor weights, Tensor? shift, bool skip_diagonal,"
-    " bool minus_one) -> Tensor",
+    " bool minus_one, str precision) -> Tensor",
     _rbf_matmul_fake,
     _rbf_matmul_cpu,
     _rbf_matmul_gpu,
 )
 define(
     "rbf_matmul_backward(Tensor g, Tensor x, Tensor y, Tensor v, Tensor sigma, Tensor weights, Tensor? shift,"
-    " bool skip_diagonal, bool minus_one, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " bool skip_diagonal, bool minus_one, bool[] wants, str precision)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _rbf_matmul_backward_fake,
     _rbf_matmul_backward_cpu,
     _rbf_matmul_backward_gpu,
@@ -207,21 +217,22 @@ class _RbfMatmul(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:6])
         ctx.save_for_forward(*inputs[:6])
-        ctx.skip_diagonal, ctx.minus_one = inputs[6:]
+        ctx.skip_diagonal, ctx.minus_one, ctx.precision = inputs[6:]
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         if g is None:
-            return (None,) * 8
+            return (None,) * 9
         x, y, v, sigma, weights, shift = ctx.saved_tensors
         wants = list(ctx.needs_input_grad[:5])
-        gradients = rbf_matmul_backward(g, x, y, v, sigma, weights, shift, ctx.skip_diagonal, ctx.minus_one, wants)
+        modes = (ctx.skip_diagonal, ctx.minus_one, wants, ctx.precision)
+        gradients = rbf_matmul_backward(g, x, y, v, sigma, weights, shift, *modes)
         dshift = None
         if ctx.needs_input_grad[5]:
-            by_bandwidth = _by_bandwidth(x, y, v, sigma, weights, shift, ctx.skip_diagonal)
+            by_bandwidth = _by_bandwidth(x, y, v, sigma, weights, shift, ctx.skip_diagonal, ctx.precision)
             dshift = -(g[..., None] * by_bandwidth).sum(2)
-        return *wanted(gradients, wants), dshift, None, None
+        return *wanted(gradients, wants), dshift, None, None, None
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
@@ -233,11 +244,19 @@ class _RbfMatmul(torch.autograd.Function):
 
 
 def _by_bandwidth(
-    x: Tensor, y: Tensor, v: Tensor, sigma: Tensor, weights: Tensor, shift: Tensor, skip_diagonal: bool
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    shift: Tensor,
+    skip_diagonal: bool,
+    precision: str = "highest",
 ) -> Tensor:
     """w_s K_s v for each bandwidth, (B, N, E, S)."""
     one = (slice(s, s + 1) for s in range(sigma.shape[1]))
-    parts = [rbf_matmul(x, y, v, sigma[:, s], weights[:, s], shift[..., s], skip_diagonal) for s in one]
+    modes = (skip_diagonal, False, precision)
+    parts = [rbf_matmul(x, y, v, sigma[:, s], weights[:, s], shift[..., s], *modes) for s in one]
     return torch.stack(parts, dim=-1)
 
 
@@ -252,7 +271,7 @@ class _RbfMatmulBackward(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:7])
         ctx.save_for_forward(*inputs[:7])
-        ctx.skip_diagonal, ctx.minus_one, ctx.wants = inputs[7:]
+        ctx.skip_diagonal, ctx.minus_one, ctx.wants = inputs[7:10]
         mark_unwanted(ctx, output, ctx.wants)
         ctx.set_materialize_grads(False)
 
@@ -262,7 +281,7 @@ class _RbfMatmulBackward(torch.autograd.Function):
         gradients = _second_order(
             ctx.saved_tensors, moved, ctx.skip_diagonal, ctx.minus_one, ctx.needs_input_grad[:7]
         )
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], tg: Tensor | None, *tangents: Any) -> Any:

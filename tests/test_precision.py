@@ -1,0 +1,290 @@
+"""`precision` on its way from the public functions to the GPU kernels, and what it leaves alone."""
+
+import importlib
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gkfast
+from gkfast import ops
+from gkfast.functional import Problem
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MODES = ("highest", "high", "medium")
+OPERATORS = {
+    "rbf": ("rbf", "_rbf_gpu"),
+    "rbf_out": ("rbf", "_rbf_out_gpu"),
+    "rbf_backward": ("rbf", "_rbf_backward_gpu"),
+    "rbf_matmul": ("rbf_matmul", "_rbf_matmul_gpu"),
+    "rbf_matmul_backward": ("rbf_matmul", "_rbf_matmul_backward_gpu"),
+    "kernel_sums": ("kernel_sums", "_kernel_sums_gpu"),
+    "kernel_sums_with_gradients": ("kernel_sums", "_with_gradients_gpu"),
+    "log_density": ("log_density", "_log_density_gpu"),
+}
+# torch loads its own forward-mode formulas by what it deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+class OnGpu(TorchDispatchMode):
+    """Runs every operator by its GPU function, wherever the tensors are."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function.namespace != "gkfast":
+            return function(*arguments, **(options or {}))
+        module, name = OPERATORS[function._opname]
+        with torch.no_grad():
+            return getattr(importlib.import_module(f"gkfast.ops.{module}"), name)(*arguments)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """(function, dtype of x, precision) of every call of a function of gkfast.kernels.gpu."""
+    pytest.importorskip("triton", reason="Triton is not installed on this platform")
+    from gkfast.kernels import gpu
+
+    calls = []
+
+    def recorded(name, function):
+        signature = inspect.signature(function)
+
+        def call(*arguments, **options):
+            bound = signature.bind(*arguments, **options)
+            bound.apply_defaults()
+            calls.append((name, bound.arguments["x"].dtype, bound.arguments["precision"]))
+            return function(*arguments, **options)
+
+        return call
+
+    for name in gpu.__all__:
+        monkeypatch.setattr(gpu, name, recorded(name, getattr(gpu, name)))
+    return calls
+
+
+@pytest.fixture
+def torch_setting():
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+def sample(dtype=torch.float32):
+    torch.manual_seed(1)
+    x, y = torch.randn(5, 3, dtype=dtype), torch.randn(6, 3, dtype=dtype)
+    return x.to(DEVICE).requires_grad_(), y.to(DEVICE).requires_grad_()
+
+
+BOTH = {"rbf_matmul", "rbf_matmul_backward"}
+# each function, and what runs on the GPU for its value and its gradients
+FUNCTIONS = {
+    "rbf": (gkfast.rbf, {"rbf", "rbf_backward"}),
+    "rbf of x with itself": (lambda x, y, s, **by: gkfast.rbf(x, None, s, **by), {"rbf", "rbf_backward"}),
+    "rbf_matmul": (lambda x, y, s, **by: gkfast.rbf_matmul(x, y, y, s, **by), BOTH),
+    "log_density": (gkfast.log_density, {"log_density", "rbf_matmul_backward"}),
+    "kernel_means": (
+        lambda x, y, s, **by: torch.stack(gkfast.kernel_means(x, y, s, **by)),
+        {"kernel_sums_with_gradients"},
+    ),
+    "mmd2": (gkfast.mmd2, {"kernel_sums_with_gradients"}),
+    "witness": (lambda x, y, s, **by: gkfast.witness(x, x + 1, y, s, **by), BOTH),
+    "mmd2_and_variance": (lambda x, y, s, **by: torch.stack(gkfast.mmd2_and_variance(x, y, s, **by)), BOTH),
+}
+NO_GRADIENTS = {
+    "out": (
+        lambda x, y, s, **by: gkfast.rbf(x, y, s, out=x.new_empty(len(x), len(y)), **by),
+        {"rbf"},
+    ),
+    # its gradient is a second derivative
+    "score": (gkfast.score, {"log_density", "rbf_matmul_backward"}),
+    "mmd_test": (
+        lambda x, y, s, **by: gkfast.mmd_test(x, y, s, permutations=9, seed=0, **by).statistic,
+        {"rbf_matmul"},
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", MODES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_and_first_derivatives_have_it(name, precision, launched):
+    function, expected = FUNCTIONS[name]
+    points = sample()
+    needed = points if "itself" not in name else points[:1]
+    with OnGpu():
+        value = function(*points, 0.9, precision=precision)
+        torch.autograd.grad(value.sum(), needed)
+    assert {call[0] for call in launched} == expected
+    assert {call[2] for call in launched} == {precision}
+
+
+@pytest.mark.parametrize("precision", MODES)
+@pytest.mark.parametrize("name", NO_GRADIENTS)
+def test_values_have_it(name, precision, launched):
+    function, expected = NO_GRADIENTS[name]
+    with OnGpu(), torch.no_grad():
+        function(*sample(), 0.9, precision=precision)
+    assert {call[0] for call in launched} == expected
+    assert {call[2] for call in launched} == {precision}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_with_a_graph_have_it_and_second_derivatives_the_highest(name, launched):
+    function, expected = FUNCTIONS[name]
+    x, y = sample()
+    with OnGpu():
+        value = function(x, y, 0.9, precision="medium").square().sum()
+        launched_before = len(launched)
+        (g,) = torch.autograd.grad(value, x, create_graph=True)
+        # MMD^2 computes its gradients again, now differentiably
+        assert launched[launched_before:]
+        assert {call[2] for call in launched} == {"medium"}
+        launched.clear()
+        if name == "mmd2_and_variance":
+            return
+        torch.autograd.grad(g.square().sum(), x)
+    # through the square the second derivative goes over the first one of the value
+    first = [call for call in launched if call[2] == "medium"]
+    assert {call[0] for call in first} <= expected
+    others = {call[1:] for call in launched if call not in first}
+    assert others == {(torch.float64, "highest")}
+
+
+@pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "log_density", "mmd2"])
+def test_forward_mode_has_the_highest(name, launched):
+    function, _ = FUNCTIONS[name]
+    x, y = (t.detach() for t in sample())
+    with OnGpu():
+        torch.func.jvp(lambda x: function(x, y, 0.9, precision="medium"), (x,), (torch.ones_like(x),))
+    value, *changes = launched
+    assert value[1:] == (torch.float32, "medium")
+    assert changes
+    assert {call[1:] for call in changes} == {(torch.float64, "highest")}
+
+
+@pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "log_density", "mmd2"])
+def test_vmap_hands_it_on(name, launched):
+    function, expected = FUNCTIONS[name]
+    x, y = (torch.stack([t.detach(), 2 * t.detach()]) for t in sample())
+    gradient = torch.func.grad(lambda x, y: function(x, y, 0.9, precision="high").sum())
+    with OnGpu():
+        torch.func.vmap(gradient)(x, y)
+        # only v differs: more columns
+        torch.func.vmap(lambda v: gkfast.rbf_matmul(x[0], y[0], v, 0.9, precision="high"))(y)
+    assert {call[0] for call in launched} == expected | {"rbf_matmul"}
+    assert {call[2] for call in launched} == {"high"}
+
+
+def test_gradients_that_only_derivatives_ask_for_have_it(launched):
+    x, y = (t.detach()[None] for t in sample())
+    one = torch.ones(1, 1, dtype=torch.float64)
+    shift = torch.zeros(1, 5, 1, device=DEVICE, requires_grad=True)
+    with OnGpu():
+        ops.rbf_matmul(x, y, y, one, one, shift, False, False, "medium").sum().backward()
+    assert [call for call in launched if call[0] == "rbf_matmul"] == [("rbf_matmul", torch.float32, "medium")] * 2
+    launched.clear()
+    scale, a, b = torch.ones(1, 3, dtype=torch.float64, device=DEVICE), x[..., 0], y[..., 0]
+    with OnGpu():
+        arguments = (scale, x.requires_grad_(), y, a, b, one, one, 1, True, [False] * 6, "medium")
+        ops.kernel_sums_with_gradients(*arguments)[0].sum().backward()
+    assert launched == [("kernel_sums_with_gradients", torch.float32, "medium")] * 2
+
+
+@pytest.mark.parametrize("name", FUNCTIONS | NO_GRADIENTS)
+def test_on_the_cpu_it_changes_no_bit(name, torch_setting):
+    function, _ = (FUNCTIONS | NO_GRADIENTS)[name]
+    x, y = (t.detach().cpu() for t in sample())
+
+    def found(**by):
+        x1, y1 = x.clone().requires_grad_(name in FUNCTIONS), y.clone()
+        value = function(x1, y1, 0.9, **by)
+        return value.detach(), torch.autograd.grad(value.sum(), x1)[0] if name in FUNCTIONS else value
+
+    expected = found()
+    torch_setting("medium")
+    for by in ({}, *({"precision": mode} for mode in MODES)):
+        for ours, theirs in zip(found(**by), expected, strict=True):
+            assert torch.equal(ours, theirs)
+    if name in ("rbf", "mmd2", "score"):
+        expected = function(x.numpy(), y.numpy(), 0.9)
+        np.testing.assert_array_equal(function(x.numpy(), y.numpy(), 0.9, precision="medium"), expected)
+
+
+def told(x, asked=None, backend=None):
+    return Problem("rbf", {"x": x}, 1.0, None, asked, backend).modes
+
+
+@pytest.mark.parametrize("setting", MODES)
+def test_none_follows_torch_on_a_gpu_alone(setting, torch_setting):
+    torch_setting(setting)
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            assert told(torch.zeros(2, 3, device="cuda", dtype=dtype)) == {"precision": setting}
+        assert told(torch.zeros(2, 3)) == {"precision": "highest"}
+
+
+@pytest.mark.parametrize("asked", MODES)
+def test_what_is_asked_for_is_told_but_for_float64(asked, torch_setting):
+    torch_setting("high")
+    with FakeTensorMode():
+        assert told(torch.zeros(2, 3, device="cuda"), asked) == {"precision": asked}
+        for given in (asked, None):
+            assert told(torch.zeros(2, 3, device="cuda", dtype=torch.float64), given) == {"precision": "highest"}
+    assert told(torch.zeros(2, 3, dtype=torch.float64), asked) == {"precision": "highest"}
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 3), np.float32), torch.zeros(2, 3)], ids=["numpy", "torch"])
+def test_backends_of_one_precision_are_told_nothing(x):
+    assert told(x, "medium", "reference") == {}
+    assert told(np.zeros((2, 3), np.float32), "medium") == {}
+
+
+def test_gradients_of_densities_are_as_wide_as_their_exponents(launched, monkeypatch):
+    module = importlib.import_module("gkfast.ops.log_density")
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.float64):
+            points = torch.zeros(1, 2, 3, device="cuda", dtype=dtype)
+            widths = [module._wide(points, mode) for mode in MODES]
+            assert widths == [torch.float64, dtype, dtype]
+            assert module._wide(torch.zeros(1, 2, 3, dtype=dtype), "medium") == torch.float64
+    # as on a GPU
+    monkeypatch.setattr(module, "_wide", lambda x, precision: x.dtype)
+    x, y = sample()
+    a = torch.rand(6, dtype=torch.float32, device=DEVICE).requires_grad_()
+    sigma = torch.tensor([0.8, 1.2], dtype=torch.float64, requires_grad=True)
+    inputs = (x, y, sigma, a)
+
+    def everything(x, y, sigma, a, **by):
+        log_p = gkfast.log_density(x, y, sigma, data_weights=a, **by)
+        score = gkfast.score(x, y, sigma, data_weights=a, **by)
+        return score, *torch.autograd.grad(log_p.sum(), (x, y, sigma, a))
+
+    with OnGpu():
+        found = everything(*inputs, precision="high")
+    assert {call[1:] for call in launched} == {(torch.float32, "high")}
+    truth = everything(*(t.detach().double().requires_grad_() for t in inputs), backend="reference")
+    for ours, exact, like in zip(found, truth, (x, *inputs), strict=True):
+        assert ours.dtype == like.dtype
+        assert (ours - exact).norm() <= 1e-5 * exact.norm()
+
+
+def test_a_compiled_graph_follows_torch(torch_setting):
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def number(x):
+        return x + MODES.index(ops.torch_precision())
+
+    for setting in ("highest", "high", "highest"):
+        torch_setting(setting)
+        assert number(torch.zeros(())) == MODES.index(setting)
+
+
+@pytest.mark.parametrize("name", ["rbf", "log_density", "mmd2"])
+def test_compiled_with_a_precision(name):
+    torch._dynamo.reset()
+    function, _ = FUNCTIONS[name]
+    x, y = (t.detach().cpu() for t in sample())
+    compiled = torch.compile(lambda x, y: function(x, y, 0.9, precision="high"), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), function(x, y, 0.9), rtol=0, atol=0)
