@@ -155,6 +155,88 @@ def test_any_callable_may_be_the_kernel_term():
     assert result.history[-1]["kernel_term"] > 0
 
 
+def fit(recipe, loss="gan+mmd", **options):
+    G, D = networks(sigmoid=False)
+    sigma = [1.0]
+    return trainer.fit(G, D, Y, objective(loss, sigma), recipe, sigma=sigma, **options)
+
+
+def recipe(**options):
+    return trainer.Recipe(**{"steps": 6, "batch_size": 16, "noise_dim": 2, **options})
+
+
+def test_mixed_precision_is_near_full_precision_and_of_the_networks_only():
+    seen = set()
+
+    class Term(nn.Module):
+        def forward(self, fake, real):
+            seen.update((fake.dtype, real.dtype))
+            return gkfast.mmd2(fake, real, 1.0)
+
+    full, mixed = fit(recipe()), fit(recipe(precision="bf16", ema=0.9))
+    goal = Objective(kernel=Term(), lam=1.0)
+    trainer.fit(*networks(sigmoid=False), Y, goal, recipe(precision="bf16"), sigma=[1.0])
+    assert seen == {torch.float32}
+    a, b = full.history[-1]["g_loss"], mixed.history[-1]["g_loss"]
+    assert a != b
+    assert b == pytest.approx(a, rel=0.05)
+
+
+def test_the_average_follows_the_generator_with_its_decay():
+    states = []
+
+    def keep(history):
+        if history:
+            states.append(weights(G))
+
+    G, D = networks(sigmoid=False)
+    states.append(weights(G))
+    goal = objective("gan+mmd", [1.0])
+    result = trainer.fit(G, D, Y, goal, recipe(ema=0.25), sigma=[1.0], on_record=keep)
+    expected = states[0]
+    for step, now in enumerate(states[1:], 1):
+        # 2/11 and 3/12 are below and at the decay that was asked for
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, now, strict=True)]
+    for ours, truth in zip(result.average.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
+def test_learning_rates_fall_along_a_cosine():
+    rates = [trainer.Recipe(steps=100, batch_size=2, final_rate=0.2).rate(step) for step in (1, 51, 100)]
+    assert rates == pytest.approx([1, 0.6, 0.2], abs=1e-3)
+
+
+def test_the_discriminator_may_take_more_steps_and_gradients_be_clipped(monkeypatch):
+    norms = []
+    clip = nn.utils.clip_grad_norm_
+
+    def clipped(parameters, greatest):
+        before = clip(parameters, greatest)
+        norms.append(torch.stack([p.grad.norm() for p in parameters]).norm())
+        return before
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", clipped)
+    fit(recipe(critic_steps=3, clip=1e-3))
+    assert len(norms) == 6 * (3 + 1)
+    assert max(norms) <= 1.01e-3
+
+
+def test_snapshots_are_of_the_same_noise_at_even_steps():
+    result = fit(recipe(steps=14, ema=0.5))
+    assert [step for step, _ in result.snapshots] == [0, 2, 4, 6, 8, 10, 12, 14]
+    # the last is of the generator that is returned
+    again = fit(recipe(steps=14, ema=0.5))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(result.snapshots, again.snapshots, strict=True))
+    assert not torch.equal(result.snapshots[-1][1], result.snapshots[-2][1])
+
+
+def test_a_kernel_on_features_needs_features():
+    goal = objective("gan+mmd", "median", on_features=True)
+    with pytest.raises(ValueError, match=r"discriminator must have a method features .* got Sequential without one"):
+        trainer.fit(*networks(sigmoid=False), Y, goal, recipe(), sigma=[1.0])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -370,7 +370,6 @@ class _Loop:
         self.device = next(generator.parameters()).device
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu",
-            mixed_precision=None if recipe.precision == "no" else recipe.precision,
             # two passes through one network before its gradients are needed
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
@@ -433,7 +432,7 @@ class _Loop:
             # 2. noise -> generated data; the last of these samples serve both networks
             y = self._real()
             with torch.set_grad_enabled(left == 1):
-                x = self.G(self._share(self._noise(self.recipe.batch_size)))
+                x = self._through(self.G, self._share(self._noise(self.recipe.batch_size)))
             # 3-5. what separates real from generated data
             if goal.discriminator is not None:
                 d_loss = goal.discriminator(self._judged_by(self.D), y, x.detach())
@@ -531,14 +530,19 @@ class _Loop:
         optimizer.step()
 
     def _judged_by(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
-        if not self.probabilities or self.goal.critic is not None:
-            return network
-
-        def logits(samples: Tensor) -> Tensor:
+        def outputs(samples: Tensor) -> Tensor:
+            d = self._through(network, samples)
+            if not self.probabilities or self.goal.critic is not None:
+                return d
             # clamped, because the logit of 0 and of 1 is infinite
-            return torch.logit(network(samples), eps=1e-6)
+            return torch.logit(d, eps=1e-6)
 
-        return logits
+        return outputs
+
+    def _through(self, network: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
+        """What a network makes of samples, in mixed precision if that is wanted; losses are computed in full."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            return network(samples).to(samples.dtype)
 
     def _compared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Generated and real rows as the kernel term sees them."""
@@ -548,8 +552,7 @@ class _Loop:
 
     def _features(self, samples: Tensor) -> Tensor:
         features: Any = self.discriminator.features
-        rows: Tensor = features(samples).flatten(1)
-        return rows
+        return self._through(features, samples).flatten(1)
 
     @torch.no_grad()
     def _seen_by_the_kernel(self, samples: Tensor) -> Tensor:
