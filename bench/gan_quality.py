@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from gkfast.gan import checkpoint, data, metrics, pictures, run, trainer
+from gkfast.gan import checkpoint, data, loop, metrics, pictures, run
 from gkfast.gan.config import DEFAULTS, Config
 from gkfast.gan.data import Data, generate_data
 
@@ -102,7 +102,7 @@ def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
     if path.is_file():
         return int(json.loads(path.read_text())["steps"])
     generator, discriminator = run.build(real, config)
-    loop = trainer._Loop(
+    training = loop.Loop(
         generator,
         discriminator,
         real.train,
@@ -115,9 +115,9 @@ def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
     )
     times = []
     for _ in range(300):
-        before = loop.seconds
-        loop.advance()
-        times.append(loop.seconds - before)
+        before = training.seconds
+        training.advance()
+        times.append(training.seconds - before)
     # the median: other programs may interrupt a step
     steps = max(100, round(seconds / statistics.median(times[50:])))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def picture(real: Data, name: str, results: Path) -> None:
         generator, _ = run.build(real, config)
         generator.load_state_dict(torch.load(folder / "generator.pt", weights_only=True))
         noise = generate_data(metrics.COUNTED, config.noise_dim, generator=torch.Generator().manual_seed(1))
-        samples[config.loss] = trainer.sample(generator, noise)
+        samples[config.loss] = loop.sample(generator, noise)
     drawn = pictures.png(pictures.samples_figure(real, samples))
     checkpoint.write(results / f"gan-{name}.png", drawn)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from gkfast.gan import checkpoint, train_gan, trainer
+from gkfast.gan import checkpoint, train_gan
 from gkfast.gan.checkpoint import Checkpoints, Signals, Stopped
+from gkfast.gan.loop import Loop
 
 Y = 2 + torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 
@@ -166,7 +167,7 @@ def train(folder, **options):
 
 def signal_at(step, number, monkeypatch):
     """Sends a signal to this process in the middle of the loop."""
-    advance = trainer._Loop.advance
+    advance = Loop.advance
 
     def advancing(loop):
         record = advance(loop)
@@ -174,7 +175,7 @@ def signal_at(step, number, monkeypatch):
             os.kill(os.getpid(), number)
         return record
 
-    monkeypatch.setattr(trainer._Loop, "advance", advancing)
+    monkeypatch.setattr(Loop, "advance", advancing)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

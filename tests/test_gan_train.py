@@ -11,6 +11,7 @@ import gkfast
 from gkfast.gan import generate_data, losses, run, train_gan, trainer
 from gkfast.gan.config import Config
 from gkfast.gan.data import Data
+from gkfast.gan.loop import Recipe, sample
 from gkfast.gan.losses import Objective, objective
 
 # what depends on the clock
@@ -98,7 +99,7 @@ def test_mmd_training_reaches_the_data():
     assert result.history[0]["mmd2"] > 0.3
     # the floor: an unbiased estimate between two samples of 64 has a standard deviation of about 0.01
     assert result.history[-1]["mmd2"] < 0.03
-    samples = trainer.sample(G, generate_data(2000, 2, generator=torch.Generator().manual_seed(9)))
+    samples = sample(G, generate_data(2000, 2, generator=torch.Generator().manual_seed(9)))
     torch.testing.assert_close(samples.mean(0), Y.mean(0), rtol=0, atol=0.3)
 
 
@@ -162,7 +163,7 @@ def fit(recipe, loss="gan+mmd", **options):
 
 
 def recipe(**options):
-    return trainer.Recipe(**{"steps": 6, "batch_size": 16, "noise_dim": 2, **options})
+    return Recipe(**{"steps": 6, "batch_size": 16, "noise_dim": 2, **options})
 
 
 def test_mixed_precision_is_near_full_precision_and_of_the_networks_only():
@@ -203,7 +204,7 @@ def test_the_average_follows_the_generator_with_its_decay():
 
 
 def test_learning_rates_fall_along_a_cosine():
-    rates = [trainer.Recipe(steps=100, batch_size=2, final_rate=0.2).rate(step) for step in (1, 51, 100)]
+    rates = [Recipe(steps=100, batch_size=2, final_rate=0.2).rate(step) for step in (1, 51, 100)]
     assert rates == pytest.approx([1, 0.6, 0.2], abs=1e-3)
 
 

@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from gkfast.gan import checks, losses
-from gkfast.gan.trainer import Recipe
+from gkfast.gan.loop import Recipe
 
 # of sigma = "median" or "mean": wide bandwidths guide from afar, narrow ones sharpen
 _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
@@ -20,7 +20,7 @@ _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a run; those of the recipe are explained in gkfast.gan.trainer.Recipe.
+    """The settings of a run; those of the recipe are explained in gkfast.gan.loop.Recipe.
 
     Attributes
     ----------
