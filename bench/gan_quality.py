@@ -4,7 +4,8 @@
     python bench/gan_quality.py --data ring --seeds 0,1,2,3,4
 
 The controls are the non-saturating GAN and the relativistic pairing GAN with R1 and R2. They have the networks, the
-batches and the seeds of the kernel's run, and its wall-clock time: how many steps that is, is measured before. Each
+batches and the seeds of the kernel's run, the learning rates that adversaries bear, and the wall-clock time of the
+kernel's run: how many steps that is, is measured before. Each
 run trains for at most three minutes on a quiet core. Runs live in runs/gan_quality, one after another; what is there
 is not run again, and a run that was cut short goes on. Writes bench/results/gan_quality.csv with a row for each run,
 gan_quality.md with means over the seeds, standard errors and bars, and a picture for each data set. It ends with
@@ -31,9 +32,10 @@ RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / "runs" / "gan_quality"
 
 # the loss of each run, beside the data's own; R1 and R2 are what the second cannot do without (Huang et al. 2024)
+_RATES = {"generator_rate": 1e-3, "discriminator_rate": 1e-3, "final_rate": 0.05}
 CONTROLS: dict[str, dict[str, Any]] = {
-    "gan": {"loss": "gan", "r1": 0.0, "r2": 0.0},
-    "rpgan": {"loss": "rpgan", "r1": 0.1, "r2": 0.1},
+    "gan": {"loss": "gan", "r1": 0.0, "r2": 0.0, **_RATES},
+    "rpgan": {"loss": "rpgan", "r1": 0.1, "r2": 0.1, **_RATES},
 }
 
 # figure: (whether more is better, what the mean over the seeds shall reach)

@@ -1,5 +1,6 @@
 """The training loop: what it does to the networks, what it records, and what it refuses."""
 
+import doctest
 import math
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import gkfast
-from gkfast.gan import generate_data, losses, run, train_gan, trainer
+from gkfast.gan import data, generate_data, losses, run, train_gan, trainer
 from gkfast.gan.config import Config
 from gkfast.gan.data import Data
 from gkfast.gan.loop import Recipe, sample
@@ -302,3 +303,10 @@ def test_literal_term_changes_nothing_in_training():
     train(G, D, loss=goal, output="logit")
     train(H, E, loss=Objective(goal.discriminator, goal.generator), output="logit")
     assert all(torch.equal(w, v) for w, v in zip(G.parameters(), H.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("module", [trainer, losses, data])
+def test_docstring_examples(module):
+    failed, tried = doctest.testmod(module)
+    assert tried
+    assert not failed
