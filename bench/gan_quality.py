@@ -4,12 +4,12 @@
     python bench/gan_quality.py --data ring --seeds 0,1,2,3,4
 
 The controls are the non-saturating GAN and the relativistic pairing GAN with R1 and R2. They have the networks, the
-batches and the seeds of the kernel's run, the learning rates that adversaries bear, and the wall-clock time of the
-kernel's run: how many steps that is, is measured before. Each
-run trains for at most three minutes on a quiet core. Runs live in runs/gan_quality, one after another; what is there
-is not run again, and a run that was cut short goes on. Writes bench/results/gan_quality.csv with a row for each run,
-gan_quality.md with means over the seeds, standard errors and bars, and a picture for each data set. It ends with
-status 1 where a mean misses its bar.
+batches and the seeds of the kernel's run, learning rates that adversaries bear, and as many steps as take the time of
+the kernel's run on a quiet core: the medians of both are measured, so that other programs do not matter. Each run
+trains for at most 3 minutes. Runs live in runs/gan_quality, one after another; what is there is not run again, and
+a run that was cut short goes on. Writes bench/results/gan_quality.csv with a row for each run, gan_quality.md with
+means over the seeds, standard errors and bars, and a picture for each data set. It ends with status 1 where a mean
+misses its bar.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> int:
             rows.append(row("kernel", config, kernel))
             for control, settings in CONTROLS.items():
                 other = replace(config, **settings, lam=None, space="data")
-                other = replace(other, steps=equal_steps(real, other, control, kernel["seconds"]))
+                other = replace(other, steps=equal_steps(real, other, control, seconds_of(config, "kernel")))
                 rows.append(row(control, other, finished(real, other, control)))
         picture(real, name, options.results)
         # after each data set, so that nothing is lost
@@ -98,6 +98,12 @@ def finished(real: Data, config: Config, kind: str) -> dict[str, Any]:
     return found
 
 
+def seconds_of(config: Config, kind: str) -> float:
+    """What a finished run would have taken, had every step taken the median time."""
+    lines = (folder_of(config, kind) / "metrics.jsonl").read_text().splitlines()
+    return config.steps / statistics.median(json.loads(line)["steps_per_second"] for line in lines)
+
+
 def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
     """How many steps of this loss take as long as the kernel's run: measured once, and kept for a resumed run."""
     path = folder_of(config, kind) / "equal_steps.json"
@@ -120,7 +126,6 @@ def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
         before = training.seconds
         training.advance()
         times.append(training.seconds - before)
-    # the median: other programs may interrupt a step
     steps = max(100, round(seconds / statistics.median(times[50:])))
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write(path, (json.dumps({"steps": steps}) + "\n").encode())
