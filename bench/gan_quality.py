@@ -4,11 +4,12 @@
     python bench/gan_quality.py --data ring --seeds 0,1,2,3,4
 
 The controls are the non-saturating GAN and the relativistic pairing GAN with R1 and R2. They have the networks, the
-batches and the seeds of the kernel's run, and its wall-clock time: how many steps that is, is measured before. Each
-run trains for at most three minutes on a quiet core. Runs live in runs/gan_quality, one after another; what is there
-is not run again, and a run that was cut short goes on. Writes bench/results/gan_quality.csv with a row for each run,
-gan_quality.md with means over the seeds, standard errors and bars, and a picture for each data set. It ends with
-status 1 where a mean misses its bar.
+batches and the seeds of the kernel's run, learning rates that adversaries bear, and as many steps as take the time of
+the kernel's run on a quiet core: the medians of both are measured, so that other programs do not matter. Each run
+trains for at most 3 minutes. Runs live in runs/gan_quality, one after another; what is there is not run again, and
+a run that was cut short goes on. Writes bench/results/gan_quality.csv with a row for each run, gan_quality.md with
+means over the seeds, standard errors and bars, and a picture for each data set. It ends with status 1 where a mean
+misses its bar.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from gkfast.gan import checkpoint, data, metrics, pictures, run, trainer
+from gkfast.gan import checkpoint, data, loop, metrics, pictures, run
 from gkfast.gan.config import DEFAULTS, Config
 from gkfast.gan.data import Data, generate_data
 
@@ -31,9 +32,10 @@ RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / "runs" / "gan_quality"
 
 # the loss of each run, beside the data's own; R1 and R2 are what the second cannot do without (Huang et al. 2024)
+_RATES = {"generator_rate": 1e-3, "discriminator_rate": 1e-3, "final_rate": 0.05}
 CONTROLS: dict[str, dict[str, Any]] = {
-    "gan": {"loss": "gan", "r1": 0.0, "r2": 0.0},
-    "rpgan": {"loss": "rpgan", "r1": 0.1, "r2": 0.1},
+    "gan": {"loss": "gan", "r1": 0.0, "r2": 0.0, **_RATES},
+    "rpgan": {"loss": "rpgan", "r1": 0.1, "r2": 0.1, **_RATES},
 }
 
 # figure: (whether more is better, what the mean over the seeds shall reach)
@@ -71,7 +73,7 @@ def main() -> int:
             rows.append(row("kernel", config, kernel))
             for control, settings in CONTROLS.items():
                 other = replace(config, **settings, lam=None, space="data")
-                other = replace(other, steps=equal_steps(real, other, control, kernel["seconds"]))
+                other = replace(other, steps=equal_steps(real, other, control, seconds_of(config, "kernel")))
                 rows.append(row(control, other, finished(real, other, control)))
         picture(real, name, options.results)
         # after each data set, so that nothing is lost
@@ -96,13 +98,19 @@ def finished(real: Data, config: Config, kind: str) -> dict[str, Any]:
     return found
 
 
+def seconds_of(config: Config, kind: str) -> float:
+    """What a finished run would have taken, had every step taken the median time."""
+    lines = (folder_of(config, kind) / "metrics.jsonl").read_text().splitlines()
+    return config.steps / statistics.median(json.loads(line)["steps_per_second"] for line in lines)
+
+
 def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
     """How many steps of this loss take as long as the kernel's run: measured once, and kept for a resumed run."""
     path = folder_of(config, kind) / "equal_steps.json"
     if path.is_file():
         return int(json.loads(path.read_text())["steps"])
     generator, discriminator = run.build(real, config)
-    loop = trainer._Loop(
+    training = loop.Loop(
         generator,
         discriminator,
         real.train,
@@ -115,10 +123,9 @@ def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
     )
     times = []
     for _ in range(300):
-        before = loop.seconds
-        loop.advance()
-        times.append(loop.seconds - before)
-    # the median: other programs may interrupt a step
+        before = training.seconds
+        training.advance()
+        times.append(training.seconds - before)
     steps = max(100, round(seconds / statistics.median(times[50:])))
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write(path, (json.dumps({"steps": steps}) + "\n").encode())
@@ -197,7 +204,7 @@ def picture(real: Data, name: str, results: Path) -> None:
         generator, _ = run.build(real, config)
         generator.load_state_dict(torch.load(folder / "generator.pt", weights_only=True))
         noise = generate_data(metrics.COUNTED, config.noise_dim, generator=torch.Generator().manual_seed(1))
-        samples[config.loss] = trainer.sample(generator, noise)
+        samples[config.loss] = loop.sample(generator, noise)
     drawn = pictures.png(pictures.samples_figure(real, samples))
     checkpoint.write(results / f"gan-{name}.png", drawn)
 

@@ -111,8 +111,8 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
         from gkfast.gan import run as runs
         from gkfast.gan.checkpoint import Signals, Stopped
 
-        runs.require_extra()
         settings = _settings(options)
+        runs.require_extra(settings)
         if settings.device == "cuda":
             checks.cuda(torch.cuda.is_available())
         _check_folder(options)

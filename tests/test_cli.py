@@ -148,14 +148,16 @@ def test_title_is_escaped(tmp_path):
         (["--config", "none.toml"], "--config must be a TOML file of settings, got 'none.toml'"),
         (["--config", "flat.npy"], "--config must be a TOML file of settings, got 'flat.npy'"),
         (["--resume"], "--out must be the folder to resume, got none"),
+        (["--set", "tensorboard=true"], "tensorboard=true needs tensorboard, which is not installed"),
         (["--resume", "--out", "full"], "--out must be a run folder with a config.json to resume, got 'full'"),
     ],
 )
-def test_refusal_is_one_sentence_and_writes_nothing(tmp_path, capsys, arguments, message):
+def test_refusal_is_one_sentence_and_writes_nothing(tmp_path, capsys, monkeypatch, arguments, message):
     np.save("flat.npy", np.arange(40.0))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(SystemExit) as stop:
         main(["train", *arguments])
     assert stop.value.code == 2

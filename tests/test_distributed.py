@@ -22,8 +22,9 @@ import gkfast
 import gkfast.distributed
 from gkfast.__main__ import main
 from gkfast.gan import losses as gan_losses
-from gkfast.gan import train_gan, trainer
+from gkfast.gan import train_gan
 from gkfast.gan.checkpoint import Stopped
+from gkfast.gan.loop import Loop
 from gkfast.gan.networks import Discriminator
 
 D = torch.float64
@@ -108,7 +109,7 @@ def train(**options):
 
 def stopped_and_resumed(folder, rank, count):
     """A signal comes to the last process alone, and all of them stop at the same step."""
-    advance = trainer._Loop.advance
+    advance = Loop.advance
 
     def advancing(loop):
         record = advance(loop)
@@ -116,10 +117,10 @@ def stopped_and_resumed(folder, rank, count):
             os.kill(os.getpid(), signal.SIGTERM)
         return record
 
-    trainer._Loop.advance = advancing
+    Loop.advance = advancing
     with pytest.raises(Stopped, match="stopped by SIGTERM at step 3"):
         train(checkpoints=folder)
-    trainer._Loop.advance = advance
+    Loop.advance = advance
     return train(checkpoints=folder, resume=True)
 
 

@@ -1,5 +1,6 @@
 """The training loop: what it does to the networks, what it records, and what it refuses."""
 
+import doctest
 import math
 from dataclasses import replace
 
@@ -8,9 +9,10 @@ import torch
 from torch import nn
 
 import gkfast
-from gkfast.gan import generate_data, losses, run, train_gan, trainer
+from gkfast.gan import data, generate_data, losses, run, train_gan, trainer
 from gkfast.gan.config import Config
 from gkfast.gan.data import Data
+from gkfast.gan.loop import Recipe, sample
 from gkfast.gan.losses import Objective, objective
 
 # what depends on the clock
@@ -98,7 +100,7 @@ def test_mmd_training_reaches_the_data():
     assert result.history[0]["mmd2"] > 0.3
     # the floor: an unbiased estimate between two samples of 64 has a standard deviation of about 0.01
     assert result.history[-1]["mmd2"] < 0.03
-    samples = trainer.sample(G, generate_data(2000, 2, generator=torch.Generator().manual_seed(9)))
+    samples = sample(G, generate_data(2000, 2, generator=torch.Generator().manual_seed(9)))
     torch.testing.assert_close(samples.mean(0), Y.mean(0), rtol=0, atol=0.3)
 
 
@@ -153,6 +155,88 @@ def test_any_callable_may_be_the_kernel_term():
     result = train(loss=Objective(kernel=term, lam=2.0), epochs=1)
     assert set(seen) == {((16, 2), (16, 2))}
     assert result.history[-1]["kernel_term"] > 0
+
+
+def fit(recipe, loss="gan+mmd", **options):
+    G, D = networks(sigmoid=False)
+    sigma = [1.0]
+    return trainer.fit(G, D, Y, objective(loss, sigma), recipe, sigma=sigma, **options)
+
+
+def recipe(**options):
+    return Recipe(**{"steps": 6, "batch_size": 16, "noise_dim": 2, **options})
+
+
+def test_mixed_precision_is_near_full_precision_and_of_the_networks_only():
+    seen = set()
+
+    class Term(nn.Module):
+        def forward(self, fake, real):
+            seen.update((fake.dtype, real.dtype))
+            return gkfast.mmd2(fake, real, 1.0)
+
+    full, mixed = fit(recipe()), fit(recipe(precision="bf16", ema=0.9))
+    goal = Objective(kernel=Term(), lam=1.0)
+    trainer.fit(*networks(sigmoid=False), Y, goal, recipe(precision="bf16"), sigma=[1.0])
+    assert seen == {torch.float32}
+    a, b = full.history[-1]["g_loss"], mixed.history[-1]["g_loss"]
+    assert a != b
+    assert b == pytest.approx(a, rel=0.05)
+
+
+def test_the_average_follows_the_generator_with_its_decay():
+    states = []
+
+    def keep(history):
+        if history:
+            states.append(weights(G))
+
+    G, D = networks(sigmoid=False)
+    states.append(weights(G))
+    goal = objective("gan+mmd", [1.0])
+    result = trainer.fit(G, D, Y, goal, recipe(ema=0.25), sigma=[1.0], on_record=keep)
+    expected = states[0]
+    for step, now in enumerate(states[1:], 1):
+        # 2/11 and 3/12 are below and at the decay that was asked for
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, now, strict=True)]
+    for ours, truth in zip(result.average.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
+def test_learning_rates_fall_along_a_cosine():
+    rates = [Recipe(steps=100, batch_size=2, final_rate=0.2).rate(step) for step in (1, 51, 100)]
+    assert rates == pytest.approx([1, 0.6, 0.2], abs=1e-3)
+
+
+def test_the_discriminator_may_take_more_steps_and_gradients_be_clipped(monkeypatch):
+    norms = []
+    clip = nn.utils.clip_grad_norm_
+
+    def clipped(parameters, greatest):
+        before = clip(parameters, greatest)
+        norms.append(torch.stack([p.grad.norm() for p in parameters]).norm())
+        return before
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", clipped)
+    fit(recipe(critic_steps=3, clip=1e-3))
+    assert len(norms) == 6 * (3 + 1)
+    assert max(norms) <= 1.01e-3
+
+
+def test_snapshots_are_of_the_same_noise_at_even_steps():
+    result = fit(recipe(steps=14, ema=0.5))
+    assert [step for step, _ in result.snapshots] == [0, 2, 4, 6, 8, 10, 12, 14]
+    # the last is of the generator that is returned
+    again = fit(recipe(steps=14, ema=0.5))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(result.snapshots, again.snapshots, strict=True))
+    assert not torch.equal(result.snapshots[-1][1], result.snapshots[-2][1])
+
+
+def test_a_kernel_on_features_needs_features():
+    goal = objective("gan+mmd", "median", on_features=True)
+    with pytest.raises(ValueError, match=r"discriminator must have a method features .* got Sequential without one"):
+        trainer.fit(*networks(sigmoid=False), Y, goal, recipe(), sigma=[1.0])
 
 
 @pytest.mark.parametrize(
@@ -219,3 +303,10 @@ def test_literal_term_changes_nothing_in_training():
     train(G, D, loss=goal, output="logit")
     train(H, E, loss=Objective(goal.discriminator, goal.generator), output="logit")
     assert all(torch.equal(w, v) for w, v in zip(G.parameters(), H.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("module", [trainer, losses, data])
+def test_docstring_examples(module):
+    failed, tried = doctest.testmod(module)
+    assert tried
+    assert not failed

@@ -41,6 +41,9 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self.path(step), state)
+        # of processes that were killed while they wrote
+        for part in self.folder.glob(".step-*.pt.part"):
+            part.unlink(missing_ok=True)
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
 

@@ -27,6 +27,10 @@ def missing(purpose: str, module: str, extra: str = "train") -> ImportError:
     return ImportError(f'{purpose} needs {module}, which is not installed; run pip install "gkfast[{extra}]"')
 
 
+def no_tensorboard() -> ImportError:
+    return ImportError("tensorboard=true needs tensorboard, which is not installed; run pip install tensorboard")
+
+
 def not_negative(name: str, size: int) -> None:
     if size < 0:
         raise ValueError(f"{name} must not be negative, got {size}; pass 0 or more")

@@ -16,7 +16,8 @@ from gkfast.gan import checks, losses, metrics, networks, report
 from gkfast.gan.checkpoint import Checkpoints, Signals, write, write_tensors
 from gkfast.gan.config import Config, control, saved
 from gkfast.gan.data import Data, generate_data
-from gkfast.gan.trainer import Record, Result, fit, sample
+from gkfast.gan.loop import Record, sample
+from gkfast.gan.trainer import Result, fit
 from gkfast.nn import Bandwidth
 
 
@@ -197,11 +198,13 @@ def preview(data: Data, config: Config) -> list[str]:
     ]
 
 
-def require_extra() -> None:
+def require_extra(config: Config) -> None:
     """ImportError if anything that a run needs at its end is missing, so that it is known at its start."""
     for module in ("accelerate", "tqdm", "matplotlib", "sklearn"):
         if importlib.util.find_spec(module) is None:
             raise checks.missing("training", module)
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise checks.no_tensorboard()
 
 
 def _log(folder: Path, before: Sequence[dict[str, Any]], config: Config) -> Callable[[list[Record]], None]:
@@ -233,12 +236,8 @@ def _log(folder: Path, before: Sequence[dict[str, Any]], config: Config) -> Call
 
 
 def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "tensorboard = true needs tensorboard, which is not installed; run pip install tensorboard"
-        ) from error
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder))
 
 

@@ -1,82 +1,19 @@
-"""The training loop: the article's six steps, with everything that a killed run needs to go on as if nothing was."""
+"""The training loop: the article's six steps, and a run that goes on from checkpoints."""
 
-import copy
-import math
 import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-import gkfast
-from gkfast.gan import checks, metrics
-from gkfast.gan.checkpoint import Checkpoints, Signals, random_state, set_random_state
-from gkfast.gan.data import generate_data
+from gkfast.gan import checks
+from gkfast.gan.checkpoint import Checkpoints, Signals
+from gkfast.gan.loop import Loop, Recipe, Record
 from gkfast.gan.losses import Objective, objective
-
-Record = dict[str, float]
-
-# how many pictures of the fixed noise are kept, from the first step to the last
-_SNAPSHOTS = 8
-_SNAPSHOT_ROWS = 500
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train, whatever the networks and the loss.
-
-    Attributes
-    ----------
-    steps : int
-        Updates of the generator.
-    batch_size : int
-        Rows of each batch, over all processes.
-    noise_dim : int
-        Of generate_data, where no noise is given.
-    generator_rate, discriminator_rate : float
-        Adam's learning rates at the start.
-    final_rate : float
-        What share of them is left at the end of a cosine; 1 keeps them constant.
-    beta1, beta2 : float
-        Adam's.
-    critic_steps : int
-        Updates of the discriminator for one of the generator.
-    ema : float
-        The decay of the averaged generator, which is the one that is measured; 0 for none. It begins lower.
-    clip : float
-        The greatest norm of a network's gradient; 0 for none.
-    seed : int
-        For noise, batches and dropout.
-    precision : {"no", "bf16"}
-        Mixed precision of the networks; Gaussian kernels are computed in float32 whatever this says.
-    checkpoint_every : int
-        Steps between checkpoints, where there are any; 0 for twenty over the whole training.
-    """
-
-    steps: int
-    batch_size: int
-    noise_dim: int = 16
-    generator_rate: float = 1e-3
-    discriminator_rate: float = 1e-3
-    final_rate: float = 0.05
-    beta1: float = 0.5
-    beta2: float = 0.999
-    critic_steps: int = 1
-    ema: float = 0.0
-    clip: float = 0.0
-    seed: int = 0
-    precision: str = "no"
-    checkpoint_every: int = 0
-
-    def rate(self, step: int) -> float:
-        """The factor of the learning rates at a step, the first of which is 1."""
-        wave = (1 + math.cos(math.pi * (step - 1) / self.steps)) / 2
-        return self.final_rate + (1 - self.final_rate) * wave
 
 
 @dataclass
@@ -238,7 +175,7 @@ def train_gan(
         ema=ema,
         seed=seed,
     )
-    with Signals() if checkpoints is not None else _no_signals() as signals:
+    with Signals() if checkpoints is not None else nullcontext() as signals:
         return fit(
             generator,
             discriminator,
@@ -254,16 +191,6 @@ def train_gan(
             signals=signals,
             progress="train" if progress else None,
         )
-
-
-class _no_signals:
-    """Nothing waits for a checkpoint where there is none: a signal does what it always does."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def fit(
@@ -308,7 +235,7 @@ def fit(
         raise checks.missing("training", str(error.name)) from error
     device = next(generator.parameters()).device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        loop = _Loop(generator, discriminator, real, goal, recipe, sigma, noise, held_out, probabilities)
+        loop = Loop(generator, discriminator, real, goal, recipe, sigma, noise, held_out, probabilities)
         # how often it is saved changes nothing
         identity = asdict(replace(recipe, checkpoint_every=0)) | (identity or {})
         saved = checkpoints.load() if checkpoints is not None and resume else None
@@ -329,7 +256,7 @@ def fit(
             mininterval=0.2 if sys.stderr.isatty() else 5.0,
             bar_format="{desc} {percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} [{remaining}, {rate_fmt}{postfix}]",
         )
-        with line, signals.held() if signals is not None else _no_signals():
+        with line, signals.held() if signals is not None else nullcontext():
             while loop.step < recipe.steps:
                 record = loop.advance()
                 line.update()
@@ -346,307 +273,6 @@ def fit(
                     assert signals is not None
                     raise signals.stop(loop.step)
     return Result(generator, discriminator, loop.average, loop.history, loop.snapshots, recipe.steps, loop.seconds)
-
-
-class _Loop:
-    """The state of a training, and what one step does to it."""
-
-    def __init__(
-        self,
-        generator: nn.Module,
-        discriminator: nn.Module,
-        real: Tensor,
-        goal: Objective,
-        recipe: Recipe,
-        sigma: Sequence[float],
-        noise: Tensor | None,
-        held_out: Tensor | None,
-        probabilities: bool,
-    ) -> None:
-        try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs
-        except ImportError as error:
-            raise checks.missing("training", str(error.name)) from error
-        self.device = next(generator.parameters()).device
-        self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu",
-            mixed_precision=None if recipe.precision == "no" else recipe.precision,
-            # two passes through one network before its gradients are needed
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
-        self.main: bool = self.accelerator.is_main_process
-        self.processes: int = self.accelerator.num_processes
-        self.generator, self.discriminator, self.goal, self.recipe = generator, discriminator, goal, recipe
-        self.sigma, self.probabilities = list(sigma), probabilities
-        self.real = real.to(self.device)
-        self.held_out = self.real[:500] if held_out is None else held_out.to(self.device)
-        checks.shares(recipe.batch_size, self.processes)
-
-        # one stream of batches and noise for all processes, each of which takes its share
-        self.rng = torch.Generator().manual_seed(recipe.seed)
-        self.noise = noise
-        self.order, self.position = torch.empty(0, dtype=torch.long), 0
-        self.fixed_noise = self._noise(min(_SNAPSHOT_ROWS, len(real)))
-        # what is random inside the networks differs from process to process
-        torch.manual_seed(recipe.seed + self.accelerator.process_index)
-
-        # both networks once, so that a wrong shape is named before the first step
-        checks.generated(sample(generator, self.fixed_noise[:2]), self.real)
-        if goal.discriminator is not None and goal.critic is None:
-            checks.judged(sample(discriminator, self.real[:2]), probabilities)
-        if goal.on_features:
-            checks.has_features(discriminator)
-
-        fused = self.device.type in ("cpu", "cuda")
-        betas = (recipe.beta1, recipe.beta2)
-        self.g_optimizer = torch.optim.Adam(generator.parameters(), recipe.generator_rate, betas, fused=fused)
-        self.d_optimizer = torch.optim.Adam(discriminator.parameters(), recipe.discriminator_rate, betas, fused=fused)
-        self.G, self.D = self.accelerator.prepare(generator), self.accelerator.prepare(discriminator)
-        self.average = copy.deepcopy(generator).requires_grad_(False) if recipe.ema else generator
-        self.g_weights = [w for w in generator.parameters() if w.requires_grad]
-        self.d_weights = [w for w in discriminator.parameters() if w.requires_grad]
-
-        self.step = 0
-        self.history: list[Record] = []
-        self.snapshots: list[tuple[int, Tensor]] = []
-        self.seconds = 0.0
-        # of the loop alone, without records and checkpoints
-        self._seconds_at_record, self._steps_since = 0.0, 0
-
-    def advance(self) -> Record | None:
-        """One step; its record, if this is one of the hundred that are logged."""
-        if self.step == 0:
-            self._snapshot()
-        start = time.perf_counter()
-        self.step += 1
-        for optimizer, rate in (
-            (self.g_optimizer, self.recipe.generator_rate),
-            (self.d_optimizer, self.recipe.discriminator_rate),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * self.recipe.rate(self.step)
-
-        goal = self.goal
-        record: Record = {"step": self.step}
-        # the discriminator first, so that the generator answers to the newest one
-        for left in range(self.recipe.critic_steps if goal.discriminator else 1, 0, -1):
-            # 2. noise -> generated data; the last of these samples serve both networks
-            y = self._real()
-            with torch.set_grad_enabled(left == 1):
-                x = self.G(self._share(self._noise(self.recipe.batch_size)))
-            # 3-5. what separates real from generated data
-            if goal.discriminator is not None:
-                d_loss = goal.discriminator(self._judged_by(self.D), y, x.detach())
-                self._descend(d_loss, self.d_optimizer, self.d_weights)
-
-        # 3-5. the generator: what the discriminator says, and what the kernel says
-        g_loss = x.new_zeros(())
-        if goal.generator is not None:
-            # not through DistributedDataParallel: the discriminator's weights need no gradients here
-            g_loss = g_loss + goal.generator(self._judged_by(self.discriminator), y, x)
-        if goal.kernel is not None:
-            kernel_term = goal.kernel(*self._compared(x, y))
-            g_loss = g_loss + goal.lam * kernel_term
-        self._descend(g_loss, self.g_optimizer, self.g_weights)
-        if self.recipe.ema:
-            self._update_average()
-        self._steps_since += 1
-
-        log_every = max(1, self.recipe.steps // 100)
-        logged = self.step % log_every == 0 or self.step in (1, self.recipe.steps)
-        if logged:
-            # the only place that waits for the device
-            record["g_loss"] = g_loss.item()
-            if goal.discriminator is not None:
-                record["d_loss"] = d_loss.item()
-            if goal.kernel is not None:
-                record["kernel_term"] = kernel_term.item()
-        self.seconds += time.perf_counter() - start
-        # snapshots in equal steps; the first is of the untrained generator
-        if (
-            self.step * (_SNAPSHOTS - 1) // self.recipe.steps
-            > (self.step - 1) * (_SNAPSHOTS - 1) // self.recipe.steps
-        ):
-            self._snapshot()
-        if not logged:
-            return None
-        record |= self._measured(x.detach(), y)
-        checks.finite(record)
-        self.history.append(record)
-        return record
-
-    def anyone(self, here: bool) -> bool:
-        """Whether it is so on any process."""
-        if self.processes == 1:
-            return here
-        flag = torch.tensor(int(here), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on; on all processes at once."""
-        from accelerate.utils import gather_object
-
-        return {
-            "step": self.step,
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "average": self.average.state_dict() if self.recipe.ema else {},
-            "g_optimizer": self.g_optimizer.state_dict(),
-            "d_optimizer": self.d_optimizer.state_dict(),
-            "bandwidths": [module.state_dict() for module in self._stateful()],
-            "batches": {"random": self.rng.get_state(), "order": self.order, "position": self.position},
-            # what is random inside the networks, process by process
-            "random": gather_object([random_state(self.device)]),
-            "history": self.history,
-            "snapshots": self.snapshots,
-            "seconds": self.seconds,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        self.generator.load_state_dict(state["generator"])
-        self.discriminator.load_state_dict(state["discriminator"])
-        if self.recipe.ema:
-            self.average.load_state_dict(state["average"])
-        self.g_optimizer.load_state_dict(state["g_optimizer"])
-        self.d_optimizer.load_state_dict(state["d_optimizer"])
-        for module, values in zip(self._stateful(), state["bandwidths"], strict=True):
-            module.load_state_dict(values)
-        batches = state["batches"]
-        self.rng.set_state(batches["random"])
-        self.order, self.position = batches["order"], batches["position"]
-        everyone = state["random"]
-        # another number of processes cannot have the same streams inside its networks
-        set_random_state(everyone[self.accelerator.process_index % len(everyone)], self.device)
-        self.history, self.snapshots = state["history"], state["snapshots"]
-        self.seconds = self._seconds_at_record = state["seconds"]
-
-    def _descend(self, loss: Tensor, optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> None:
-        optimizer.zero_grad()
-        # gradients pass through the other network; its own weights need none here
-        self.accelerator.backward(loss, inputs=weights)
-        if self.recipe.clip:
-            nn.utils.clip_grad_norm_(weights, self.recipe.clip)
-        optimizer.step()
-
-    def _judged_by(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
-        if not self.probabilities or self.goal.critic is not None:
-            return network
-
-        def logits(samples: Tensor) -> Tensor:
-            # clamped, because the logit of 0 and of 1 is infinite
-            return torch.logit(network(samples), eps=1e-6)
-
-        return logits
-
-    def _compared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Generated and real rows as the kernel term sees them."""
-        if self.goal.on_features:
-            return self._features(x), self._features(y)
-        return x.flatten(1), y.flatten(1)
-
-    def _features(self, samples: Tensor) -> Tensor:
-        features: Any = self.discriminator.features
-        rows: Tensor = features(samples).flatten(1)
-        return rows
-
-    @torch.no_grad()
-    def _seen_by_the_kernel(self, samples: Tensor) -> Tensor:
-        """Samples, or the features of them that are compared."""
-        if self.goal.kernel is not None:
-            return self._features(samples) if self.goal.on_features else samples.flatten(1)
-        if self.goal.critic is not None:
-            return sample(self.discriminator, samples).flatten(1)
-        return samples.flatten(1)
-
-    def _stateful(self) -> list[nn.Module]:
-        return [part for part in (self.goal.kernel, self.goal.critic) if isinstance(part, nn.Module)]
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        # so that the first steps are soon forgotten
-        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        pairs = list(zip(self.average.parameters(), self.generator.parameters(), strict=True))
-        torch._foreach_lerp_([a for a, _ in pairs], [w.detach() for _, w in pairs], 1 - decay)
-        for kept, now in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            kept.copy_(now)
-
-    def _noise(self, rows: int) -> Tensor:
-        """Rows of the given noise picked at random, or fresh noise, in the dtype and on the device of the data."""
-        if self.noise is None:
-            return generate_data(rows, self.recipe.noise_dim, generator=self.rng, dtype=self.real.dtype).to(
-                self.device
-            )
-        picked = torch.randint(len(self.noise), (rows,), generator=self.rng)
-        return self.noise[picked.to(self.noise.device)].to(self.device)
-
-    def _real(self) -> Tensor:
-        """This process's share of the next batch; each pass in a new order, without rows that do not fill a batch."""
-        size = self.recipe.batch_size
-        if self.position + size > len(self.order):
-            self.order, self.position = torch.randperm(len(self.real), generator=self.rng), 0
-        batch = self.order[self.position : self.position + size]
-        self.position += size
-        return self.real[self._share(batch).to(self.device)]
-
-    def _share(self, rows: Tensor) -> Tensor:
-        """This process's part of what all processes drew; parts differ by a row where they must."""
-        rank = self.accelerator.process_index
-        bounds = [len(rows) * k // self.processes for k in (rank, rank + 1)]
-        return rows[bounds[0] : bounds[1]]
-
-    def _snapshot(self) -> None:
-        self.snapshots.append((self.step, sample(self.average, self.fixed_noise).flatten(1).cpu()))
-
-    def _measured(self, x: Tensor, y: Tensor) -> Record:
-        """Times, the mean kernel values of what the kernel compares, and the MMD^2 to held-out data."""
-        goal = self.goal
-        speed = self._steps_since / max(self.seconds - self._seconds_at_record, 1e-9)
-        self._seconds_at_record, self._steps_since = self.seconds, 0
-        record: Record = {"seconds": self.seconds, "steps_per_second": speed}
-        samples = sample(self.average, self.fixed_noise)
-        kernel: Any = goal.kernel or goal.critic
-        see = self._seen_by_the_kernel
-        if kernel is not None:
-            record["kernel_share"] = min(1.0, speed * _kernel_seconds(kernel, see(x), see(y)))
-        # the same rows on every process
-        made, held_out = see(samples), see(self.held_out)
-        sigma = kernel.sigma(made, held_out) if hasattr(kernel, "sigma") else self.sigma
-        means = gkfast.kernel_means(made, held_out, sigma, weights=[1 / len(sigma)] * len(sigma))
-        record |= {"k_xx": float(means.xx), "k_yy": float(means.yy), "k_xy": float(means.xy)}
-        record["mmd2"] = metrics.held_out_mmd2(samples.flatten(1), self.held_out.flatten(1), self.sigma)
-        return record
-
-
-@torch.no_grad()
-def sample(network: nn.Module, inputs: Tensor) -> Tensor:
-    """What a network makes of its inputs in evaluation mode; its mode is put back."""
-    mode = network.training
-    network.eval()
-    outputs: Tensor = network(inputs)
-    network.train(mode)
-    return outputs
-
-
-def _kernel_seconds(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
-    """What the kernel term and its gradient cost in a step: timed alone, because a step overlaps on a GPU."""
-    frozen = kernel.training if isinstance(kernel, nn.Module) else False
-    if isinstance(kernel, nn.Module):
-        # its bandwidths follow the steps, not the clock
-        kernel.eval()
-    x = x.detach().requires_grad_()
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        (dx,) = torch.autograd.grad(kernel(x, y), x)
-        # waits for the device
-        dx.sum().item()
-        seconds.append(time.perf_counter() - start)
-    if isinstance(kernel, nn.Module):
-        kernel.train(frozen)
-    # the first may come out of cold caches, and any may be interrupted
-    return min(seconds)
 
 
 def _line(record: Record) -> str:
