@@ -442,15 +442,14 @@ def check_sums(x, y, sigma, weights, drop=1, minus_one=True, relative=2e-6):
 
 
 # groups of 64 rows: one, two and three of them, a whole one and others
-@pytest.mark.parametrize(("n", "m"), [(64, 128), (130, 100)])
-@pytest.mark.parametrize("drop", [0, 1])
+@pytest.mark.parametrize(("n", "m", "drop"), [(64, 128, 0), (130, 100, 1)])
 def test_halves(n, m, drop):
     check_sums(*sample(2, n, m, 3, torch.float32), *two_bandwidths(2), drop)
 
 
 def test_halves_in_parts(monkeypatch):
     monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.sweep"], "splits", lambda *_: 2)
-    check_sums(*sample(1, 200, 130, 6, torch.float32), *two_bandwidths(1), minus_one=False)
+    check_sums(*sample(1, 130, 70, 6, torch.float32), *two_bandwidths(1), minus_one=False)
 
 
 @pytest.mark.parametrize("drop", [0, 1])
@@ -864,6 +863,8 @@ def compiled():
     command = [sys.executable, OFFLINE, "--brief", "--json"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.stdout, result.stderr
+    # rows of the table of tiles that no case of the whole run takes
+    assert "never compiled" not in result.stderr
     return json.loads(result.stdout)
 
 
@@ -882,5 +883,5 @@ def test_every_kernel_is_compiled(compiled):
 
 def test_float32_uses_the_fast_exponential(compiled):
     for row in compiled:
-        if row["kernel"] in ("_rbf_kernel", "_rbf_weight_kernel", "_sweep_kernel") and row["dtype"] == "float32":
+        if row["kernel"] in ("_rbf_kernel", "_sweep_kernel") and row["dtype"] == "float32":
             assert row["ex2"] > 0, row

@@ -33,7 +33,7 @@ def _combine(
     i, d = at // length, at % length
     inside = i < count
     there = swept_ptr + (b * height + i) * width + d
-    size = (b * 0 + B) * height * width  # of one part, int64 as b is
+    size = B * height * width  # of one part
     one, two = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
     for split in range(SPLITS):
         of_split = there + split * PARTS * size
@@ -74,6 +74,8 @@ def _finish_kernel(
     pid = tl.program_id(0).to(tl.int64)
     b, block = pid // blocks, pid % blocks
     height = tl.maximum(N, M) if PARTS > 1 else N
+    # rows may be so many that their coordinates pass 2^31
+    N, M, B = N.to(tl.int64), M.to(tl.int64), B.to(tl.int64)
     # the outputs one after another, each in as many blocks as it has
     if DX:
         if block < tl.cdiv(N * D, BLOCK):

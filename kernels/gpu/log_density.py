@@ -93,8 +93,9 @@ def _add_logs_kernel(partial_ptr, out_ptr, count, SPLITS, BLOCK: tl.constexpr):
     inside = at < count
     top = tl.full([BLOCK], float("-inf"), tl.float64)
     total = tl.zeros([BLOCK], tl.float64)
-    for split in range(SPLITS):
-        t = tl.load(partial_ptr + at + split * count, mask=inside, other=0.0) * LOG2_E
+    for _ in range(SPLITS):
+        t = tl.load(partial_ptr + at, mask=inside, other=0.0) * LOG2_E
+        partial_ptr += count
         higher = tl.maximum(top, t)
         base = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp2(top - base) + tl.exp2(t - base)

@@ -85,8 +85,10 @@ def _rbf_kernel(
             gk = g * k
             # an infinite distance has a kernel of 0 and no say in the moments
             spread = tl.where(gk == 0.0, 0.0, gk * d2)
-            tl.store(moments_ptr + own, tl.sum(tl.sum(gk, 1), 0).to(tl.float64))
-            tl.store(moments_ptr + S + own, tl.sum(tl.sum(spread, 1), 0).to(tl.float64))
+            # one number, as a tensor: a scalar cannot be stored behind Blackwell's products
+            one = tl.arange(0, 1)
+            tl.store(moments_ptr + own + one, tl.sum(tl.sum(gk, 1).to(tl.float64)[:, None], 0))
+            tl.store(moments_ptr + S + own + one, tl.sum(tl.sum(spread, 1).to(tl.float64)[:, None], 0))
     if WEIGHT:
         total *= g
     tl.store(out_ptr + place, cast(total, out_ptr), mask=inside)
