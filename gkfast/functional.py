@@ -88,6 +88,8 @@ class Problem:
             else:
                 return values.reshape(-1)
         if self.xp is np:
+            if type(values) is float:
+                return np.array([values])
             if isinstance(values, list | tuple):
                 values = [value.item() if checks.is_tensor(value) else value for value in values]
             return np.atleast_1d(np.asarray(values, dtype=np.float64))

@@ -227,7 +227,7 @@ def _greatest_and_mean(norms, count):
 def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
     """The arrays of Packed from `slope` on, for the tolerances in `bounds` that are not 0, in three pieces.
 
-    (slope, offset, pull_near, unit), (scale, weights, pull_weights), (squarings, order): each array that goes to Python
+    (slope, offset, pull_near, unit), (scale, weights, pull_weights), (squarings, order): an array that goes to Python
     takes half a microsecond.
     """
     few, eps, kernel, total, gradient, smallest, largest, squares = bounds
