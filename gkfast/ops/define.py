@@ -17,13 +17,14 @@ library = torch.library.Library("gkfast", "DEF")
 Wants = Sequence[bool]
 
 
-def _torch_precision() -> str:
+def torch_precision() -> str:
     return torch.get_float32_matmul_precision()
 
 
 # a constant of a compiled graph, since dynamo cannot trace it; torch traces anew where the setting goes from or to
-# "highest", not between the other two
-torch_precision: Callable[[], str] = torch.compiler.assume_constant_result(_torch_precision)
+# "highest", not between the other two. It is what torch.compiler.assume_constant_result does after loading dynamo,
+# which takes a second
+torch_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def define(
