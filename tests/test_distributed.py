@@ -175,7 +175,7 @@ def run(count, folder):
     processes = [context.Process(target=work, args=(rank, count, port, queue, folder)) for rank in range(count)]
     for process in processes:
         process.start()
-    results = dict(queue.get(timeout=120) for _ in processes)
+    results = dict(queue.get(timeout=300) for _ in processes)
     for process in processes:
         process.join(timeout=60)
         assert process.exitcode == 0

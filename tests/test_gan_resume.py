@@ -17,6 +17,15 @@ from gkfast.gan.loop import Loop
 
 Y = 2 + torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """SIGINT as Python has it, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # one process loads torch once and forks for every attempt; each attempt is killed where and when it is told to be
 DRIVER = """
 import json, os, random, signal, sys, time

@@ -131,9 +131,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "units": 256,
         "layers": 4,
         "noise_dim": 1,
-        "ema": 0.999,
+        "final_rate": 0.0,
+        "ema": 0.99,
     },
-    "digits": {"loss": "rpgan+mmd", "r1": 0.1, "r2": 0.1, "steps": 4000, "ema": 0.999},
+    "digits": {"loss": "rpgan+mmd", "r1": 0.1, "r2": 0.1, "steps": 3500, "ema": 0.999},
     "stacked": {
         # the kernel finds all modes in a fraction of the time that an adversary takes
         "loss": "mmd",
