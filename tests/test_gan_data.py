@@ -388,13 +388,13 @@ def test_p_value_tells_equal_from_different():
 def test_prdc_of_known_sets():
     real = data.ring().test[:400]
     itself = metrics.prdc(real, real)
-    assert itself["precision"] == itself["manifold_recall"] == itself["coverage"] == 1
+    assert itself["manifold_precision"] == itself["manifold_recall"] == itself["coverage"] == 1
     # a ball holds, within its radius, its own centre and the four nearest: 5 of k = 5
     assert itself["density"] == pytest.approx(1, abs=0.01)
     far = metrics.prdc(real, real + 100)
-    assert far == {"precision": 0, "manifold_recall": 0, "density": 0, "coverage": 0}
+    assert far == {"manifold_precision": 0, "manifold_recall": 0, "density": 0, "coverage": 0}
     half = metrics.prdc(real, real[real[:, 0] > 0])
-    assert half["precision"] == 1
+    assert half["manifold_precision"] == 1
     assert 0.3 < half["coverage"] < 0.7
     with pytest.raises(ValueError, match="k must be at least 1 and below the number of rows, 3, got 5"):
         metrics.prdc(real, real[:3])

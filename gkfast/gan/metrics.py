@@ -169,8 +169,8 @@ def class_metrics(samples: Tensor, train: Tensor, labels: Tensor) -> dict[str, f
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020, equations 1 to 4).
 
-    Balls reach from each sample to its k-th neighbour among its own kind. `precision` is the share of generated
-    samples in a real ball, `manifold_recall` that of real ones in a generated ball, `density` counts how many real
+    Balls reach from each sample to its k-th neighbour among its own kind. `manifold_precision` is the share of
+    generated samples in a real ball, `manifold_recall` that of real ones in a generated ball, `density` counts how many real
     balls hold a generated sample, over k, and `coverage` is the share of real balls with a generated sample.
     """
     checks.neighbours(k, len(real), len(fake))
@@ -180,7 +180,7 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     distance = torch.cdist(real, fake)
     in_real_ball = distance < real_radius[:, None]
     return {
-        "precision": float(in_real_ball.any(dim=0).double().mean()),
+        "manifold_precision": float(in_real_ball.any(dim=0).double().mean()),
         "manifold_recall": float((distance < fake_radius).any(dim=1).double().mean()),
         "density": float(in_real_ball.double().sum(dim=0).mean() / k),
         "coverage": float((distance.min(dim=1).values < real_radius).double().mean()),

@@ -30,7 +30,7 @@ _METRICS: dict[str, tuple[str, str, bool, str]] = {
     "median_distance": ("Median distance", "of samples to the spiral", True, ".4f"),
     "mmd2": ("MMD²", "to held-out data, unbiased; 0 where the distributions agree", True, ".5f"),
     "p_value": ("p-value", "of the permutation test that the two distributions agree", False, ".3f"),
-    "precision": ("Precision", "share of samples among the real ones", False, ".3f"),
+    "manifold_precision": ("Precision", "share of samples among the real ones", False, ".3f"),
     "manifold_recall": ("Manifold recall", "share of real data among the samples", False, ".3f"),
     "density": ("Density", "of real data around the samples", False, ".3f"),
     "coverage": ("Coverage", "share of real data with a sample beside them", False, ".3f"),
