@@ -170,8 +170,8 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020, equations 1 to 4).
 
     Balls reach from each sample to its k-th neighbour among its own kind. `manifold_precision` is the share of
-    generated samples in a real ball, `manifold_recall` that of real ones in a generated ball, `density` counts how many real
-    balls hold a generated sample, over k, and `coverage` is the share of real balls with a generated sample.
+    generated samples in a real ball, `manifold_recall` that of real ones in a generated ball, `density` counts how
+    many real balls hold a generated sample, over k, and `coverage` is the share of real balls with a generated sample.
     """
     checks.neighbours(k, len(real), len(fake))
     # the first neighbour of a sample is itself
