@@ -171,7 +171,7 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
 
     Balls reach from each sample to its k-th neighbour among its own kind. `manifold_precision` is the share of
     generated samples in a real ball, `manifold_recall` that of real ones in a generated ball, `density` counts how
-    many real balls hold a generated sample, over k, and `coverage` is the share of real balls with a generated sample.
+    many real balls hold a generated sample, over k, and `coverage` is the share of real balls that hold one.
     """
     checks.neighbours(k, len(real), len(fake))
     # the first neighbour of a sample is itself
