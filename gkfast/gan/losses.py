@@ -233,9 +233,7 @@ class MMD(nn.Module):
 
     def sigma(self, fake: Tensor, real: Tensor) -> list[float]:
         """The bandwidths of the last step."""
-        mode = self.training
-        found: list[float] = self.eval().whole.bandwidth(_everybody(fake), _everybody(real)).tolist()
-        self.train(mode)
+        found: list[float] = _last_bandwidths(self.whole, _everybody(fake), _everybody(real)).tolist()
         return found
 
 
@@ -257,18 +255,20 @@ class LogKDERatio(nn.Module):
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
         everybody = _everybody(fake), _everybody(real)
         value: Tensor = self.whole(*everybody)
-        mode = self.training
-        # as they were in the line above
-        sigma = self.eval().whole.bandwidth(*everybody)
-        self.train(mode)
-        return value / sigma.square().mean().to(value)
+        return value / _last_bandwidths(self.whole, *everybody).square().mean().to(value)
 
     def sigma(self, fake: Tensor, real: Tensor) -> list[float]:
         """The bandwidths of the last step."""
-        mode = self.training
-        found: list[float] = self.eval().whole.bandwidth(_everybody(fake), _everybody(real)).tolist()
-        self.train(mode)
+        found: list[float] = _last_bandwidths(self.whole, _everybody(fake), _everybody(real)).tolist()
         return found
+
+
+def _last_bandwidths(whole: MMDLoss | KDERatioLoss, fake: Tensor, real: Tensor) -> Tensor:
+    """The bandwidths (S,) of the last step: in evaluation mode a look at them does not renew them."""
+    mode = whole.training
+    sigma: Tensor = whole.eval().bandwidth(fake, real)
+    whole.train(mode)
+    return sigma
 
 
 def mmd(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> Tensor:

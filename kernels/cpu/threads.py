@@ -94,7 +94,7 @@ def _share(pieces: Sequence[tuple[Callable[[int, int], None], int, int]], thread
             errors.append(error)
 
     count = min(threads, len(pieces))
-    team = None if _forked or "torch" not in sys.modules else _team()
+    team = _team()
     if team is not None:
         team(_Entry(drain), None, count, 0)
     else:
@@ -111,9 +111,14 @@ def _share(pieces: Sequence[tuple[Callable[[int, int], None], int, int]], thread
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-@cache
 def _team() -> Callable[..., None] | None:
-    """GOMP_parallel(entry, argument, threads, 0) of the OpenMP runtime that torch has loaded, if it is GNU's."""
+    """torch's team, GOMP_parallel(entry, argument, threads, 0), where it can be used."""
+    return None if _forked or "torch" not in sys.modules else _gnu_openmp()
+
+
+@cache
+def _gnu_openmp() -> Callable[..., None] | None:
+    """GOMP_parallel of the OpenMP runtime that torch has loaded, if it is GNU's."""
     libraries = Path(sys.modules["torch"].__file__).parent / "lib"
     for path in libraries.glob("libgomp*.so*"):
         try:
@@ -126,4 +131,4 @@ def _team() -> Callable[..., None] | None:
 
 def kind() -> str:
     """Whose threads, in words."""
-    return "Python's" if _forked or "torch" not in sys.modules or _team() is None else "torch's OpenMP team"
+    return "Python's" if _team() is None else "torch's OpenMP team"
