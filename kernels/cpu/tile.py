@@ -172,7 +172,7 @@ def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_
                     _square_of_difference(builder), lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row)
                 )
             with product:
-                sums(lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish_product)
+                sums(_multiply_add(builder), finish_product)
                 with builder.if_then(builder.load(found), likely=False):
                     sums(_square_of_difference(builder), finish_near)
         return builder.load(found)
@@ -292,7 +292,7 @@ def _emit_kernels(context, builder, arrays, tile, scale, finish_row):
         with differences:
             sums(_square_of_difference(builder), finish, True)
         with product:
-            sums(lambda a, b, acc, _: emit_fma(builder, a, b, acc), finish_product, False)
+            sums(_multiply_add(builder), finish_product, False)
     return builder.load(found)
 
 
@@ -302,6 +302,10 @@ def _chosen(builder, relation, values):
     for other in others:
         first = builder.select(builder.fcmp_ordered(relation, other, first), other, first)
     return first
+
+
+def _multiply_add(builder):
+    return lambda a, b, acc, _: emit_fma(builder, a, b, acc)
 
 
 def _square_of_difference(builder):
@@ -323,13 +327,10 @@ def product(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, out, 
         b_ = address(context, builder, b, b_, b_at)
         out_ = address(context, builder, out, out_, at)
 
-        def step(a, b, acc, _):
-            return emit_fma(builder, a, b, acc)
-
         def finish(tile):
             _emit_store_tile(builder, dtype, tile, out_, out_row)
 
-        _emit_sums(builder, dtype, ROWS, a_, a_row, a_step, b_, b_row, depth, step, finish)
+        _emit_sums(builder, dtype, ROWS, a_, a_row, a_step, b_, b_row, depth, _multiply_add(builder), finish)
         return context.get_dummy_value()
 
     i = _SCALAR
