@@ -121,9 +121,11 @@ def bandwidths(sigma: Sigma, weights: Sigma | None) -> None:
 
 
 def _numbers(name: str, value: Sigma) -> int:
-    # the usual case in a moment
+    # the usual cases in a moment
     if type(value) is float and 0 < value < math.inf:
         return 1
+    if type(value) is list and value and all(type(entry) is float and 0 < entry < math.inf for entry in value):
+        return len(value)
     if is_tensor(value):
         if value.ndim > 1 or value.numel() == 0:
             raise ValueError(

@@ -93,6 +93,8 @@ class Problem:
             if isinstance(values, list | tuple):
                 values = [value.item() if checks.is_tensor(value) else value for value in values]
             return np.atleast_1d(np.asarray(values, dtype=np.float64))
+        if type(values) is list and {*map(type, values)} == {float}:
+            return self.xp.tensor(values, dtype=self.xp.float64)
         if isinstance(values, np.ndarray):
             values = values.tolist()
         values = list(values) if isinstance(values, list | tuple) else [values]
@@ -584,7 +586,7 @@ def mmd2(
     p = s.problem
     value = p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes)
     if s.parts != 1:
-        value = value.reshape((p.count, s.parts)).mean(1)
+        value = value.reshape((p.count, s.parts)).mean(1, dtype=p.xp.float64)
     return p.give(value, p.scalar_dtype)
 
 
@@ -630,7 +632,8 @@ def samples(
         x3 = x3[:, : 2 * parts].reshape((p.count * parts, 2, x3.shape[2]))
         y3 = y3[:, : 2 * parts].reshape((p.count * parts, 2, y3.shape[2]))
     a = _row_weights(p, named.get("x_weights"), x3)
-    b = _row_weights(p, named.get("y_weights"), y3)
+    equal = x_weights is None and y_weights is None and x3.shape[1] == y3.shape[1]
+    b = a if equal else _row_weights(p, named.get("y_weights"), y3)
     drop = {"biased": 0, "unbiased": 1, "u_statistic": 2, "linear": 2}[estimator]
     # in float64, and outside the sums: 1/N and 1/M rounded in float32 would not cancel in MMD^2
     if x_weights is None and y_weights is None:
@@ -660,7 +663,7 @@ def _float64(p: Problem, values: list[list[float]], like: Array) -> Array:
 def _row_weights(p: Problem, given: Array | None, like: Array) -> Array:
     """(B, N) in the dtype that is computed in; given weights times a power of two, lest their products overflow."""
     if given is None:
-        return p.xp.ones(like.shape[:2], dtype=p.compute, **on(p, like))
+        return np.ones(like.shape[:2], p.compute) if p.xp is np else like.new_ones(like.shape[:2])
     rows = p.rows(given)[..., 0]
     # only ratios of weights matter; a power of two rounds nothing
     greatest = checks.detached(p.xp.amax(double(p, rows), -1))[:, None]

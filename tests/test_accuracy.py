@@ -23,6 +23,13 @@ def duplicates(rng, dims):
     return np.repeat(rng.normal(size=(N // 5, dims)), 5, axis=0), 0.3 * np.sqrt(dims)
 
 
+def neighbours(rng, dims):
+    # few near pairs among many that are not, within a set and between the sets
+    x = rng.normal(size=(N, dims))
+    x[1::2] = x[::2] + 0.01 * rng.normal(size=x[::2].shape)
+    return x, np.sqrt(dims)
+
+
 def narrow(rng, dims):
     x = rng.normal(size=(N, dims))
     x[1::3] = x[::3] + 1e-3 * rng.normal(size=x[::3].shape)
@@ -41,7 +48,7 @@ def huge(rng, dims):
     return 1e20 * rng.normal(size=(N, dims)), 1e20 * np.sqrt(dims)
 
 
-DATA = {f.__name__: f for f in (offset, far_clusters, duplicates, narrow, wide, tiny, huge)}
+DATA = {f.__name__: f for f in (offset, far_clusters, duplicates, neighbours, narrow, wide, tiny, huge)}
 DIMS = [1, 2, 3, 16, 17, 33, 64, 513, 784, 3072]
 
 

@@ -48,7 +48,7 @@ def kernel_sums(
     drop: int,
     precision: str = "highest",
 ) -> Tensor:
-    """The sums over xx, yy and xy pairs, (B, 3) float64. See gkfast.kernel_means."""
+    """The sums over xx, yy and xy pairs, (B, 3), added up in float64. See gkfast.kernel_means."""
     each = torch.eye(3, dtype=torch.float64, device=x.device).expand(x.shape[0], 3, 3)
     return _combined_sums(each, x, y, a, b, sigma, weights, drop, False, precision)
 
@@ -64,8 +64,8 @@ def mmd2(
     drop: int,
     precision: str = "highest",
 ) -> Tensor:
-    """scale . kernel_sums of K - sum_s weights_s, (B,) float64. See gkfast.mmd2."""
-    return _combined_sums(scale[:, None], x, y, a, b, sigma, weights, drop, True, precision)[:, 0]
+    """scale . kernel_sums of K - sum_s weights_s, (B,), added up in float64. See gkfast.mmd2."""
+    return _combined_sums(scale, x, y, a, b, sigma, weights, drop, True, precision)
 
 
 def _combined_sums(
@@ -80,7 +80,9 @@ def _combined_sums(
     minus_one: bool,
     precision: str,
 ) -> Tensor:
-    """scale_r . sums, (B, R), for the combinations that scale (B, R, 3) holds.
+    """scale . sums, (B,), for the combination that scale (B, 3) holds, or (B, R) for those of scale (B, R, 3).
+
+    In the dtype of x, as the caller will want it: a cast of its own would take as long as a small kernel.
 
     The sweep that computes the values computes the gradients that will be asked for; backward scales them.
     """
@@ -121,12 +123,12 @@ def _kernel_sums_fake(
     wants: Wants,
     precision: str,
 ) -> tuple[Tensor, ...]:
-    batch, count = scale.shape[:2]
+    shape = scale.shape[:-1]
     gradients = (
-        t.new_empty(batch, count, *t.shape[1:]) if want else unwanted(t)
+        t.new_empty(*shape, *t.shape[1:]) if want else unwanted(t)
         for t, want in zip((x, y, a, b, sigma, weights), wants, strict=True)
     )
-    return scale.new_empty(batch, count), scale.new_empty(batch, 3), *gradients
+    return x.new_empty(shape), scale.new_empty(len(x), 3), *gradients
 
 
 def _kernel_sums_cpu(
@@ -142,15 +144,17 @@ def _kernel_sums_cpu(
     wants: Wants,
     precision: str,
 ) -> tuple[Tensor, ...]:
-    """The combinations, the sums, and each combination's gradients (B, R, ...)."""
+    """The combinations, the sums, and each combination's gradients: (B, R), (B, 3), (B, R, ...), or without the R."""
     from gkfast.kernels import cpu
 
-    arrays = (array(scale), array(x), array(y), array(a), array(b), numbers(sigma), numbers(weights))
-    sums, *gradients = cpu.kernel_sums_with_gradients(*arrays, drop, minus_one, wants)
-    values = torch.from_numpy((arrays[0] * sums[:, None]).sum(-1))
+    arrays = (array(x), array(y), array(a), array(b), numbers(sigma), numbers(weights))
+    scales = array(scale if scale.ndim == 3 else scale[:, None])
+    values, sums, *gradients = cpu.kernel_sums_with_gradients(scales, *arrays, drop, minus_one, wants)
+    if scale.ndim == 2:
+        values, *gradients = (None if d is None else d[:, 0] for d in (values, *gradients))
     likes = (x, y, a, b, sigma, weights)
     gradients = [tensor(d, like) for d, like in zip(gradients, likes, strict=True)]
-    return values, torch.from_numpy(sums), *gradients
+    return tensor(values, x), torch.from_numpy(sums), *gradients
 
 
 def _kernel_sums_gpu(
@@ -169,11 +173,14 @@ def _kernel_sums_gpu(
     from gkfast.kernels import gpu
 
     x, y, a, b = x.contiguous(), y.contiguous(), a.contiguous(), b.contiguous()
-    arguments = (scale.detach(), x, y, a, b, sigma, weights, drop, minus_one, tuple(wants), precision)
+    scales = scale.detach() if scale.ndim == 3 else scale.detach()[:, None]
+    arguments = (scales, x, y, a, b, sigma, weights, drop, minus_one, tuple(wants), precision)
     sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
+    if scale.ndim == 2:
+        gradients = [None if d is None else d[:, 0] for d in gradients]
     likes = (x, y, a, b, sigma, weights)
     gradients = [unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True)]
-    return (scale.detach() * sums[:, None]).sum(-1), sums, *gradients
+    return (scale.detach() * _for_each(scale, sums)).sum(-1).to(x.dtype), sums, *gradients
 
 
 def _with_gradients_fake(
@@ -193,19 +200,13 @@ def _with_gradients_fake(
     return scale.new_empty(x.shape[0], 3), *gradients
 
 
-def _of_one_combination(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """The sums and the gradients of a single combination, scale (B, 3), by the kernel of several."""
-
-    def with_gradients(scale: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        _, sums, *gradients = kernel(scale[:, None], *arguments)
-        wants = arguments[-2]
-        return sums, *(d[:, 0] if want else d for d, want in zip(gradients, wants, strict=True))
-
-    return with_gradients
+def _with_gradients_cpu(scale: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return _kernel_sums_cpu(scale, *arguments)[1:]
 
 
-_with_gradients_cpu = _of_one_combination(_kernel_sums_cpu)
-_with_gradients_gpu = _of_one_combination(_kernel_sums_gpu)
+def _with_gradients_gpu(scale: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return _kernel_sums_gpu(scale, *arguments)[1:]
+
 
 define(
     "kernel_sums(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"
@@ -241,9 +242,10 @@ class _KernelSums(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs[:7], *output[1:])
-        ctx.save_for_forward(*inputs[:7], *output[1:])
         ctx.drop, ctx.minus_one, ctx.wants, ctx.precision = inputs[7:]
+        gradients = [d for d, want in zip(output[2:], ctx.wants, strict=True) if want]
+        ctx.save_for_backward(*inputs[:7], output[1], *gradients)
+        ctx.save_for_forward(*inputs[:7], output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -255,32 +257,42 @@ class _KernelSums(torch.autograd.Function):
         lacking = any(need and not want for need, want in zip(needed, ctx.wants, strict=True))
         if torch.is_grad_enabled() or lacking:
             # gradients must themselves be differentiable, or a transform asks for what was not foreseen
-            total = (g[..., None] * scale).sum(1)
+            total = g[..., None] * scale
+            total = total.sum(1) if scale.ndim == 3 else total
             arguments = (x, y, a, b, sigma, weights, ctx.drop, ctx.minus_one, needed, ctx.precision)
             sums, *gradients = kernel_sums_with_gradients(total, *arguments)
         else:
-            gradients = [_weighted(g, d) if need else d for d, need in zip(gradients, needed, strict=True)]
-        dscale = g[..., None] * sums[:, None] if ctx.needs_input_grad[0] else None
+            found = iter(gradients)
+            gradients = [next(found) if want else None for want in ctx.wants]
+            gradients = [_weighted(g, d) if need else None for d, need in zip(gradients, needed, strict=True)]
+        dscale = g[..., None] * _for_each(scale, sums) if ctx.needs_input_grad[0] else None
         return dscale, *wanted(gradients, needed), None, None, None, None
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], tscale: Tensor | None, *tangents: Any) -> Any:
-        scale, sums = saved[0], saved[7]
+        scale, x, sums = saved[0], saved[1], saved[7]
         total: Any = 0.0
         if tscale is not None:
-            total = (tscale * sums[:, None]).sum(-1)
+            total = (tscale * _for_each(scale, sums)).sum(-1)
         if any(t is not None for t in tangents[:6]):
             change = _sums_change(saved[:7], tangents[:6], ctx.drop, ctx.minus_one)
-            total = total + (scale * change[:, None]).sum(-1)
-        return total, *[None] * 7
+            total = total + (scale * _for_each(scale, change)).sum(-1)
+        return total.to(x.dtype), *[None] * 7
+
+
+def _for_each(scale: Tensor, sums: Tensor) -> Tensor:
+    """The sums (B, 3) beside what scale holds, (B, 3) or (B, R, 3)."""
+    return sums if scale.ndim == 2 else sums[:, None]
 
 
 def _weighted(g: Tensor, gradients: Tensor) -> Tensor:
-    """sum_r g_r gradients_r for g (B, R), gradients (B, R, ...)"""
-    if g.shape == (1, 1):
-        return gradients[0] * g.to(gradients)
+    """g gradients for g (B,), gradients (B, ...); sum_r g_r gradients_r for g (B, R), gradients (B, R, ...)"""
     # bandwidths may stay on the CPU
-    return (g.to(gradients).reshape(*g.shape, *[1] * (gradients.ndim - 2)) * gradients).sum(1)
+    g = g.to(gradients)
+    if g.shape == (1,):
+        return gradients * g
+    product = gradients * g.reshape(*g.shape, *[1] * (gradients.ndim - g.ndim))
+    return product if g.ndim == 1 else product.sum(1)
 
 
 class _KernelSumsWithGradients(torch.autograd.Function):

@@ -2,35 +2,94 @@
 
 import numpy as np
 
-from .compiled import compiled
+from .compiled import compiled, inner
 from .memory import fresh
-from .packed import copied, pack
-from .sums import Sweep, parameters_of, sweeps
+from .packed import column_here, copied, limits, pack, pack_here, panel_width
+from .sums import Sweep, parameters_of, sweep_here, sweeps
+from .threads import SERIAL_WORK
 
 
 def kernel_sums(x, y, a, b, sigma, weights, drop):
     """sum a_i a_j K, sum b_i b_j K, sum a_i b_j K, (B, 3) float64. See gkfast.kernel_means."""
-    return kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, False, (False,) * 6)[0]
+    none = np.empty((len(x), 0, 3))
+    return kernel_sums_with_gradients(none, x, y, a, b, sigma, weights, drop, False, (False,) * 6)[1]
 
 
 def mmd2(x, y, a, b, scale, sigma, weights, drop):
-    """scale . kernel_sums of K - sum_s weights_s, (B,) float64. See gkfast.mmd2."""
-    sums = kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, True, (False,) * 6)[0]
-    return (scale * sums).sum(-1)
+    """scale . kernel_sums of K - sum_s weights_s, (B,). See gkfast.mmd2."""
+    scale = scale[:, None]
+    return kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, True, (False,) * 6)[0][:, 0]
 
 
 def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_one, wants):
-    """The three sums, and the gradients of R combinations scale_r . sums to (x, y, a, b, sigma, weights).
+    """R combinations of the three sums, the sums, and each combination's gradients to (x, y, a, b, sigma, weights).
 
-    sums (B, 3) float64, scale (B, R, 3), gradients (B, R, ...); those not wanted are None, and without any scale is
-    not read. A pair within a set is visited once for both its ends, a pair between the sets once for all gradients.
+    With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...); those not wanted are None.
+    A pair within a set is visited once for both its ends, a pair between the sets once for all gradients.
     """
+    x, y, a, b, scale, sigma, weights = map(np.ascontiguousarray, (x, y, a, b, scale, sigma, weights))
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     want_parameters = want_sigma or want_weights
-    tolerances = ("sum", *(("gradient",) if want_x or want_y or want_parameters else ()))
-    packed = pack(x, y, sigma, weights, *tolerances, within=True)
+    (batch, n, dims), m, count = x.shape, y.shape[1], sigma.shape[1]
+    combinations = scale.shape[1]
+    sizes = (n * dims * want_x, m * dims * want_y, n * want_a, m * want_b)
+    gradients = [fresh((batch, combinations, size), x.dtype) for size in sizes]
+    wanted = (want_x, want_y, want_a, want_b, want_parameters)
+    work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
+    run = _on_this_thread if work < SERIAL_WORK else _on_threads
+    values, sums, order, parameters = run(
+        scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, tuple(gradients)
+    )
+    dx, dy, da, db = (
+        d.reshape(batch, combinations, *like.shape[1:]) if want else None
+        for d, like, want in zip(gradients, (x, y, a, b), wants, strict=False)
+    )
+    dsigma = dweights = None
+    if want_parameters:
+        of_each = zip(*(parameters_of(order, sigma, weights, one) for one in parameters), strict=True)
+        dsigma, dweights = (np.einsum("brk,kbs->brs", scale, np.stack(d)) for d in of_each)
+    return values, sums, dx, dy, da, db, dsigma if want_sigma else None, dweights if want_weights else None
 
-    a_points, b_points = copied(a[..., None]), copied(b[..., None])
+
+def _tolerances(wanted):
+    want_x, want_y, _, _, want_parameters = wanted
+    return ("sum", "gradient") if want_x or want_y or want_parameters else ("sum",)
+
+
+def _on_this_thread(scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, gradients):
+    """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
+    pairs = x.shape[1] * y.shape[1]
+    limit = limits(x.dtype, pairs, x.shape[2], *_tolerances(wanted))
+    return _sums_here(scale, x, y, a, b, sigma, weights, drop, minus_one, *wanted, *limit, gradients)
+
+
+@compiled
+def _sums_here(
+    scale, x, y, a, b, sigma, weights, drop, minus_one, want_x, want_y, want_a, want_b, want_parameters,
+    moderate, bounds, gradients,
+):  # fmt: skip
+    n, m = x.shape[1], y.shape[1]
+    width = panel_width(x)
+    plan, px, py = pack_here(x, y, False, sigma, weights, width, True, True, moderate, bounds)
+    pa, pb = column_here(a), column_here(b)
+    xx = sweep_here(
+        plan, px, n, px, n, pa, pa, drop >= 1, minus_one, True, True, want_a, want_x, want_x, want_parameters
+    )
+    yy = sweep_here(
+        plan, py, m, py, m, pb, pb, drop >= 1, minus_one, True, True, want_b, want_y, want_y, want_parameters
+    )
+    xy = sweep_here(
+        plan, px, n, py, m, pb, pa, drop >= 2, minus_one, False, True, want_b, want_x, want_y, want_parameters
+    )
+    _, of_batch, _, places = plan
+    values, sums = _combined(scale, a, b, of_batch[3], xx, yy, xy, gradients)
+    return values, sums, places[1], (xx[4], yy[4], xy[4])
+
+
+def _on_threads(scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, gradients):
+    want_x, want_y, want_a, want_b, want_parameters = wanted
+    packed = pack(x, y, sigma, weights, *_tolerances(wanted), within=True)
+    pa, pb = copied(a[..., None]), copied(b[..., None])
     common = {"minus_one": minus_one, "want_value": True, "want_parameters": want_parameters}
 
     def within(points, u, want_points, want_u):
@@ -38,72 +97,70 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
         return Sweep(points, points, u, u, skip_diagonal=drop >= 1, symmetric=True, **wants, **common)
 
     wants_xy = {"want_column_value": want_b, "want_dx": want_x, "want_dy": want_y}
-    xx, yy, xy = sweeps(
+    parts = sweeps(
         packed,
-        within(packed.x, a_points, want_x, want_a),
-        within(packed.y, b_points, want_y, want_b),
-        Sweep(packed.x, packed.y, b_points, a_points, skip_diagonal=drop >= 2, **wants_xy, **common),
+        within(packed.x, pa, want_x, want_a),
+        within(packed.y, pb, want_y, want_b),
+        Sweep(packed.x, packed.y, pb, pa, skip_diagonal=drop >= 2, **wants_xy, **common),
     )
+    values, sums = _combined(scale, a, b, packed.unit, *map(tuple, parts), gradients)
+    return values, sums, packed.order, [one.parameters for one in parts]
+
+
+@compiled
+def _combined(scale, a, b, unit, xx, yy, xy, gradients):
+    """scale_r . sums (B, R) and the sums (B, 3) of three sweeps' Parts; fills in gradients (B, R, ...) to x, y, a, b.
+
+    Gradients of scale_r . sums are scale_r . (2 within, between): both ends of a pair within a set are its points.
+    """
+    batch, combinations = scale.shape[0], scale.shape[1]
+    sums, values = np.empty((batch, 3)), np.empty((batch, combinations), a.dtype)
     # the value of a pair within a set is with its row; where those to columns were wanted, with either end
-    sums = np.empty((len(x), 3))
-    sums[:, 0] = _dot(a, xx.value, xx.column_value)
-    sums[:, 1] = _dot(b, yy.value, yy.column_value)
-    sums[:, 2] = _dot(a, xy.value, np.empty((len(x), 0, 0, 1)))
-    if not any(wants):
-        return sums, None, None, None, None, None, None
-
-    def combined(like, k, rows, columns, between, units=1.0):
-        """scale_r . (2 within, between), in the dtype of `like`: both ends of a pair within set k are its points"""
-        factors = np.stack([2 * scale[:, :, k], scale[:, :, 2]], -1) / units
-        out = fresh((*scale.shape[:2], *like.shape[1:]), like.dtype)
-        size = like[0].size
-        parts = (p.reshape(len(p), p.shape[1] if p.ndim == 4 else 1, size) for p in (rows, columns, between))
-        _combine(factors, *parts, out.reshape(*scale.shape[:2], size))
-        return out
-
-    lengths = packed.unit[:, None, None]
-    dx = combined(x, 0, xx.dx, xx.dy, xy.dx, lengths) if want_x else None
-    dy = combined(y, 1, yy.dx, yy.dy, xy.dy, lengths) if want_y else None
-    da = combined(a, 0, xx.value, xx.column_value, xy.value) if want_a else None
-    db = combined(b, 1, yy.value, yy.column_value, xy.column_value) if want_b else None
-    dsigma = dweights = None
-    if want_parameters:
-        of_each = zip(*(parameters_of(packed, parts) for parts in (xx, yy, xy)), strict=True)
-        dsigma, dweights = (np.einsum("brk,kbs->brs", scale, np.stack(d)) for d in of_each)
-    return sums, dx, dy, da, db, dsigma if want_sigma else None, dweights if want_weights else None
+    _dot(a, xx[0], xx[1], sums[:, 0])
+    _dot(b, yy[0], yy[1], sums[:, 1])
+    _dot(a, xy[0], np.empty((batch, 0, 0, 1)), sums[:, 2])
+    for q in range(batch):
+        for r in range(combinations):
+            values[q, r] = scale[q, r, 0] * sums[q, 0] + scale[q, r, 1] * sums[q, 1] + scale[q, r, 2] * sums[q, 2]
+    dx, dy, da, db = gradients
+    for q in range(batch):
+        one = unit[q]
+        _combine(scale[q], 0, one, xx[2][q : q + 1], xx[3][q], xy[2][q : q + 1], dx[q])
+        _combine(scale[q], 1, one, yy[2][q : q + 1], yy[3][q], xy[3][q], dy[q])
+        _combine(scale[q], 0, 1.0, xx[0][q : q + 1], xx[1][q], xy[0][q : q + 1], da[q])
+        _combine(scale[q], 1, 1.0, yy[0][q : q + 1], yy[1][q], xy[1][q], db[q])
+    return values, sums
 
 
-@compiled
-def _dot(u, rows, columns):
-    """u . value, (B,), for u (B, N) and the value in rows (B, N, 1) and, if any, in columns (B, C, N, 1)."""
-    sums = np.zeros(len(u))
-    for b in range(len(u)):
+@inner
+def _dot(u, rows, columns, out):
+    """out = u . value, (B,), for u (B, N) and the value in rows (B, N, 1) and, if any, in columns (B, C, N, 1)."""
+    for q in range(len(u)):
+        out[q] = 0
         for i in range(u.shape[1]):
-            value = rows[b, i, 0]
+            value = rows[q, i, 0]
             for chunk in range(columns.shape[1] if columns.shape[2] else 0):
-                value += columns[b, chunk, i, 0]
-            sums[b] += u[b, i] * value
-    return sums
+                value += columns[q, chunk, i, 0]
+            out[q] += u[q, i] * value
 
 
-@compiled
-def _combine(factors, rows, columns, between, out):
-    """out[b, r] = factors[b, r] . (rows + columns, between) over their chunks (B, C, K), rounded once, (B, R, K)."""
-    size = out.shape[2]
+@inner
+def _combine(scale, k, unit, rows, columns, between, out):
+    """out[r] = scale_r . (2 (rows + columns), between) / unit over their chunks (C, N, D), rounded once, (R, N D)."""
+    size = out.shape[1]
     # a few at a time, which stay in the cache
-    within, others = np.empty(1024), np.empty(1024)
-    for b in range(len(out)):
-        for start in range(0, size, len(within)):
-            count = min(len(within), size - start)
-            within[:] = 0
-            others[:] = 0
-            for total, parts in ((within, rows), (within, columns), (others, between)):
-                for chunk in range(parts.shape[1]):
-                    part = parts[b, chunk, start:]
-                    for k in range(count):
-                        total[k] += part[k]
-            for r in range(out.shape[1]):
-                one, two = factors[b, r, 0], factors[b, r, 1]
-                row = out[b, r, start:]
-                for k in range(count):
-                    row[k] = one * within[k] + two * others[k]
+    within, others = np.empty(min(1024, size)), np.empty(min(1024, size))
+    for start in range(0, size, 1024):
+        count = min(1024, size - start)
+        within[:] = 0
+        others[:] = 0
+        for total, parts in ((within, rows), (within, columns), (others, between)):
+            for chunk in range(len(parts) if parts.size else 0):
+                part = parts[chunk].reshape(-1)[start:]
+                for i in range(count):
+                    total[i] += part[i]
+        for r in range(len(out)):
+            one, two = 2 * scale[r, k] / unit, scale[r, 2] / unit
+            row = out[r, start:]
+            for i in range(count):
+                row[i] = one * within[i] + two * others[i]

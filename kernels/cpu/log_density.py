@@ -11,7 +11,7 @@ from .packed import LOG2_E, pack
 from .rbf_matmul import rbf_matmul_backward
 from .sums import _scratch
 from .threads import run_rows
-from .tile import ROWS, distances
+from .tile import NOWHERE, ROWS, distances
 from .vector import at_least, exp2, fma, lane_of, load, splat, store, total
 
 _COLUMNS = 256
@@ -43,7 +43,7 @@ def _log_sum_exp(
                 distances(
                     x, (b * x.shape[1] + i0) * row, row, y, (b * y.shape[1] + p) * dims * width, dims,
                     nx, b * nx.shape[1] + i0, ny, b * ny.shape[1] + p * width, slope[b], offset[b],
-                    d2, (p - p0) * width, _COLUMNS,
+                    i0 - p * width if skip_diagonal else NOWHERE, d2, (p - p0) * width, _COLUMNS,
                 )  # fmt: skip
             padded = (p1 - p0) * width
             for r in range(min(ROWS, n - i0)):

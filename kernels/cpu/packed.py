@@ -288,10 +288,18 @@ def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
     return of_batch, of_bandwidth, places
 
 
+@inner
+def _row(dims, width):
+    """The length of a row, in which a tile over coordinates may end beyond the last."""
+    # an odd number of registers apart, rows fall on all lines of the cache in turn
+    return (dims + width - 1) // width * width + width // 2
+
+
 @compiled
-def _copied_here(x, centre, factors, width, row, as_rows, as_columns):
+def _copied_here(x, centre, factors, width, as_rows, as_columns):
     """_copied on this thread."""
     batch, n, dims = x.shape
+    row = _row(dims, width)
     panels = (n + width - 1) // width
     rows = np.empty((batch, panels * width + ROWS if as_rows else 0, row), x.dtype)
     columns = np.empty((batch, panels if as_columns else 0, dims, width), x.dtype)
@@ -301,29 +309,45 @@ def _copied_here(x, centre, factors, width, row, as_rows, as_columns):
 
 
 @compiled
-def _pack_here(x, y, same, sigma, weights, width, row, x_columns, y_rows, moderate, bounds):
+def pack_here(x, y, same, sigma, weights, width, x_columns, y_rows, moderate, bounds):
     """pack in one call, since for small data a call costs more than what it does."""
     finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[6])
-    packed_x = _copied_here(x, centre, factors, width, row, True, x_columns)
-    packed_y = packed_x if same else _copied_here(y, centre, factors, width, row, y_rows, True)
+    packed_x = _copied_here(x, centre, factors, width, True, x_columns)
+    packed_y = packed_x if same else _copied_here(y, centre, factors, width, y_rows, True)
     plan = _plan(packed_x[2], x.shape[1], packed_y[2], y.shape[1], x.shape[2], sigma, weights, exponents, bounds)
     return (finite, *plan), packed_x, packed_y
 
 
-def _row(dims: int, dtype: np.dtype) -> tuple[int, int]:
-    """The width of a panel and the length of a row, in which a tile over coordinates may end beyond the last."""
-    width = 2 * BYTES // dtype.itemsize
-    # an odd number of registers apart, rows fall on all lines of the cache in turn
-    return width, -(-dims // width) * width + width // 2
+@inner
+def panel_width(like):
+    """WIDTH for an array, or its dtype."""
+    return 2 * BYTES // like.itemsize
+
+
+@inner
+def column_here(u):
+    """copied on this thread for u (B, N), a single column: the rows and columns of Points."""
+    batch, n = u.shape
+    width = panel_width(u)
+    panels = (n + width - 1) // width
+    rows = np.zeros((batch, panels * width + ROWS, 1), u.dtype)
+    columns = np.zeros((batch, panels, 1, width), u.dtype)
+    for b in range(batch):
+        for i in range(n):
+            rows[b, i, 0] = columns[b, i // width, 0, i % width] = u[b, i]
+    return rows, columns
+
+
 
 
 def _copied(
     x: np.ndarray, centre: np.ndarray, factors: np.ndarray, as_rows: bool = True, as_columns: bool = True
 ) -> Points:
     batch, n, dims = x.shape
-    width, row = _row(dims, x.dtype)
+    width = panel_width.py_func(x.dtype)
     if x.size < _SMALL:
-        return Points(*_copied_here(x, centre, factors, width, row, as_rows, as_columns), n)
+        return Points(*_copied_here(x, centre, factors, width, as_rows, as_columns), n)
+    row = _row.py_func(dims, width)
     panels = -(-n // width)
     # a tile of rows may begin at the last one
     rows = scratch((batch, panels * width + ROWS if as_rows else 0, row), x.dtype)
@@ -343,6 +367,16 @@ def copied(x: np.ndarray) -> Points:
     return _copied(np.ascontiguousarray(x), np.zeros((batch, dims), x.dtype), np.ones((batch, 2), x.dtype))
 
 
+def limits(dtype: np.dtype, pairs: int, dims: int, *wanted: str) -> tuple[tuple, tuple]:
+    """What `_surveyed` and `_plan` go by: for `wanted`, keys of _TOLERANCE, of so many pairs."""
+    few = dims <= _FEW_COORDINATES or pairs * dims <= _FEW_PRODUCTS
+    tolerance = {what: _TOLERANCE[dtype][what] for what in wanted}
+    kernel, gradient = tolerance.pop("kernel", 0.0), tolerance.pop("gradient", 0.0)
+    total = min(tolerance.values(), default=0.0)
+    eps, smallest, largest = _LIMITS[dtype]
+    return _MODERATE[dtype], (few, eps, kernel, total, gradient, smallest, largest, 2 if kernel else 4)
+
+
 def pack(x, y, sigma, weights, *wanted: str, within: bool = False) -> Packed:
     """x (B, N, D), y (B, M, D) or None for x, sigma and weights (B, S) float64; wanted: keys of _TOLERANCE.
 
@@ -353,23 +387,17 @@ def pack(x, y, sigma, weights, *wanted: str, within: bool = False) -> Packed:
     x = np.ascontiguousarray(x)
     y = x if same else np.ascontiguousarray(y)
     n, m, dims = x.shape[1], y.shape[1], x.shape[2]
-    few = dims <= _FEW_COORDINATES or n * m * dims <= _FEW_PRODUCTS
-    tolerance = {what: _TOLERANCE[dtype][what] for what in wanted}
-    kernel, gradient = tolerance.pop("kernel", 0.0), tolerance.pop("gradient", 0.0)
-    total = min(tolerance.values(), default=0.0)
-    eps, smallest, largest = _LIMITS[dtype]
-    moderate = _MODERATE[dtype]
-    bounds = (few, eps, kernel, total, gradient, smallest, largest, 2 if kernel else 4)
+    moderate, bounds = limits(dtype, n * m, dims, *wanted)
     # gradients are sums of rows
-    x_columns, y_rows = same or within, same or within or gradient > 0
+    x_columns, y_rows = same or within, same or within or "gradient" in wanted
     if x.size + y.size < _SMALL:
-        arguments = (x, y, same, sigma, weights, *_row(dims, dtype), x_columns, y_rows, moderate, bounds)
-        arrays, packed_x, packed_y = _pack_here(*arguments)
+        arguments = (x, y, same, sigma, weights, panel_width.py_func(dtype), x_columns, y_rows, moderate, bounds)
+        arrays, packed_x, packed_y = pack_here(*arguments)
         packed_x = Points(*packed_x, n)
         packed_y = packed_x if same else Points(*packed_y, m)
         finite, *plan = arrays
     else:
-        finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, largest)
+        finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[6])
         packed_x = _copied(x, centre, factors, True, x_columns)
         packed_y = packed_x if same else _copied(y, centre, factors, y_rows, True)
         plan = _plan(packed_x.norms, n, packed_y.norms, m, dims, sigma, weights, exponents, bounds)

@@ -7,7 +7,7 @@ from .memory import fresh
 from .packed import pack
 from .sums import sweep
 from .threads import run_rows
-from .tile import DEPTH, ROWS, distances, gaussians
+from .tile import DEPTH, NOWHERE, ROWS, distances, gaussians
 from .vector import exp2, fma, load, splat, store
 
 # columns that stay in the second-level cache while the rows pass, in bytes
@@ -50,7 +50,7 @@ def _matrix_rows(x, y, nx, ny, n, m, slope, offset, scale, squarings, weights, s
                     distances(
                         x, (b * x.shape[1] + i) * row, row, y, (b * y.shape[1] + p) * dims * width, dims,
                         nx, b * nx.shape[1] + i, ny, b * ny.shape[1] + j,
-                        near_slope, near_offset, tile, 0, width,
+                        near_slope, near_offset, NOWHERE, tile, 0, width,
                     )  # fmt: skip
                     if count == 1 and whole:
                         for r in range(height):

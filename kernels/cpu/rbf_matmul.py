@@ -6,7 +6,7 @@ from .compiled import compiled, inner
 from .packed import Packed, copied, pack
 from .sums import sweep
 from .threads import run_rows
-from .tile import DEPTH, ROWS, distances, gaussian_sums
+from .tile import DEPTH, NOWHERE, ROWS, distances, gaussian_sums
 from .vector import exp2, fma, load, splat, store, total
 
 # columns that stay in the second-level cache while the rows pass, in bytes
@@ -51,7 +51,7 @@ def _one_column_rows(
                         distances(
                             x, (b * x.shape[1] + i) * row, row, y, (b * panels + p) * dims * width, dims,
                             nx, b * nx.shape[1] + i, ny, b * ny.shape[1] + p * width, real(slope[b]), real(offset[b]),
-                            tile, 0, width,
+                            NOWHERE, tile, 0, width,
                         )  # fmt: skip
                         for r in range(ROWS):
                             part = load(sums, r * lanes)

@@ -23,7 +23,7 @@ from .compiled import compiled, inner
 from .memory import zeros
 from .packed import LOG2_E, Packed, Points
 from .threads import Task, run_tasks
-from .tile import ROWS, distances, product, pull
+from .tile import NOWHERE, ROWS, add_product, add_pull, distances, product, pull
 from .vector import BYTES, add_to, at_least, exp2, exp2m1, fma, load, splat, store, total
 
 _COLUMNS = 256
@@ -55,12 +55,15 @@ def _scratch(size, like):
 
 
 @inner
-def _pull_one(weight, x, y, b, i, j, dx, dy, chunk, want_dx, want_dy, dims):
+def _pull_one(weight, x, y, b, i, j, dx, dy, chunk, want_dx, want_dy, own, dims):
+    """The pull of column j on row i, and its opposite; own: column j is a row of the same block."""
     for k in range(dims):
         part = np.float64(weight) * (np.float64(y[b, j, k]) - np.float64(x[b, i, k]))
         if want_dx:
             dx[b, i, k] += part
-        if want_dy:
+        if own:
+            dx[b, j, k] -= part
+        elif want_dy:
             dy[b, chunk, j, k] -= part
 
 
@@ -78,6 +81,42 @@ def _add_tile(tile, width, first, count, k0, dims, out):
 
 
 @inner
+def _clear_below(block, line, rows, padded, diagonal, width, value):
+    """The entries below and on the diagonal, of tiles that reach above it."""
+    for r in range(rows):
+        for j in range(_begin(diagonal, r, width), min(diagonal + r + 1, padded)):
+            block[r * line + j] = value
+
+
+@inner
+def _add_product(a, a_at, a_row, a_step, b, b_at, b_row, depth, tile, width, first, count, k0, dims, out):
+    """out[first + r, k0 + k] += sum_j a[r, j] b[j, k] for a tile, as far as out has rows and coordinates."""
+    if count >= ROWS and k0 + width <= dims:
+        add_product(a, a_at, a_row, a_step, b, b_at, b_row, depth, out, first * dims + k0, dims)
+    else:
+        product(a, a_at, a_row, a_step, b, b_at, b_row, depth, tile, 0, width)
+        _add_tile(tile, width, first, min(ROWS, count), k0, dims, out)
+
+
+@inner
+def _add_pull(a, a_at, a_row, a_step, b, b_at, b_row, depth, x, x_at, tile, width, first, count, k0, dims, out):
+    """out[first + r, k0 + k] += sum_j a[r, j] (b[j, k] - x[r, k]) for half a tile, as `_add_product`."""
+    if count >= ROWS // 2 and k0 + width <= dims:
+        add_pull(a, a_at, a_row, a_step, b, b_at, b_row, depth, x, x_at, b_row, out, first * dims + k0, dims)
+    else:
+        pull(a, a_at, a_row, a_step, b, b_at, b_row, depth, x, x_at, b_row, tile, 0, width)
+        _add_tile(tile, width, first, min(ROWS // 2, count), k0, dims, out)
+
+
+@inner
+def _mirror(block, line, first, count):
+    """The square of count rows, and as many columns from `first` on, gets below its diagonal what is above."""
+    for r in range(count):
+        for c in range(r):
+            block[r * line + first + c] = block[c * line + first + r]
+
+
+@inner
 def _subtract_own(points, b, first, stop, weights, out):
     """out_i -= weights_i points_i: of pulls, what the product with the other points lacks."""
     dims = out.shape[1]
@@ -85,6 +124,21 @@ def _subtract_own(points, b, first, stop, weights, out):
         own, row, times = points[b, i], out[i], weights[i]
         for k in range(dims):
             row[k] -= times * np.float64(own[k])
+
+
+@inner
+def _begin(diagonal, r, width):
+    """From which column on a block has tiles in row r: all, or where they reach above the diagonal.
+
+    diagonal is the row of the block's first column less that of its first row, or -1 for a block above it.
+    """
+    return (diagonal + r // ROWS * ROWS) // width * width if diagonal >= 0 else 0
+
+
+@inner
+def _end(diagonal, j, width, high):
+    """Up to which row a block has tiles in column j."""
+    return min(high, (j // width * width + width - diagonal + ROWS - 1) // ROWS * ROWS) if diagonal >= 0 else high
 
 
 def _mixer(minus_one, pulls):
@@ -105,6 +159,7 @@ def _mixer(minus_one, pulls):
         pull_weights,
         keep,
         add,
+        diagonal,
         g,
         v,
         v_at,
@@ -120,7 +175,7 @@ def _mixer(minus_one, pulls):
         for r in range(rows):
             row_total = zero
             own = splat(g[r]) if outer else zero
-            for j in range(0, padded, lanes):
+            for j in range(_begin(diagonal, r, 2 * lanes), padded, lanes):
                 at = r * line + j
                 q = load(d2, at)
                 t = q * c0
@@ -170,8 +225,8 @@ _mix_values, _mix_less, _mix_pulls, _mix_less_pulls = (
 
 @inner
 def _mix_all(
-    d2, weight, totals, line, rows, padded, b, scale, squarings, weights, pull_weights, keep, v, v_at, minus_one,
-    want_value, want_pull, want_parameters, row_shift, column_shift, i0, j0, moments, sums, parameters, times,
+    d2, weight, totals, line, rows, padded, b, scale, squarings, weights, pull_weights, keep, diagonal, v, v_at,
+    minus_one, want_value, want_pull, want_parameters, row_shift, column_shift, i0, j0, moments, sums, parameters, times,
 ):  # fmt: skip
     """The mixing of a block with shifts, or with the moments of the bandwidths."""
     real = d2.dtype.type
@@ -184,7 +239,7 @@ def _mix_all(
         if r % ROWS == 0:
             moments[:] = 0
         row_total = zero
-        for j in range(0, padded, lanes):
+        for j in range(_begin(diagonal, r, 2 * lanes), padded, lanes):
             at = r * line + j
             q = load(d2, at)
             c = zero
@@ -232,8 +287,19 @@ def _mix_all(
 
 
 @compiled
+def _finite(rows):
+    """With 0 for what is not finite."""
+    found = rows.copy()
+    flat = found.reshape(-1)
+    for k in range(flat.size):
+        if not np.isfinite(flat[k]):
+            flat[k] = 0
+    return found
+
+
+@compiled
 def _sum_rows(
-    chunks, bounds, first, last,
+    chunks, bounds, first, last, finite,
     x, nx, x_pull, n, y, yt, ny, y_pull, m, dims, slopes, offsets, pull_nears,
     scale, squarings, weights, pull_weights, g, v, vt, columns, pairs, row_shift, column_shift,
     skip_diagonal, minus_one, symmetric, block_rows, block_columns,
@@ -242,8 +308,8 @@ def _sum_rows(
 ):  # fmt: skip
     """Chunks of rows, first to last, numbered through the batch, against all columns; see Sums and the module.
 
-    symmetric: y is x, and only the blocks on and above the diagonal are visited; others count for rows and columns.
-    Without per-row results (want_value only to be summed up) a block above the diagonal counts twice.
+    symmetric: y is x, and only tiles that reach above the diagonal are visited. The pairs above it count for rows and
+    columns, without per-row results (want_value only to be summed up) twice; the diagonal's kernels are known.
     """
     width = yt.shape[3]
     lanes = width // 2
@@ -254,6 +320,8 @@ def _sum_rows(
     want_pull = want_dx or want_dy
     want_c = want_pull or want_parameters
     from_pairs = pairs.shape[1] > 0
+    known_diagonal = symmetric or skip_diagonal
+    twice = real(2 if symmetric and not want_column_value else 1)
     shifted = row_shift.shape[1] > 0 or column_shift.shape[1] > 0
     keep_total = (want_value and columns > 1) or want_column_value
     d2 = _scratch(block_rows * line, x)
@@ -269,7 +337,7 @@ def _sum_rows(
     # one column: c is made where it is used
     outer = want_c and columns == 1 and not from_pairs and not general
     g_column = g[:, :, 0]
-    some_near = np.empty((block_rows // ROWS, block_columns // width), np.bool_)
+    some_near = np.zeros((block_rows // ROWS, block_columns // width), np.bool_)
     zero = splat(real(0))
     for number in range(first, last):
         b, chunk = number // chunks, number % chunks
@@ -279,6 +347,20 @@ def _sum_rows(
         row_weights[:] = 0
         column_weights[:] = 0
         near_slope, near_offset = real(slope), real(offset)
+        if symmetric and not skip_diagonal:
+            for i in range(start, stop):
+                # the distance of a point to itself is 0, or NaN
+                nothing = real(0)
+                if not finite:
+                    for k in range(dims):
+                        nothing += real(0) * x[b, i, k]
+                for s in range(count):
+                    kernel = nothing if minus_one else nothing + weights[b, s]
+                    if want_value:
+                        value[b, i, 0] += np.float64(kernel * v[b, i, 0])
+                    if want_parameters:
+                        kernel = nothing if minus_one else nothing + real(1)
+                        parameters[b, chunk, 2 * s] += np.float64(kernel * g[b, i, 0] * v[b, i, 0])
         first_block = start // block_columns * block_columns if symmetric else 0
         for j0 in range(first_block, m, block_columns):
             wide = min(block_columns, m - j0)
@@ -288,23 +370,25 @@ def _sum_rows(
                 high = min(block_rows, stop - i0)
                 if symmetric and j0 < i0 // block_columns * block_columns:
                     continue
-                above = symmetric and j0 > i0
-                # the diagonal's block is complete: its rows have all its columns
-                to_columns = above or not symmetric
-                twice = real(2 if above and not want_column_value else 1)
+                diagonal = i0 - j0 if symmetric and j0 <= i0 else -1
 
                 for p in range(p0, p1):
                     for r in range(0, high, ROWS):
                         i = i0 + r
+                        if (p - p0) * width < _begin(diagonal, r, width):
+                            continue
                         some_near[r // ROWS, p - p0] = distances(
                             x, (b * x.shape[1] + i) * row, row, yt, (b * panels + p) * dims * width, dims,
                             nx, b * nx.shape[1] + i, ny, b * ny.shape[1] + p * width, near_slope, near_offset,
-                            d2, r * line + (p - p0) * width, line,
+                            i - p * width if known_diagonal else NOWHERE, d2, r * line + (p - p0) * width, line,
                         )  # fmt: skip
-                if skip_diagonal:
+                # a kernel of 0, or one less 1
+                none = real(0 if minus_one else np.inf)
+                if diagonal >= 0:
+                    _clear_below(d2, line, high, padded, diagonal, width, none)
+                elif skip_diagonal:
                     for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
-                        # a kernel of 0, or one less 1
-                        d2[(i - i0) * line + i - j0] = 0 if minus_one else np.inf
+                        d2[(i - i0) * line + i - j0] = none
 
                 if want_c and not outer:
                     if from_pairs:
@@ -322,44 +406,47 @@ def _sum_rows(
                                     vt, (b * panels + p) * columns * width, width, columns,
                                     weight, r * line + (p - p0) * width, line,
                                 )  # fmt: skip
-                    if skip_diagonal:
+                    if diagonal >= 0:
+                        _clear_below(weight, line, high, padded, diagonal, width, real(0))
+                    elif skip_diagonal:
                         for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
                             weight[(i - i0) * line + i - j0] = 0
 
                 v_at = b * panels * width + j0
-                # symmetric blocks above the diagonal stand for two
                 if general:
                     _mix_all(
                         d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                        keep_total, vt, v_at, minus_one, want_value, want_pull, want_parameters, row_shift,
-                        column_shift, i0, j0, moments, row_sums, parameters[b, chunk], 2.0 if above else 1.0,
+                        keep_total, diagonal, vt, v_at, minus_one, want_value, want_pull, want_parameters, row_shift,
+                        column_shift, i0, j0, moments, row_sums, parameters[b, chunk], 2.0 if symmetric else 1.0,
                     )  # fmt: skip
                 else:
                     g_block = g_column[b, i0 : i0 + high]
                     if want_pull and minus_one:
                         _mix_less_pulls(
                             d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                            keep_total, want_value, g_block, vt, v_at, outer, row_sums,
+                            keep_total, want_value, diagonal, g_block, vt, v_at, outer, row_sums,
                         )  # fmt: skip
                     elif want_pull:
                         _mix_pulls(
                             d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                            keep_total, want_value, g_block, vt, v_at, outer, row_sums,
+                            keep_total, want_value, diagonal, g_block, vt, v_at, outer, row_sums,
                         )  # fmt: skip
                     elif minus_one:
                         _mix_less(
                             d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                            keep_total, want_value, g_block, vt, v_at, outer, row_sums,
+                            keep_total, want_value, diagonal, g_block, vt, v_at, outer, row_sums,
                         )  # fmt: skip
                     else:
                         _mix_values(
                             d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                            keep_total, want_value, g_block, vt, v_at, outer, row_sums,
+                            keep_total, want_value, diagonal, g_block, vt, v_at, outer, row_sums,
                         )  # fmt: skip
                 if want_value and not keep_total:
                     for r in range(high):
                         value[b, i0 + r, 0] += np.float64(twice * row_sums[r])
-                if want_pull and skip_diagonal:
+                if want_pull and diagonal >= 0:
+                    _clear_below(weight, line, high, padded, diagonal, width, real(0))
+                elif want_pull and skip_diagonal:
                     for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
                         weight[(i - i0) * line + i - j0] = 0
 
@@ -368,7 +455,7 @@ def _sum_rows(
                         for r in range(high):
                             for e in range(columns):
                                 sum_e = zero
-                                for j in range(0, padded, lanes):
+                                for j in range(_begin(diagonal, r, width), padded, lanes):
                                     p = p0 + j // width
                                     ve = load(vt, ((b * panels + p) * columns + e) * width + j % width)
                                     sum_e = fma(load(totals, r * line + j), ve, sum_e)
@@ -376,17 +463,16 @@ def _sum_rows(
                     else:
                         for e0 in range(0, columns, width):
                             for r in range(0, high, ROWS):
-                                product(
+                                _add_product(
                                     totals, r * line, line, 1, v, (b * v.shape[1] + j0) * v.shape[2] + e0, v.shape[2],
-                                    wide, tile, 0, width,
+                                    wide, tile, width, i0 + r, high - r, e0, columns, value[b],
                                 )  # fmt: skip
-                                _add_tile(tile, width, i0 + r, min(ROWS, high - r), e0, columns, value[b])
-                if want_column_value and to_columns:
+                if want_column_value:
                     if columns <= _FEW_VALUES:
                         for e in range(columns):
                             for j in range(0, padded, lanes):
                                 sum_e = zero
-                                for r in range(high):
+                                for r in range(_end(diagonal, j, width, high)):
                                     ge = splat(g[b, i0 + r, e])
                                     sum_e = fma(load(totals, r * line + j), ge, sum_e)
                                 store(tile, 0, sum_e)
@@ -395,25 +481,20 @@ def _sum_rows(
                     else:
                         for e0 in range(0, columns, width):
                             for j in range(0, wide, ROWS):
-                                product(
+                                _add_product(
                                     totals, j, 1, line, g, (b * g.shape[1] + i0) * g.shape[2] + e0, g.shape[2], high,
-                                    tile, 0, width,
+                                    tile, width, j0 + j, wide - j, e0, columns, column_value[b, chunk],
                                 )  # fmt: skip
-                                _add_tile(
-                                    tile,
-                                    width,
-                                    j0 + j,
-                                    min(ROWS, wide - j),
-                                    e0,
-                                    columns,
-                                    column_value[b, chunk],
-                                )
 
+                # the columns that pull the rows, and those that the rows pull: pairs of the block's own rows do so once
+                pulling, pulled = 0, 0
+                if diagonal >= 0:
+                    pulling, pulled = diagonal, diagonal + high
                 if want_pull and not differences:
                     # near pairs one by one, by their difference: in a product it would cancel
                     for p in range(p0, p1):
                         for r0 in range(0, high, ROWS):
-                            if some_near[r0 // ROWS, p - p0]:
+                            if (p - p0) * width >= _begin(diagonal, r0, width) and some_near[r0 // ROWS, p - p0]:
                                 for r in range(r0, min(r0 + ROWS, high)):
                                     for j in range((p - p0) * width, min((p - p0 + 1) * width, wide)):
                                         at = r * line + j
@@ -421,47 +502,54 @@ def _sum_rows(
                                             if d2[at] > 0:
                                                 _pull_one(
                                                     weight[at], x_pull, y_pull, b, i0 + r, j0 + j, dx, dy, chunk,
-                                                    want_dx, want_dy and to_columns, dims,
+                                                    want_dx, want_dy, j < pulled, dims,
                                                 )  # fmt: skip
                                             weight[at] = 0
+                if want_pull and diagonal >= 0:
+                    _mirror(weight, line, diagonal, high)
                 if want_dx:
+                    y_at = (b * y.shape[1] + j0 + pulling) * row
                     for k0 in range(0, dims, width):
-                        y_at = (b * y.shape[1] + j0) * row + k0
                         if differences:
                             for r in range(0, high, ROWS // 2):
-                                x_at = (b * x.shape[1] + i0 + r) * row + k0
-                                pull(
-                                    weight, r * line, line, 1, y_pull, y_at, row, wide, x_pull, x_at, row,
-                                    tile, 0, width,
+                                _add_pull(
+                                    weight, r * line + pulling, line, 1, y_pull, y_at + k0, row, wide - pulling,
+                                    x_pull, (b * x.shape[1] + i0 + r) * row + k0,
+                                    tile, width, i0 + r, high - r, k0, dims, dx[b],
                                 )  # fmt: skip
-                                _add_tile(tile, width, i0 + r, min(ROWS // 2, high - r), k0, dims, dx[b])
                         else:
                             for r in range(0, high, ROWS):
-                                product(weight, r * line, line, 1, y, y_at, row, wide, tile, 0, width)
-                                _add_tile(tile, width, i0 + r, min(ROWS, high - r), k0, dims, dx[b])
+                                _add_product(
+                                    weight, r * line + pulling, line, 1, y, y_at + k0, row, wide - pulling,
+                                    tile, width, i0 + r, high - r, k0, dims, dx[b],
+                                )  # fmt: skip
                     if not differences:
                         for r in range(high):
                             sum_r = zero
                             for j in range(wide, padded):
                                 weight[r * line + j] = 0
-                            for j in range(0, padded, lanes):
+                            for j in range(pulling, padded, lanes):
                                 sum_r = sum_r + load(weight, r * line + j)
                             row_weights[i0 + r] += np.float64(total(sum_r))
-                if want_dy and to_columns:
+                if want_dy:
+                    x_at = (b * x.shape[1] + i0) * row
                     for k0 in range(0, dims, width):
-                        x_at = (b * x.shape[1] + i0) * row + k0
                         if differences:
-                            for j in range(0, wide, ROWS // 2):
-                                y_at = (b * y.shape[1] + j0 + j) * row + k0
-                                pull(weight, j, 1, line, x_pull, x_at, row, high, y_pull, y_at, row, tile, 0, width)
-                                high_j = min(ROWS // 2, wide - j)
-                                _add_tile(tile, width, j0 + j, high_j, k0, dims, dy[b, chunk])
+                            for j in range(pulled, wide, ROWS // 2):
+                                _add_pull(
+                                    weight, j, 1, line, x_pull, x_at + k0, row, high,
+                                    y_pull, (b * y.shape[1] + j0 + j) * row + k0,
+                                    tile, width, j0 + j, wide - j, k0, dims, dy[b, chunk],
+                                )  # fmt: skip
                         else:
-                            for j in range(0, wide, ROWS):
-                                product(weight, j, 1, line, x, x_at, row, high, tile, 0, width)
-                                _add_tile(tile, width, j0 + j, min(ROWS, wide - j), k0, dims, dy[b, chunk])
-                    if not differences:
-                        for j in range(0, padded, lanes):
+                            for j in range(pulled, wide, ROWS):
+                                _add_product(
+                                    weight, j, 1, line, x, x_at + k0, row, high,
+                                    tile, width, j0 + j, wide - j, k0, dims, dy[b, chunk],
+                                )  # fmt: skip
+                    # rows that are not a full block are the last, and pull no more columns
+                    if not differences and pulled < wide:
+                        for j in range(pulled, padded, lanes):
                             sum_j = zero
                             for r in range(high):
                                 sum_j = sum_j + load(weight, r * line + j)
@@ -473,11 +561,61 @@ def _sum_rows(
                 _subtract_own(y, b, 0, m, column_weights, dy[b, chunk])
 
 
+@inner
+def _block(n, m, width, products):
+    """Rows and columns of a block."""
+    block_rows = _MANY_ROWS if products else _FEW_ROWS
+    # a block of rows lies within one block of columns
+    unit = block_rows * width // math.gcd(block_rows, width)
+    block_columns = max(1, _COLUMNS // unit) * unit
+    if n <= block_rows and m <= block_columns:
+        # one block: no more memory than it takes
+        block_rows, block_columns = max(1, -(-n // ROWS)) * ROWS, max(1, -(-m // width)) * width
+    return block_rows, block_columns
+
+
+@inner
+def sweep_here(
+    plan, x, n, y, m, v, g, skip_diagonal, minus_one, symmetric, want_value, want_column_value, want_dx, want_dy,
+    want_parameters,
+):  # fmt: skip
+    """A sweep of so few pairs that they are one chunk, within compiled code: the arrays of Parts. See Sweep.
+
+    plan is what `pack_here` returns first; x and y are (rows, columns, norms), v and g (rows, columns).
+    """
+    finite, of_batch, of_bandwidth, places = plan
+    batch, dims, width = len(x[0]), y[1].shape[2], y[1].shape[3]
+    columns, count = v[1].shape[2], of_bandwidth.shape[2]
+    block_rows, block_columns = _block(n, m, width, want_dx or want_dy or columns > _FEW_VALUES)
+    if symmetric and block_rows >= n:
+        # in the only block all pairs are the rows' own
+        want_dy = False
+    value = np.zeros((batch, n, columns if want_value else 0))
+    column_value = np.zeros((batch, 1, m if want_column_value else 0, columns))
+    dx = np.zeros((batch, n, dims if want_dx else 0))
+    dy = np.zeros((batch, 1, m if want_dy else 0, dims))
+    parameters = np.zeros((batch, 1, 2 * count if want_parameters else 0))
+    x_pull, y_pull = x[0], y[0]
+    if not finite:
+        x_pull, y_pull = _finite(x[0]), _finite(y[0])
+    none = np.empty((batch, 0, 1), x[0].dtype)
+    if n and m:
+        _sum_rows(
+            1, np.array([0, n]), 0, batch, finite,
+            x[0], x[2], x_pull, n, y[0], y[1], y[2], y_pull, m, dims, of_batch[0], of_batch[1], of_batch[2],
+            of_bandwidth[0], places[0], of_bandwidth[1], of_bandwidth[2],
+            g[0], v[0], v[1], columns, none, none, none, skip_diagonal, minus_one, symmetric, block_rows,
+            block_columns, want_value, want_column_value, want_dx, want_dy, want_parameters,
+            value, column_value, dx, dy, parameters,
+        )  # fmt: skip
+    return value, column_value, dx, dy, parameters
+
+
 class Sweep(NamedTuple):
     """What is asked: x (B, N, D) against y (B, M, D).
 
-    symmetric: y is x, and c_ij = c_ji. Half the pairs are visited, and the results are those of all: dx, which needs
-    want_dy as well, and value, which without want_column_value is only good for g . value.
+    symmetric: y is x, and c_ij = c_ji. Half the pairs are visited, and the results are those of all: dx + dy, which
+    needs both, and value + column_value; value without want_column_value is only good for g . value.
     """
 
     x: Points
@@ -529,16 +667,8 @@ def _prepared(packed: Packed, asked: Sweep) -> tuple[Task, Parts]:
     given = v or g
     columns = given.columns.shape[2] if given else 1
     products = want_dx or want_dy or columns > _FEW_VALUES
-    block_rows = _MANY_ROWS if products else _FEW_ROWS
-    # the blocks on the diagonal are visited whole: of a small matrix they would be a large part
-    least_columns = _COLUMNS if not symmetric or n > 2048 else 128 if n > 512 else 64
-    # a block of rows lies within one block of columns
     width = y.columns.shape[3]
-    unit = math.lcm(block_rows, width)
-    block_columns = max(1, least_columns // unit) * unit
-    if n <= block_rows and m <= block_columns:
-        # one block: no more memory than it takes
-        block_rows, block_columns = max(1, -(-n // ROWS)) * ROWS, max(1, -(-m // width)) * width
+    block_rows, block_columns = _block.py_func(n, m, width, products)
     to_columns = want_dy or want_column_value
     # at least so many rows a chunk: what columns receive is added up from all chunks
     least = 512 if to_columns else 2 * block_rows
@@ -555,7 +685,7 @@ def _prepared(packed: Packed, asked: Sweep) -> tuple[Task, Parts]:
     )
     x_pull, y_pull = x.rows, y.rows
     if not packed.finite:
-        x_pull, y_pull = (np.where(np.isfinite(rows), rows, 0) for rows in (x_pull, y_pull))
+        x_pull, y_pull = _finite(x_pull), _finite(y_pull)
     pairs = none if pairs is None else np.ascontiguousarray(pairs, dtype)
     row_shift = none if row_shift is None else _in_order(packed, row_shift).astype(dtype)
     if column_shift is None:
@@ -568,7 +698,7 @@ def _prepared(packed: Packed, asked: Sweep) -> tuple[Task, Parts]:
     v_rows, v_columns = (v.rows, v.columns) if v else (none, none[..., None])
 
     rest = (
-        x.rows, x.norms, x_pull, n, y.rows, y.columns, y.norms, y_pull, m, dims,
+        packed.finite, x.rows, x.norms, x_pull, n, y.rows, y.columns, y.norms, y_pull, m, dims,
         packed.slope, packed.offset, packed.pull_near,
         packed.scale, packed.squarings, packed.weights, packed.pull_weights,
         g_rows, v_rows, v_columns, columns, pairs, row_shift, column_shift, skip_diagonal, minus_one,
@@ -594,18 +724,22 @@ def sums_of(packed: Packed, asked: Sweep, parts: Parts) -> Sums:
     if (packed.unit != 1).any():
         lengths = packed.unit[:, None, None]
         dx, dy = None if dx is None else dx / lengths, None if dy is None else dy / lengths
-    dsigma, dweights = parameters_of(packed, parts) if asked.want_parameters else (None, None)
+    dsigma = dweights = None
+    if asked.want_parameters:
+        dsigma, dweights = parameters_of(packed.order, packed.given_sigma, packed.given_weights, parts.parameters)
     return Sums(value, column_value, dx, dy, dsigma, dweights)
 
 
-def parameters_of(packed: Packed, parts: Parts) -> tuple[np.ndarray, np.ndarray]:
-    """dsigma and dweights, (B, S)."""
-    sums = parts.parameters.sum(1).reshape(*packed.order.shape, 2)
-    dweights, dsigma = np.empty(packed.order.shape), np.empty(packed.order.shape)
-    np.put_along_axis(dweights, packed.order, sums[..., 0], 1)
-    np.put_along_axis(dsigma, packed.order, sums[..., 1], 1)
+def parameters_of(
+    order: np.ndarray, sigma: np.ndarray, weights: np.ndarray, parameters: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """dsigma and dweights, (B, S), of what Parts hold."""
+    sums = parameters.sum(1).reshape(*order.shape, 2)
+    dweights, dsigma = np.empty(order.shape), np.empty(order.shape)
+    np.put_along_axis(dweights, order, sums[..., 0], 1)
+    np.put_along_axis(dsigma, order, sums[..., 1], 1)
     # sum c k d2 / sigma^3, with d2 = -t sigma^2 2 / log2(e)
-    dsigma *= -2 / LOG2_E * packed.given_weights / packed.given_sigma
+    dsigma *= -2 / LOG2_E * weights / sigma
     return dsigma, dweights
 
 

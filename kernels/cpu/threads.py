@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # below this many multiply-adds one thread is done before a second has woken up: 0.14 ms with AVX-512
-_SERIAL_WORK = 1 << 23
+SERIAL_WORK = 1 << 23
 _TASKS_PER_THREAD = 4
 
 _pool: ThreadPoolExecutor | None = None
@@ -67,17 +67,19 @@ def run_rows(run: Callable[[int, int], None], rows: int, work_per_row: int) -> N
 def run_tasks(tasks: Sequence[Task]) -> None:
     """Tasks side by side, in pieces, on this thread and its helpers."""
     threads = thread_count()
-    if threads == 1 or sum(task.rows * task.work_per_row for task in tasks) < _SERIAL_WORK:
+    if threads == 1 or sum(task.rows * task.work_per_row for task in tasks) < SERIAL_WORK:
         for task in tasks:
             if task.rows:
                 task.run(0, task.rows)
         return
     pieces = []
-    for run, rows, _ in tasks:
+    for run, rows, work_per_row in tasks:
         count = min(rows, threads * _TASKS_PER_THREAD)
         bounds = [rows * k // count for k in range(count + 1)] if count else []
-        pieces += [(run, start, stop) for start, stop in pairwise(bounds)]
-    _share(pieces, threads)
+        pieces += [((stop - start) * work_per_row, run, start, stop) for start, stop in pairwise(bounds)]
+    # the longest first: what is left at the end is short
+    pieces.sort(key=lambda piece: -piece[0])
+    _share([piece[1:] for piece in pieces], threads)
 
 
 def _share(pieces: Sequence[tuple[Callable[[int, int], None], int, int]], threads: int) -> None:

@@ -42,6 +42,8 @@ WIDTH = {dtype: VECTORS * lanes for dtype, lanes in LANES.items()}
 DEPTH = 64
 
 _INDEX = ir.IntType(64)
+# for `distances`: no entry of the tile is that of a point and itself, as far as the caller knows
+NOWHERE = -(1 << 30)
 _SCALAR = types.intp
 
 
@@ -108,18 +110,22 @@ def _place(builder, dtype, base, row, place):
 
 
 @intrinsic
-def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, out, at, out_row):
+def distances(
+    typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, own, out, at, out_row
+):  # fmt: skip
     """out[r, j] = |x_r - y_j|^2 for one tile; whether any of them was near.
 
     x holds points as rows, x_row apart; y holds WIDTH points as columns. nx and ny are their squared norms, summed
     in the order of the tile, so that equal points have distance 0 exactly. The sum of both less twice the product is
     right to a few roundings of the norms: entries that come out at most slope (nx + ny) + offset, which are those
     whom that would harm, are replaced by sums of squared differences. An infinite offset means all.
+
+    The caller knows entries [r, own + r], of a point and itself, and may find anything there: they are not near.
     """
     dtype = x.dtype
 
     def generate(context, builder, signature, arguments):
-        x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset, out_, at, out_row = arguments
+        x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset, own, out_, at, out_row = arguments
         x_ = address(context, builder, x, x_, x_at)
         y_ = address(context, builder, y, y_, y_at)
         nx_ = address(context, builder, nx, nx_, nx_at)
@@ -158,6 +164,17 @@ def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_
                 emit_store(builder, value, slot(place))
             builder.store(builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0)), found)
 
+        def look_again():
+            """What was found, but for the points themselves."""
+            some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
+            places = ir.VectorType(_INDEX, lanes)
+            for (r, v), _, limit in norms():
+                column = emit_splat(builder, builder.add(own, _INDEX(r - v * lanes)), lanes)
+                others = builder.icmp_signed("!=", column, ir.Constant(places, list(range(lanes))))
+                near = builder.fcmp_ordered("<=", emit_load(builder, slot((r, v)), dtype), limit)
+                some = builder.or_(some, builder.and_(others, near))
+            builder.store(builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0)), found)
+
         def finish_near(tile):
             for place, _, limit in norms():
                 rough = emit_load(builder, slot(place), dtype)
@@ -174,11 +191,15 @@ def distances(typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_
             with product:
                 sums(_multiply_add(builder), finish_product)
                 with builder.if_then(builder.load(found), likely=False):
+                    here = builder.icmp_signed(">", own, _INDEX(-ROWS))
+                    with builder.if_then(here, likely=False):
+                        look_again()
+                with builder.if_then(builder.load(found), likely=False):
                     sums(_square_of_difference(builder), finish_near)
         return builder.load(found)
 
     i = _SCALAR
-    return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, out, i, i), generate
+    return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, i, out, i, i), generate
 
 
 @intrinsic
@@ -316,53 +337,75 @@ def _square_of_difference(builder):
     return step
 
 
-@intrinsic
-def product(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, out, at, out_row):
-    """out[r, :] = sum_k a[r, k] b[k, :] for one tile, ROWS by WIDTH."""
-    dtype = a.dtype
-
-    def generate(context, builder, signature, arguments):
-        a_, a_at, a_row, a_step, b_, b_at, b_row, depth, out_, at, out_row = arguments
-        a_ = address(context, builder, a, a_, a_at)
-        b_ = address(context, builder, b, b_, b_at)
-        out_ = address(context, builder, out, out_, at)
-
-        def finish(tile):
-            _emit_store_tile(builder, dtype, tile, out_, out_row)
-
-        _emit_sums(builder, dtype, ROWS, a_, a_row, a_step, b_, b_row, depth, _multiply_add(builder), finish)
-        return context.get_dummy_value()
-
-    i = _SCALAR
-    return types.void(a, i, i, i, b, i, i, i, out, i, i), generate
+def _emit_add_tile(builder, dtype, tile, out, out_row):
+    """out += tile, out float64."""
+    wide = ir.VectorType(ir.DoubleType(), LANES[dtype])
+    for place, value in tile.items():
+        pointer = builder.bitcast(_place(builder, dtype, out, out_row, place), wide.as_pointer())
+        old = builder.load(pointer)
+        old.align = 8
+        value = value if dtype == types.float64 else builder.fpext(value, wide)
+        builder.store(builder.fadd(old, value), pointer, align=8)
 
 
-@intrinsic
-def pull(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, x, x_at, x_row, out, at, out_row):
-    """out[r, :] = sum_k a[r, k] (b[k, :] - x[r, :]) for half a tile, ROWS / 2 by WIDTH: x needs registers too."""
-    dtype = a.dtype
+def _product(emit_finish):
+    """product and add_product: sum_k a[r, k] b[k, :] for one tile, ROWS by WIDTH, to emit_finish."""
 
-    def generate(context, builder, signature, arguments):
-        a_, a_at, a_row, a_step, b_, b_at, b_row, depth, x_, x_at, x_row, out_, at, out_row = arguments
-        a_ = address(context, builder, a, a_, a_at)
-        b_ = address(context, builder, b, b_, b_at)
-        x_ = address(context, builder, x, x_, x_at)
-        out_ = address(context, builder, out, out_, at)
-        rows = ROWS // 2
-        own = {
-            (r, v): emit_load(builder, _place(builder, dtype, x_, x_row, (r, v)), dtype)
-            for r in range(rows)
-            for v in range(VECTORS)
-        }
+    def intrinsic_(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, out, at, out_row):
+        dtype = a.dtype
 
-        def step(a, b, acc, place):
-            return emit_fma(builder, a, builder.fsub(b, own[place]), acc)
+        def generate(context, builder, signature, arguments):
+            a_, a_at, a_row, a_step, b_, b_at, b_row, depth, out_, at, out_row = arguments
+            a_ = address(context, builder, a, a_, a_at)
+            b_ = address(context, builder, b, b_, b_at)
+            out_ = address(context, builder, out, out_, at)
 
-        def finish(tile):
-            _emit_store_tile(builder, dtype, tile, out_, out_row)
+            def finish(tile):
+                emit_finish(builder, dtype, tile, out_, out_row)
 
-        _emit_sums(builder, dtype, rows, a_, a_row, a_step, b_, b_row, depth, step, finish)
-        return context.get_dummy_value()
+            _emit_sums(builder, dtype, ROWS, a_, a_row, a_step, b_, b_row, depth, _multiply_add(builder), finish)
+            return context.get_dummy_value()
 
-    i = _SCALAR
-    return types.void(a, i, i, i, b, i, i, i, x, i, i, out, i, i), generate
+        i = _SCALAR
+        return types.void(a, i, i, i, b, i, i, i, out, i, i), generate
+
+    return intrinsic_
+
+
+def _pull(emit_finish):
+    """pull and add_pull: sum_k a[r, k] (b[k, :] - x[r, :]) for half a tile, ROWS / 2 by WIDTH: x needs registers too."""
+
+    def intrinsic_(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, x, x_at, x_row, out, at, out_row):
+        dtype = a.dtype
+
+        def generate(context, builder, signature, arguments):
+            a_, a_at, a_row, a_step, b_, b_at, b_row, depth, x_, x_at, x_row, out_, at, out_row = arguments
+            a_ = address(context, builder, a, a_, a_at)
+            b_ = address(context, builder, b, b_, b_at)
+            x_ = address(context, builder, x, x_, x_at)
+            out_ = address(context, builder, out, out_, at)
+            rows = ROWS // 2
+            own = {
+                (r, v): emit_load(builder, _place(builder, dtype, x_, x_row, (r, v)), dtype)
+                for r in range(rows)
+                for v in range(VECTORS)
+            }
+
+            def step(a, b, acc, place):
+                return emit_fma(builder, a, builder.fsub(b, own[place]), acc)
+
+            def finish(tile):
+                emit_finish(builder, dtype, tile, out_, out_row)
+
+            _emit_sums(builder, dtype, rows, a_, a_row, a_step, b_, b_row, depth, step, finish)
+            return context.get_dummy_value()
+
+        i = _SCALAR
+        return types.void(a, i, i, i, b, i, i, i, x, i, i, out, i, i), generate
+
+    return intrinsic_
+
+
+# out[r, :] = the tile, or out[r, :] += the tile with out in float64
+product, add_product = (intrinsic(_product(emit)) for emit in (_emit_store_tile, _emit_add_tile))
+pull, add_pull = (intrinsic(_pull(emit)) for emit in (_emit_store_tile, _emit_add_tile))
