@@ -115,7 +115,7 @@ def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
         discriminator,
         real.train,
         run.objective(config, [1.0]),
-        config.recipe(),
+        config,
         [1.0],
         None,
         real.validation,

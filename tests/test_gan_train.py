@@ -164,7 +164,7 @@ def fit(recipe, loss="gan+mmd", **options):
 
 
 def recipe(**options):
-    return Recipe(**{"steps": 6, "batch_size": 16, "noise_dim": 2, **options})
+    return Recipe(**{"steps": 6, "batch": 16, "noise_dim": 2, **options})
 
 
 def test_mixed_precision_is_near_full_precision_and_of_the_networks_only():
@@ -205,7 +205,7 @@ def test_the_average_follows_the_generator_with_its_decay():
 
 
 def test_learning_rates_fall_along_a_cosine():
-    rates = [Recipe(steps=100, batch_size=2, final_rate=0.2).rate(step) for step in (1, 51, 100)]
+    rates = [Recipe(steps=100, batch=2, final_rate=0.2).rate(step) for step in (1, 51, 100)]
     assert rates == pytest.approx([1, 0.6, 0.2], abs=1e-3)
 
 

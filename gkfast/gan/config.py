@@ -6,7 +6,7 @@ Settings come from the defaults of the data, then a TOML file, then the command 
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -19,8 +19,8 @@ _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
 
 
 @dataclass(frozen=True)
-class Config:
-    """The settings of a run; those of the recipe are explained in gkfast.gan.loop.Recipe.
+class Config(Recipe):
+    """The settings of a run: how to train, see gkfast.gan.loop.Recipe, and what.
 
     Attributes
     ----------
@@ -61,14 +61,13 @@ class Config:
         Whether records also go to TensorBoard.
     """
 
-    data: str = "digits"
-    loss: str = "gan+mmd"
     steps: int = 3000
     batch: int = 256
-    seed: int = 0
+    data: str = "digits"
+    loss: str = "gan+mmd"
     lam: float | None = None
     sigma: str | list[float] = "median"
-    ladder: list[float] = None  # type: ignore[assignment]  # set below: a list cannot be a default
+    ladder: list[float] = field(default_factory=lambda: list(_LADDER))
     momentum: float = 0.1
     space: str = "data"
     r1: float = 0.0
@@ -79,17 +78,6 @@ class Config:
     critic_features: int = 16
     spectral: bool | None = None
     image_size: int = 32
-    noise_dim: int = 16
-    generator_rate: float = 1e-3
-    discriminator_rate: float = 1e-3
-    final_rate: float = 0.05
-    beta1: float = 0.5
-    beta2: float = 0.999
-    critic_steps: int = 1
-    ema: float = 0.0
-    clip: float = 0.0
-    precision: str = "no"
-    checkpoint_every: int = 0
     keep: int = 3
     control: bool = True
     device: str = "cpu"
@@ -97,16 +85,10 @@ class Config:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if self.ladder is None:
-            object.__setattr__(self, "ladder", list(_LADDER))
-        for field in fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name)))
+        for setting in fields(self):
+            object.__setattr__(self, setting.name, _typed(setting.name, getattr(self, setting.name)))
         checks.loss("loss", self.loss, losses.LOSSES)
         checks.config(self)
-
-    def recipe(self) -> Recipe:
-        own = asdict(self) | {"batch_size": self.batch}
-        return Recipe(**{field.name: own[field.name] for field in fields(Recipe)})
 
 
 # what is best within three minutes of one core, by bench/gan_quality.py

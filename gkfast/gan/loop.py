@@ -32,7 +32,7 @@ class Recipe:
     ----------
     steps : int
         Updates of the generator.
-    batch_size : int
+    batch : int
         Rows of each batch, over all processes.
     noise_dim : int
         Of generate_data, where no noise is given.
@@ -57,7 +57,7 @@ class Recipe:
     """
 
     steps: int
-    batch_size: int
+    batch: int
     noise_dim: int = 16
     generator_rate: float = 1e-3
     discriminator_rate: float = 1e-3
@@ -108,7 +108,7 @@ class Loop:
         self.sigma, self.probabilities = list(sigma), probabilities
         self.real = real.to(self.device)
         self.held_out = self.real[:500] if held_out is None else held_out.to(self.device)
-        checks.shares(recipe.batch_size, self.processes)
+        checks.shares(recipe.batch, self.processes)
 
         # one stream of batches and noise for all processes, each of which takes its share
         self.rng = torch.Generator().manual_seed(recipe.seed)
@@ -161,7 +161,7 @@ class Loop:
             # 2. noise -> generated data; the last of these samples serve both networks
             y = self._real()
             with torch.set_grad_enabled(left == 1):
-                x = self._through(self.G, self._share(self._noise(self.recipe.batch_size)))
+                x = self._through(self.G, self._share(self._noise(self.recipe.batch)))
             # 3-5. what separates real from generated data
             if goal.discriminator is not None:
                 d_loss = goal.discriminator(self._judged_by(self.D), y, x.detach())
@@ -315,7 +315,7 @@ class Loop:
 
     def _real(self) -> Tensor:
         """This process's share of the next batch; each pass in a new order, without rows that do not fill a batch."""
-        size = self.recipe.batch_size
+        size = self.recipe.batch
         if self.position + size > len(self.order):
             self.order, self.position = torch.randperm(len(self.real), generator=self.rng), 0
         batch = self.order[self.position : self.position + size]

@@ -104,7 +104,7 @@ def _train(
         discriminator.to(config.device),
         data.train,
         objective(config, sigma),
-        config.recipe(),
+        config,
         sigma=fixed,
         held_out=data.validation,
         checkpoints=checkpoints,

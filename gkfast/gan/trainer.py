@@ -167,7 +167,7 @@ def train_gan(
         checks.rows("x", x, batch_size)
     recipe = Recipe(
         steps=epochs * (len(y) // batch_size),
-        batch_size=batch_size,
+        batch=batch_size,
         noise_dim=noise_dim,
         generator_rate=learning_rate,
         discriminator_rate=learning_rate,

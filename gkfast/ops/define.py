@@ -14,6 +14,13 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 library = torch.library.Library("gkfast", "DEF")
+_cpu: dict[str, Callable[..., Any]] = {}
+
+# what the dispatcher sees in tensors that are no more than numbers in memory, for which it would call the CPU kernel
+_keys = torch._C._dispatch_keys
+with torch.inference_mode():
+    _PLAIN = {_keys(torch.empty(0)).raw_repr()}
+_PLAIN.add(_keys(torch.empty(0)).raw_repr())
 Wants = Sequence[bool]
 
 
@@ -34,6 +41,7 @@ def define(
     library.define(schema)
     torch.library.register_fake(f"gkfast::{name}", fake, lib=library)
     library.impl(name, cpu, "CPU")
+    _cpu[name] = cpu
     if gpu is not None:
         library.impl(name, gpu, "CUDA")
 
@@ -62,8 +70,21 @@ def call(name: str, function: Any, *arguments: Any) -> Any:
 
 def run(name: str, arguments: Sequence[Any]) -> Any:
     """The operator without its derivatives, for where a Function has them or nobody asks for any."""
+    if _plain(arguments):
+        return _cpu[name](*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return getattr(torch.ops.gkfast, name).default(*arguments)
+
+
+def _plain(arguments: Sequence[Any]) -> bool:
+    """Nothing but tensors in memory, and nobody who looks on: the dispatcher would take longer than a small kernel."""
+    watched = (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state()
+        or torch.autograd._profiler_enabled()
+    )
+    return not watched and all(not isinstance(a, Tensor) or _keys(a).raw_repr() in _PLAIN for a in arguments)
 
 
 def folded(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:

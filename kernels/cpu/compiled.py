@@ -13,7 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import njit, types
+from numba.core import cgutils, config
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
 
 _this_process = threading.RLock()
 _depth = 0
@@ -41,16 +45,59 @@ def compiled(function: Callable[..., Any], **options: bool) -> Any:
     file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if file is not None:
         file._source_stamp = _STAMP
-    compile_one = dispatcher.compile
+    template_of, compile_one = dispatcher.get_call_template, dispatcher.compile
+
+    def template_of_kinds(arguments: Any, keywords: Any) -> Any:
+        # a constant among the arguments is worth no compilation of its own
+        return template_of(tuple(map(types.unliteral, arguments)), keywords)
+
+    dispatcher.get_call_template = template_of_kinds
 
     def compile_alone(signature: Any) -> Any:
-        with _locked(folder()):
+        with _locked(folder()), _lightly():
             return compile_one(signature)
 
     # numba calls it for each new signature, also from within the compilation of a caller
     dispatcher.compile = compile_alone
     _dispatchers.append(dispatcher)
     return dispatcher
+
+
+def address_of(dispatcher: Any, *arguments: Any) -> int:
+    """Where its code for arguments of these types begins, compiled or loaded if need be."""
+    signature = tuple(dispatcher.typeof_pyval(argument) for argument in arguments)
+    dispatcher.compile(signature)
+    code = dispatcher.overloads[signature]
+    return int(code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
+
+
+def called_at(dispatcher: Any) -> Any:
+    """call(address, arguments) for compiled code: the dispatcher, which returns nothing, by its `address_of`.
+
+    A function that compiled code calls by its name is compiled again with the caller. By its address it is compiled
+    once, and as an argument the address does not end up in the cache on disk.
+    """
+
+    @intrinsic
+    def call(typing_context, address, arguments):
+        kinds = tuple(types.unliteral(kind) for kind in arguments)
+        # the caller is compiled after address_of; anything else would read its arguments wrongly
+        if kinds not in dispatcher.overloads:
+            raise TypingError(f"{dispatcher.__name__} is not compiled for {kinds}")
+
+        def generate(context, builder, signature, values):
+            address, packed = values
+            items = cgutils.unpack_tuple(builder, packed)
+            function = context.call_conv.get_function_type(types.none, kinds).as_pointer()
+            pointer = builder.inttoptr(address, function)
+            status, _ = context.call_conv.call_function(builder, pointer, types.none, kinds, items)
+            with cgutils.if_unlikely(builder, status.is_error):
+                context.call_conv.return_status_propagate(builder, status)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.Tuple(kinds)), generate
+
+    return call
 
 
 def folder() -> Path:
@@ -80,6 +127,18 @@ def _locked(place: Path) -> Iterator[None]:
             finally:
                 # closing the file lets the next one in
                 _depth = 0
+
+
+@contextmanager
+def _lightly() -> Iterator[None]:
+    """LLVM's first level: a quarter less time to compile, and the same code, since tiles are written in its own terms."""
+    # the setting is Numba's, for all: nobody else compiles meanwhile
+    with global_compiler_lock:
+        usual, config.OPT = config.OPT, type(config.OPT)(min(1, config.OPT))
+        try:
+            yield
+        finally:
+            config.OPT = usual
 
 
 try:

@@ -5,7 +5,7 @@ import numpy as np
 from .compiled import compiled, inner
 from .memory import fresh
 from .packed import column_here, copied, limits, pack, pack_here, panel_width
-from .sums import Sweep, parameters_of, sweep_here, sweeps
+from .sums import Sweep, parameters_of, sum_rows_address, sweep_here, sweeps
 from .threads import SERIAL_WORK
 
 
@@ -60,12 +60,13 @@ def _on_this_thread(scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, 
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
     pairs = x.shape[1] * y.shape[1]
     limit = limits(x.dtype, pairs, x.shape[2], *_tolerances(wanted))
-    return _sums_here(scale, x, y, a, b, sigma, weights, drop, minus_one, *wanted, *limit, gradients)
+    address = sum_rows_address(x.dtype)
+    return _sums_here(address, scale, x, y, a, b, sigma, weights, drop, minus_one, *wanted, *limit, gradients)
 
 
 @compiled
 def _sums_here(
-    scale, x, y, a, b, sigma, weights, drop, minus_one, want_x, want_y, want_a, want_b, want_parameters,
+    sum_rows, scale, x, y, a, b, sigma, weights, drop, minus_one, want_x, want_y, want_a, want_b, want_parameters,
     moderate, bounds, gradients,
 ):  # fmt: skip
     n, m = x.shape[1], y.shape[1]
@@ -73,13 +74,13 @@ def _sums_here(
     plan, px, py = pack_here(x, y, False, sigma, weights, width, True, True, moderate, bounds)
     pa, pb = column_here(a), column_here(b)
     xx = sweep_here(
-        plan, px, n, px, n, pa, pa, drop >= 1, minus_one, True, True, want_a, want_x, want_x, want_parameters
+        sum_rows, plan, px, n, px, n, pa, pa, drop >= 1, minus_one, True, True, want_a, want_x, want_x, want_parameters
     )
     yy = sweep_here(
-        plan, py, m, py, m, pb, pb, drop >= 1, minus_one, True, True, want_b, want_y, want_y, want_parameters
+        sum_rows, plan, py, m, py, m, pb, pb, drop >= 1, minus_one, True, True, want_b, want_y, want_y, want_parameters
     )
     xy = sweep_here(
-        plan, px, n, py, m, pb, pa, drop >= 2, minus_one, False, True, want_b, want_x, want_y, want_parameters
+        sum_rows, plan, px, n, py, m, pb, pa, drop >= 2, minus_one, False, True, want_b, want_x, want_y, want_parameters
     )
     _, of_batch, _, places = plan
     values, sums = _combined(scale, a, b, of_batch[3], xx, yy, xy, gradients)

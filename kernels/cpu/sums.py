@@ -15,13 +15,14 @@ order: any number of threads gives the same bits.
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from .compiled import compiled, inner
+from .compiled import address_of, called_at, compiled, inner
 from .memory import zeros
-from .packed import LOG2_E, Packed, Points
+from .packed import LOG2_E, Packed, Points, pack
 from .threads import Task, run_tasks
 from .tile import NOWHERE, ROWS, add_product, add_pull, distances, product, pull
 from .vector import BYTES, add_to, at_least, exp2, exp2m1, fma, load, splat, store, total
@@ -574,43 +575,6 @@ def _block(n, m, width, products):
     return block_rows, block_columns
 
 
-@inner
-def sweep_here(
-    plan, x, n, y, m, v, g, skip_diagonal, minus_one, symmetric, want_value, want_column_value, want_dx, want_dy,
-    want_parameters,
-):  # fmt: skip
-    """A sweep of so few pairs that they are one chunk, within compiled code: the arrays of Parts. See Sweep.
-
-    plan is what `pack_here` returns first; x and y are (rows, columns, norms), v and g (rows, columns).
-    """
-    finite, of_batch, of_bandwidth, places = plan
-    batch, dims, width = len(x[0]), y[1].shape[2], y[1].shape[3]
-    columns, count = v[1].shape[2], of_bandwidth.shape[2]
-    block_rows, block_columns = _block(n, m, width, want_dx or want_dy or columns > _FEW_VALUES)
-    if symmetric and block_rows >= n:
-        # in the only block all pairs are the rows' own
-        want_dy = False
-    value = np.zeros((batch, n, columns if want_value else 0))
-    column_value = np.zeros((batch, 1, m if want_column_value else 0, columns))
-    dx = np.zeros((batch, n, dims if want_dx else 0))
-    dy = np.zeros((batch, 1, m if want_dy else 0, dims))
-    parameters = np.zeros((batch, 1, 2 * count if want_parameters else 0))
-    x_pull, y_pull = x[0], y[0]
-    if not finite:
-        x_pull, y_pull = _finite(x[0]), _finite(y[0])
-    none = np.empty((batch, 0, 1), x[0].dtype)
-    if n and m:
-        _sum_rows(
-            1, np.array([0, n]), 0, batch, finite,
-            x[0], x[2], x_pull, n, y[0], y[1], y[2], y_pull, m, dims, of_batch[0], of_batch[1], of_batch[2],
-            of_bandwidth[0], places[0], of_bandwidth[1], of_bandwidth[2],
-            g[0], v[0], v[1], columns, none, none, none, skip_diagonal, minus_one, symmetric, block_rows,
-            block_columns, want_value, want_column_value, want_dx, want_dy, want_parameters,
-            value, column_value, dx, dy, parameters,
-        )  # fmt: skip
-    return value, column_value, dx, dy, parameters
-
-
 class Sweep(NamedTuple):
     """What is asked: x (B, N, D) against y (B, M, D).
 
@@ -659,6 +623,17 @@ def sweeps(packed: Packed, *asked: Sweep) -> list[Parts]:
 
 
 def _prepared(packed: Packed, asked: Sweep) -> tuple[Task, Parts]:
+    chunks, bounds, work, *rest, parts = _arguments(packed, asked)
+    batch, n, m = len(asked.x.rows), asked.x.count, asked.y.count
+
+    def run(start, stop):
+        _sum_rows(chunks, bounds, start, stop, *rest)
+
+    return Task(run, batch * chunks if n and m else 0, work // chunks), parts
+
+
+def _arguments(packed: Packed, asked: Sweep) -> tuple:
+    """The chunks, their bounds, their work, what `_sum_rows` takes after first and last, and the parts among it."""
     x, y, v, g, pairs, row_shift, column_shift, skip_diagonal, minus_one, symmetric, *wants = asked
     want_value, want_column_value, want_dx, want_dy, want_parameters = wants
     dtype, dims = x.rows.dtype, packed.dims
@@ -697,18 +672,64 @@ def _prepared(packed: Packed, asked: Sweep) -> tuple[Task, Parts]:
     g_rows = g.rows if g else none
     v_rows, v_columns = (v.rows, v.columns) if v else (none, none[..., None])
 
-    rest = (
+    return (
+        chunks, bounds, work,
         packed.finite, x.rows, x.norms, x_pull, n, y.rows, y.columns, y.norms, y_pull, m, dims,
         packed.slope, packed.offset, packed.pull_near,
         packed.scale, packed.squarings, packed.weights, packed.pull_weights,
         g_rows, v_rows, v_columns, columns, pairs, row_shift, column_shift, skip_diagonal, minus_one,
-        symmetric, block_rows, block_columns, *wants, *parts,
+        symmetric, block_rows, block_columns, *wants, *parts, parts,
     )  # fmt: skip
 
-    def run(start, stop):
-        _sum_rows(chunks, bounds, start, stop, *rest)
 
-    return Task(run, batch * chunks if n and m else 0, work // chunks), parts
+@cache
+def sum_rows_address(dtype: np.dtype) -> int:
+    """Where the code of `_sum_rows` for this dtype begins: for `sweep_here`."""
+    point, one = np.zeros((1, 1, 1), dtype), np.ones((1, 1))
+    packed = pack(point, None, one, one, "gradient")
+    chunks, bounds, _, *rest, _ = _arguments(packed, Sweep(packed.x, packed.y))
+    return address_of(_sum_rows, chunks, bounds, 0, 1, *rest)
+
+
+_call_sum_rows = called_at(_sum_rows)
+
+
+@inner
+def sweep_here(
+    sum_rows, plan, x, n, y, m, v, g, skip_diagonal, minus_one, symmetric, want_value, want_column_value, want_dx, want_dy,
+    want_parameters,
+):  # fmt: skip
+    """A sweep of so few pairs that they are one chunk, within compiled code: the arrays of Parts. See Sweep.
+
+    sum_rows is `sum_rows_address`; plan is what `pack_here` returns first; x and y are (rows, columns, norms), v and g (rows, columns).
+    """
+    finite, of_batch, of_bandwidth, places = plan
+    batch, dims, width = len(x[0]), y[1].shape[2], y[1].shape[3]
+    columns, count = v[1].shape[2], of_bandwidth.shape[2]
+    block_rows, block_columns = _block(n, m, width, want_dx or want_dy or columns > _FEW_VALUES)
+    if symmetric and block_rows >= n:
+        # in the only block all pairs are the rows' own
+        want_dy = False
+    value = np.zeros((batch, n, columns if want_value else 0))
+    column_value = np.zeros((batch, 1, m if want_column_value else 0, columns))
+    dx = np.zeros((batch, n, dims if want_dx else 0))
+    dy = np.zeros((batch, 1, m if want_dy else 0, dims))
+    parameters = np.zeros((batch, 1, 2 * count if want_parameters else 0))
+    x_pull, y_pull = x[0], y[0]
+    if not finite:
+        x_pull, y_pull = _finite(x[0]), _finite(y[0])
+    none = np.empty((batch, 0, 1), x[0].dtype)
+    if n and m:
+        arguments = (
+            1, np.array([0, n]), 0, batch, finite,
+            x[0], x[2], x_pull, n, y[0], y[1], y[2], y_pull, m, dims, of_batch[0], of_batch[1], of_batch[2],
+            of_bandwidth[0], places[0], of_bandwidth[1], of_bandwidth[2],
+            g[0], v[0], v[1], columns, none, none, none, skip_diagonal, minus_one, symmetric, block_rows,
+            block_columns, want_value, want_column_value, want_dx, want_dy, want_parameters,
+            value, column_value, dx, dy, parameters,
+        )  # fmt: skip
+        _call_sum_rows(sum_rows, arguments)
+    return value, column_value, dx, dy, parameters
 
 
 def sums_of(packed: Packed, asked: Sweep, parts: Parts) -> Sums:

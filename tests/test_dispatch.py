@@ -1,0 +1,59 @@
+"""Calls on plain tensors skip the dispatcher; whoever looks on with torch's own means still sees every operator."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gkfast
+
+
+def loss(x, y):
+    return gkfast.mmd2(x, y, [1.0, 2.0]) + gkfast.rbf(x, y, 1.0).mean()
+
+
+@pytest.fixture
+def samples():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(10, 3, generator=generator) for _ in range(2)]
+
+
+def test_the_profiler_sees_the_operators(samples):
+    x, y = samples
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        loss(x.requires_grad_(), y).backward()
+    names = {event.key for event in found.key_averages()}
+    assert {"gkfast::kernel_sums", "gkfast::rbf", "gkfast::rbf_backward"} <= names
+
+
+def test_a_dispatch_mode_sees_the_operators(samples):
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, kinds, arguments=(), keywords=None):
+            seen.add(str(function))
+            return function(*arguments, **(keywords or {}))
+
+    with Watch():
+        value = loss(*samples)
+    assert {"gkfast.kernel_sums.default", "gkfast.rbf.default"} <= seen
+    assert torch.equal(value, loss(*samples))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_holds_the_operators(samples):
+    x, y = samples
+    traced = torch.jit.trace(lambda x, y: gkfast.rbf(x, y, 1.0), (x, y), check_trace=False)
+    assert "gkfast::rbf" in str(traced.graph)
+    torch.testing.assert_close(traced(2 * x, y), gkfast.rbf(2 * x, y, 1.0))
+
+
+def test_parameters_are_plain_and_subclasses_are_not(samples):
+    x, y = samples
+
+    class Own(torch.Tensor):
+        pass
+
+    expected = gkfast.rbf(x, y, 1.0)
+    assert torch.equal(gkfast.rbf(torch.nn.Parameter(x), torch.nn.Parameter(y), 1.0), expected)
+    assert torch.equal(gkfast.rbf(x.as_subclass(Own), y.as_subclass(Own), 1.0), expected)
