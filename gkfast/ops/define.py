@@ -77,12 +77,12 @@ def run(name: str, arguments: Sequence[Any]) -> Any:
 
 
 def _plain(arguments: Sequence[Any]) -> bool:
-    """Nothing but tensors in memory, and nobody who looks on: the dispatcher would take longer than a small kernel."""
+    """Nothing but tensors in memory, and nobody looks on: the dispatcher would take longer than a small kernel."""
     watched = (
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
-        or torch.autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()
     )
     return not watched and all(not isinstance(a, Tensor) or _keys(a).raw_repr() in _PLAIN for a in arguments)
 

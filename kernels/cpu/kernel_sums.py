@@ -24,7 +24,7 @@ def mmd2(x, y, a, b, scale, sigma, weights, drop):
 def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_one, wants):
     """R combinations of the three sums, the sums, and each combination's gradients to (x, y, a, b, sigma, weights).
 
-    With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...); those not wanted are None.
+    With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...), None where not wanted.
     A pair within a set is visited once for both its ends, a pair between the sets once for all gradients.
     """
     x, y, a, b, scale, sigma, weights = map(np.ascontiguousarray, (x, y, a, b, scale, sigma, weights))
@@ -73,15 +73,12 @@ def _sums_here(
     width = panel_width(x)
     plan, px, py = pack_here(x, y, False, sigma, weights, width, True, True, moderate, bounds)
     pa, pb = column_here(a), column_here(b)
-    xx = sweep_here(
-        sum_rows, plan, px, n, px, n, pa, pa, drop >= 1, minus_one, True, True, want_a, want_x, want_x, want_parameters
-    )
-    yy = sweep_here(
-        sum_rows, plan, py, m, py, m, pb, pb, drop >= 1, minus_one, True, True, want_b, want_y, want_y, want_parameters
-    )
-    xy = sweep_here(
-        sum_rows, plan, px, n, py, m, pb, pa, drop >= 2, minus_one, False, True, want_b, want_x, want_y, want_parameters
-    )
+    of_x = (True, want_a, want_x, want_x, want_parameters)
+    of_y = (True, want_b, want_y, want_y, want_parameters)
+    of_both = (True, want_b, want_x, want_y, want_parameters)
+    xx = sweep_here(sum_rows, plan, px, n, px, n, pa, pa, (drop >= 1, minus_one, True), of_x)
+    yy = sweep_here(sum_rows, plan, py, m, py, m, pb, pb, (drop >= 1, minus_one, True), of_y)
+    xy = sweep_here(sum_rows, plan, px, n, py, m, pb, pa, (drop >= 2, minus_one, False), of_both)
     _, of_batch, _, places = plan
     values, sums = _combined(scale, a, b, of_batch[3], xx, yy, xy, gradients)
     return values, sums, places[1], (xx[4], yy[4], xy[4])

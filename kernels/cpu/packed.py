@@ -338,8 +338,6 @@ def column_here(u):
     return rows, columns
 
 
-
-
 def _copied(
     x: np.ndarray, centre: np.ndarray, factors: np.ndarray, as_rows: bool = True, as_columns: bool = True
 ) -> Points:

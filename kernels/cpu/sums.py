@@ -227,7 +227,8 @@ _mix_values, _mix_less, _mix_pulls, _mix_less_pulls = (
 @inner
 def _mix_all(
     d2, weight, totals, line, rows, padded, b, scale, squarings, weights, pull_weights, keep, diagonal, v, v_at,
-    minus_one, want_value, want_pull, want_parameters, row_shift, column_shift, i0, j0, moments, sums, parameters, times,
+    minus_one, want_value, want_pull, want_parameters, row_shift, column_shift, i0, j0, moments, sums, parameters,
+    times,
 ):  # fmt: skip
     """The mixing of a block with shifts, or with the moments of the bandwidths."""
     real = d2.dtype.type
@@ -487,7 +488,7 @@ def _sum_rows(
                                     tile, width, j0 + j, wide - j, e0, columns, column_value[b, chunk],
                                 )  # fmt: skip
 
-                # the columns that pull the rows, and those that the rows pull: pairs of the block's own rows do so once
+                # the columns that pull rows, and those that rows pull: pairs of the block's own rows do so once
                 pulling, pulled = 0, 0
                 if diagonal >= 0:
                     pulling, pulled = diagonal, diagonal + high
@@ -610,6 +611,7 @@ class Parts(NamedTuple):
 
 
 def sweep(packed: Packed, **asked) -> Sums:
+    """One sweep that is not symmetric."""
     asked = Sweep(**asked)
     (parts,) = sweeps(packed, asked)
     return sums_of(packed, asked, parts)
@@ -695,15 +697,15 @@ _call_sum_rows = called_at(_sum_rows)
 
 
 @inner
-def sweep_here(
-    sum_rows, plan, x, n, y, m, v, g, skip_diagonal, minus_one, symmetric, want_value, want_column_value, want_dx, want_dy,
-    want_parameters,
-):  # fmt: skip
+def sweep_here(sum_rows, plan, x, n, y, m, v, g, modes, wants):
     """A sweep of so few pairs that they are one chunk, within compiled code: the arrays of Parts. See Sweep.
 
-    sum_rows is `sum_rows_address`; plan is what `pack_here` returns first; x and y are (rows, columns, norms), v and g (rows, columns).
+    sum_rows is `sum_rows_address`; plan is what `pack_here` returns first; x and y are (rows, columns, norms), v and
+    g (rows, columns); modes are (skip_diagonal, minus_one, symmetric), wants those of Sweep.
     """
     finite, of_batch, of_bandwidth, places = plan
+    skip_diagonal, minus_one, symmetric = modes
+    want_value, want_column_value, want_dx, want_dy, want_parameters = wants
     batch, dims, width = len(x[0]), y[1].shape[2], y[1].shape[3]
     columns, count = v[1].shape[2], of_bandwidth.shape[2]
     block_rows, block_columns = _block(n, m, width, want_dx or want_dy or columns > _FEW_VALUES)
@@ -738,10 +740,6 @@ def sums_of(packed: Packed, asked: Sweep, parts: Parts) -> Sums:
     dx, dy = dx if asked.want_dx else None, _sum_of_chunks(dy) if asked.want_dy else None
     value = value if asked.want_value else None
     column_value = _sum_of_chunks(column_value) if asked.want_column_value else None
-    if asked.symmetric and asked.want_dy:
-        dx, dy = dx + dy, None
-    if asked.symmetric and asked.want_column_value:
-        value, column_value = value + column_value, None
     if (packed.unit != 1).any():
         lengths = packed.unit[:, None, None]
         dx, dy = None if dx is None else dx / lengths, None if dy is None else dy / lengths

@@ -373,7 +373,7 @@ def _product(emit_finish):
 
 
 def _pull(emit_finish):
-    """pull and add_pull: sum_k a[r, k] (b[k, :] - x[r, :]) for half a tile, ROWS / 2 by WIDTH: x needs registers too."""
+    """pull and add_pull: sum_k a[r, k] (b[k, :] - x[r, :]) for half a tile, since x needs registers too."""
 
     def intrinsic_(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, x, x_at, x_row, out, at, out_row):
         dtype = a.dtype
