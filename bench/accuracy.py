@@ -293,7 +293,7 @@ OPERATIONS = {
     "log_density": Operation(
         "log_density",
         "of largest",
-        {"float32": 2e-7, "float64": 1e-13},
+        {"float32": 2e-6, "float64": 1e-13},
         lambda lib, p: lib.log_density(p.x, p.y, p.sigma),
     ),
     "score": Operation("score", "in norm", GRADIENT, lambda lib, p: lib.score(p.x, p.y, p.sigma)),

@@ -27,6 +27,10 @@ def is_tensor(value: object) -> bool:
     return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
+def on_cpu(array: Array) -> bool:
+    return not is_tensor(array) or array.device.type == "cpu"
+
+
 def detached(array: Array) -> Array:
     """Without a gradient, where it could have one."""
     return array.detach() if is_tensor(array) else array

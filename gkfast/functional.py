@@ -358,9 +358,10 @@ def log_density(
 
     Notes
     -----
-    A log-sum-exp: finite however far x is from the data. Computed in float64 for every dtype, because exponents here
-    may reach thousands; on a GPU only if `precision` is "highest". O(N M (D + S)) time, O(N + M) memory besides
-    float64 copies of the data. Gradients of every order; the first is `score`.
+    A log-sum-exp: finite however far x is from the data. For float64 data, where a gradient is wanted, and if
+    `precision` is "highest" (on a GPU the default), exponents are computed in float64, since they may reach thousands.
+    A float32 value without gradient is right to 2e-6 of its greatest exponent |x_i - data_j|^2 / (2 sigma_s^2).
+    O(N M (D + S)) time, O(N + M) memory besides copies of the data. Gradients of every order; the first is `score`.
 
     References
     ----------
@@ -375,7 +376,11 @@ def log_density(
     p, arguments, constant = _density(
         "log_density", x, data, sigma, weights, data_weights, leave_one_out, precision, backend
     )
-    return p.give(p.run.log_density(*arguments, leave_one_out, **p.modes) + constant, p.scalar_dtype)
+    modes = p.modes
+    if not p.by_reference and checks.on_cpu(x):
+        # a value alone is as good as float32 can be; where a gradient is wanted the operator takes float64
+        modes = {"precision": precision or "high"}
+    return p.give(p.run.log_density(*arguments, leave_one_out, **modes) + constant, p.scalar_dtype)
 
 
 def score(
@@ -406,8 +411,8 @@ def score(
 
     Notes
     -----
-    O(N M (D + S)) time and O(N D + M D) memory; computed as `log_density` is; gradients of every
-    order.
+    O(N M (D + S)) time and O(N D + M D) memory; on the CPU computed in float64 for every dtype, on a GPU if `precision`
+    is "highest"; gradients of every order.
 
     References
     ----------

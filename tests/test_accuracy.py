@@ -90,6 +90,42 @@ def test_gradients(rng, tolerance, data, dims, dtype):
         assert error <= tolerance("gradient", dtype) + exponents
 
 
+@pytest.mark.parametrize("dims", [1, 3, 17, 64, 200, 784])
+@pytest.mark.parametrize("data", DATA)
+def test_log_density_to_a_share_of_its_greatest_exponent(rng, exact, data, dims):
+    x, y, sigma = drawn(rng, data, dims, np.float32)
+    truth = exact(gkfast.log_density, x, y, sigma)
+    apart = np.linalg.norm(x[:, None].astype(np.float64) - y[None], axis=-1).max()
+    exponent = 1 + (apart / sigma) ** 2 / 2
+    for precision, share in ((None, 2e-6), ("high", 2e-6), ("highest", 1e-7)):
+        error = np.abs(gkfast.log_density(x, y, sigma, precision=precision) - truth).max()
+        assert error <= share * exponent + np.finfo(np.float32).eps * np.abs(truth).max()
+
+
+# forward mode and inductor import what torch 2.13 deprecates
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("transform", ["backward", "vjp", "jvp", "compile"])
+def test_gradients_of_a_density_begin_with_a_float64_value(rng, transform):
+    # exponents near 1000: a value to 2e-6 of them would move the shares by 2e-3
+    x, y = (torch.from_numpy((20 * rng.normal(size=(40, 64))).astype(np.float32)) for _ in range(2))
+
+    def total(x, y=y):
+        return gkfast.log_density(x, y, 5.0).sum()
+
+    truth = torch.func.grad(lambda x: total(x, y.double()))(x.double())
+    if transform == "jvp":
+        directions = torch.eye(64, dtype=torch.float32)[:3]
+        ours = torch.stack([torch.func.jvp(total, (x,), (d.expand_as(x).contiguous(),))[1] for d in directions])
+        truth = truth.sum(0)[:3]
+    elif transform == "vjp":
+        ours = torch.func.grad(total)(x)
+    else:
+        leaf = x.clone().requires_grad_()
+        function = torch.compile(total, fullgraph=True) if transform == "compile" else total
+        (ours,) = torch.autograd.grad(function(leaf), leaf)
+    assert (ours.double() - truth).norm() <= 1e-5 * truth.norm()
+
+
 def test_mmd2_keeps_its_digits_where_means_are_nearly_equal(rng, exact):
     # unit-norm embeddings with a wide kernel: every k is near 1
     x, y = (rng.normal(size=(250, 768)) + shift for shift in (0, 0.01))
@@ -112,7 +148,9 @@ def test_log_density_is_finite_far_from_the_data(rng, exact):
     x = (data[:5] + 1000).astype(np.float32)
     ours = gkfast.log_density(x, data, 0.1)
     assert np.isfinite(ours).all()
-    np.testing.assert_allclose(ours, exact(gkfast.log_density, x, data, 0.1), rtol=2e-7)
+    truth = exact(gkfast.log_density, x, data, 0.1)
+    np.testing.assert_allclose(ours, truth, rtol=2e-6)
+    np.testing.assert_allclose(gkfast.log_density(x, data, 0.1, precision="highest"), truth, rtol=1e-7)
 
 
 def test_leave_one_out_keeps_its_digits_where_the_own_kernel_dominates(rng, exact, numpy_of):

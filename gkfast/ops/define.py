@@ -68,6 +68,15 @@ def call(name: str, function: Any, *arguments: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*arguments)
 
 
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether somebody may ask for a derivative of what is made of these."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def run(name: str, arguments: Sequence[Any]) -> Any:
     """The operator without its derivatives, for where a Function has them or nobody asks for any."""
     if _plain(arguments):

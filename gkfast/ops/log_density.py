@@ -6,7 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkfast.ops.define import Wants, array, call, define, derive, double, folded, forward_mode, numbers, run
+from gkfast.ops.define import (
+    Wants,
+    array,
+    call,
+    define,
+    derive,
+    differentiated,
+    double,
+    folded,
+    forward_mode,
+    numbers,
+    run,
+)
 from gkfast.ops.rbf_matmul import matmul_change, rbf_matmul_backward
 
 
@@ -20,6 +32,9 @@ def log_density(
     precision: str = "highest",
 ) -> Tensor:
     """The log-sum-exp behind a density, (B, N) float64. See gkfast.log_density."""
+    if not x.is_cuda and differentiated(x, y, sigma, log_weights, data_weights):
+        # gradients begin with the value, and want it better than float32
+        precision = "highest"
     return call("log_density", _LogDensity, x, y, sigma, log_weights, data_weights, leave_one_out, precision)
 
 
@@ -101,7 +116,7 @@ def _log_density_cpu(
     from gkfast.kernels import cpu
 
     arrays = (array(x), array(y), numbers(sigma), numbers(log_weights), array(data_weights))
-    return torch.from_numpy(cpu.log_density(*arrays, leave_one_out))
+    return torch.from_numpy(cpu.log_density(*arrays, leave_one_out, precision))
 
 
 def _log_density_gpu(

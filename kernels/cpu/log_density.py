@@ -1,7 +1,8 @@
 """Log-sum-exp over kernels, and its gradient at x.
 
-Exponents of a density reach thousands where those of a kernel matter only to about 100: their rounding in float32
-would be an error of the density itself. So these two work in float64 whatever the input.
+Exponents of a density reach thousands where those of a kernel matter only to about 100. In float32 a density is
+right to a share of its greatest exponent, as float32 can be. Its gradients are made of differences of exponents, which
+that would spoil: they, and a density that they start from, are computed in float64 whatever the input.
 """
 
 import numpy as np
@@ -31,9 +32,11 @@ def _log_sum_exp(
     d2 = _scratch(ROWS * _COLUMNS, x)
     t = _scratch(_COLUMNS, x)
     greatest, sums = np.empty(ROWS), np.empty(ROWS)
-    lowest = splat(-np.inf)
+    real = x.dtype.type
+    lowest = splat(real(-np.inf))
     for number in range(start, stop):
         b, i0 = number // panels, number % panels * ROWS
+        near_slope, near_offset = real(slope[b]), real(offset[b])
         greatest[:] = -np.inf
         sums[:] = 0
         for j0 in range(0, m, _COLUMNS):
@@ -42,7 +45,7 @@ def _log_sum_exp(
             for p in range(p0, p1):
                 distances(
                     x, (b * x.shape[1] + i0) * row, row, y, (b * y.shape[1] + p) * dims * width, dims,
-                    nx, b * nx.shape[1] + i0, ny, b * ny.shape[1] + p * width, slope[b], offset[b],
+                    nx, b * nx.shape[1] + i0, ny, b * ny.shape[1] + p * width, near_slope, near_offset,
                     i0 - p * width if skip_diagonal else NOWHERE, d2, (p - p0) * width, _COLUMNS,
                 )  # fmt: skip
             padded = (p1 - p0) * width
@@ -59,7 +62,7 @@ def _log_sum_exp(
                         top_lanes = at_least(top_lanes, exponent)
                     top = -np.inf
                     for lane in range(lanes):
-                        top = max(top, lane_of(top_lanes, lane))
+                        top = max(top, np.float64(lane_of(top_lanes, lane)))
                     if top > greatest[r]:
                         # the sum so far is brought to the new greatest exponent
                         sums[r] *= 2.0 ** (greatest[r] - top) if greatest[r] > -np.inf else 1.0
@@ -70,26 +73,32 @@ def _log_sum_exp(
                             if t[j] != t[j]:
                                 sums[r] = np.nan
                         continue
-                    reference = splat(greatest[r])
-                    part = splat(0.0)
+                    reference = splat(real(greatest[r]))
+                    part = splat(real(0))
                     for j in range(0, padded, lanes):
                         part = part + exp2(load(t, j) - reference)
-                    sums[r] += total(part)
+                    sums[r] += np.float64(total(part))
         for r in range(min(ROWS, n - i0)):
             out[b, i0 + r] = greatest[r] + np.log2(sums[r])
 
 
-def log_density(x, y, sigma, log_weights, data_weights, leave_one_out):
-    """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density."""
+def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision="highest"):
+    """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density.
+
+    Computed in float64 if precision is "highest", else in the dtype of x.
+    """
     # the greatest weight is taken out, so that large normalisers do not round the exponents
     greatest = log_weights.max(1, keepdims=True)
     weights = np.exp(log_weights - greatest)
-    accuracy = "density32" if x.dtype == np.float32 else "density64"
-    packed = pack(x.astype(np.float64), y.astype(np.float64), sigma, weights, accuracy)
-    (batch, n, dims), m = x.shape, y.shape[1]
+    if x.dtype == np.float32 and precision != "highest":
+        packed = pack(x, y, sigma, weights, "exponent")
+    else:
+        accuracy = "density32" if x.dtype == np.float32 else "density64"
+        packed = pack(x.astype(np.float64), y.astype(np.float64), sigma, weights, accuracy)
+    (batch, n, dims), m, dtype = x.shape, y.shape[1], packed.scale.dtype
     columns = packed.y.columns
-    bandwidth_log = np.take_along_axis((log_weights - greatest) * LOG2_E, packed.order, 1)
-    column_log = np.full((batch, columns.shape[1] * columns.shape[3]), -np.inf)
+    bandwidth_log = np.take_along_axis((log_weights - greatest) * LOG2_E, packed.order, 1).astype(dtype)
+    column_log = np.full((batch, columns.shape[1] * columns.shape[3]), -np.inf, dtype)
     with np.errstate(divide="ignore"):
         # a row without weight has no share
         column_log[:, :m] = np.log2(data_weights)

@@ -13,6 +13,7 @@ Pairs for which that would be felt in the result are near, and get the sum of sq
 
 - A stored kernel may be wrong by `tol`: exp(-c d2) c e <= tol, c = 1 / (2 sigma^2), holds from
   d2 = log(c e / tol) / c on, and so from e / tol - 1 / c on: near is d2 <= slope (|x|^2 + |y|^2) + offset.
+- The exponent of a term may be wrong by a share of itself, where a density is wanted no better: offset is 0.
 - A term of a sum may be wrong by a share `rel` of itself, see _near. The bound is then one for all pairs: slope is 0.
 
 Whether a pair is near does not depend on where in a tile it lies. Where many pairs would be, all are: offset = inf.
@@ -35,7 +36,7 @@ LOG2_E = 1.4426950408889634
 _KAPPA_FEW, _KAPPA, _FEW_TERMS = 4.0, 8.0, 16
 # of the error that the contract allows, what the distance may use: absolute for a stored kernel, else relative
 _TOLERANCE = {
-    np.dtype(np.float32): {"kernel": 8e-7, "sum": 4e-6, "gradient": 8e-6},
+    np.dtype(np.float32): {"kernel": 8e-7, "sum": 4e-6, "gradient": 8e-6, "exponent": 1.5e-6},
     # exponents of a density; that of float32 data is rounded to float32
     np.dtype(np.float64): {"kernel": 6e-15, "sum": 4e-14, "gradient": 1e-12, "density32": 1e-8, "density64": 4e-14},
 }
@@ -230,7 +231,7 @@ def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
     (slope, offset, pull_near, unit), (scale, weights, pull_weights), (squarings, order): an array that goes to Python
     takes half a microsecond.
     """
-    few, eps, kernel, total, gradient, smallest, largest, squares = bounds
+    few, eps, kernel, exponent, total, gradient, smallest, largest, squares = bounds
     batch, count = sigma.shape
     of_batch = np.empty((4, batch))
     of_bandwidth = np.empty((3, batch, count), nx.dtype)
@@ -280,7 +281,10 @@ def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
             if gradient > 0:
                 pull_near[b] = _PULL_NEAR * greatest
                 limit = max(limit, pull_near[b], _near(c, a * c, error * greatest, gradient))
-            if not kernel > 0:
+            if exponent > 0:
+                slope[b], offset[b] = error / exponent, 0.0
+                limit = slope[b] * mean
+            elif not kernel > 0:
                 offset[b] = limit
             # the mean squared distance is about `mean`; how far others lie below it depends on D
             if not (limit <= mean * max(0.02, 1 - 3.5 * math.sqrt(2 / dims)) and greatest < np.inf):
@@ -311,7 +315,7 @@ def _copied_here(x, centre, factors, width, as_rows, as_columns):
 @compiled
 def pack_here(x, y, same, sigma, weights, width, x_columns, y_rows, moderate, bounds):
     """pack in one call, since for small data a call costs more than what it does."""
-    finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[6])
+    finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[7])
     packed_x = _copied_here(x, centre, factors, width, True, x_columns)
     packed_y = packed_x if same else _copied_here(y, centre, factors, width, y_rows, True)
     plan = _plan(packed_x[2], x.shape[1], packed_y[2], y.shape[1], x.shape[2], sigma, weights, exponents, bounds)
@@ -370,9 +374,10 @@ def limits(dtype: np.dtype, pairs: int, dims: int, *wanted: str) -> tuple[tuple,
     few = dims <= _FEW_COORDINATES or pairs * dims <= _FEW_PRODUCTS
     tolerance = {what: _TOLERANCE[dtype][what] for what in wanted}
     kernel, gradient = tolerance.pop("kernel", 0.0), tolerance.pop("gradient", 0.0)
+    exponent = tolerance.pop("exponent", 0.0)
     total = min(tolerance.values(), default=0.0)
     eps, smallest, largest = _LIMITS[dtype]
-    return _MODERATE[dtype], (few, eps, kernel, total, gradient, smallest, largest, 2 if kernel else 4)
+    return _MODERATE[dtype], (few, eps, kernel, exponent, total, gradient, smallest, largest, 2 if kernel else 4)
 
 
 def pack(x, y, sigma, weights, *wanted: str, within: bool = False) -> Packed:
@@ -395,7 +400,7 @@ def pack(x, y, sigma, weights, *wanted: str, within: bool = False) -> Packed:
         packed_y = packed_x if same else Points(*packed_y, m)
         finite, *plan = arrays
     else:
-        finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[6])
+        finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[7])
         packed_x = _copied(x, centre, factors, True, x_columns)
         packed_y = packed_x if same else _copied(y, centre, factors, y_rows, True)
         plan = _plan(packed_x.norms, n, packed_y.norms, m, dims, sigma, weights, exponents, bounds)
