@@ -202,7 +202,8 @@ def rbf(
         Contiguous array of the dtype of x that receives K; no gradient is then recorded.
     precision : {"highest", "high", "medium"}, optional
         Of GPU kernels for float32 and half-precision data, see Notes; None follows
-        ``torch.get_float32_matmul_precision()``. On the CPU, and for float64 data, it changes nothing.
+        ``torch.get_float32_matmul_precision()``. For float64 data, and on the CPU, it changes nothing, but for
+        float32 values of `log_density`.
     backend : {"reference", "cpu", "gpu"}, optional
         None picks by type and device.
 
@@ -358,9 +359,10 @@ def log_density(
 
     Notes
     -----
-    A log-sum-exp: finite however far x is from the data. For float64 data, where a gradient is wanted, and if
-    `precision` is "highest" (on a GPU the default), exponents are computed in float64, since they may reach thousands.
-    A float32 value without gradient is right to 2e-6 of its greatest exponent |x_i - data_j|^2 / (2 sigma_s^2).
+    A log-sum-exp: finite however far x is from the data. Exponents |x_i - data_j|^2 / (2 sigma_s^2) may reach thousands.
+    With `precision` "highest" they are computed in float64 for every dtype, else in that of x, which is right to 2e-6
+    of the greatest exponent on the CPU; gradients, made of differences of exponents, suffer more. None means "highest"
+    where a derivative is wanted, and "high" for a value alone; on a GPU it follows torch as elsewhere.
     O(N M (D + S)) time, O(N + M) memory besides copies of the data. Gradients of every order; the first is `score`.
 
     References
@@ -378,8 +380,8 @@ def log_density(
     )
     modes = p.modes
     if not p.by_reference and checks.on_cpu(x):
-        # a value alone is as good as float32 can be; where a gradient is wanted the operator takes float64
-        modes = {"precision": precision or "high"}
+        # gradients begin with the value, and want it better than float32 can be
+        modes = {"precision": precision or ("highest" if p.tensors and p.run.differentiated(*arguments) else "high")}
     return p.give(p.run.log_density(*arguments, leave_one_out, **modes) + constant, p.scalar_dtype)
 
 

@@ -10,7 +10,7 @@ matrix (`matmul_change` in rbf_matmul.py); a second derivative, in either mode, 
 these need no kernels of their own and O(N) memory.
 """
 
-from gkfast.ops.define import torch_precision
+from gkfast.ops.define import differentiated, torch_precision
 from gkfast.ops.kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2
 from gkfast.ops.log_density import log_density, score
 from gkfast.ops.rbf import rbf, rbf_backward, rbf_out
@@ -21,6 +21,7 @@ ON_GPU = frozenset({"kernel_sums", "log_density", "mmd2", "rbf", "rbf_matmul", "
 
 __all__ = [
     "ON_GPU",
+    "differentiated",
     "kernel_sums",
     "kernel_sums_with_gradients",
     "log_density",

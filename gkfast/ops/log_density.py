@@ -12,7 +12,6 @@ from gkfast.ops.define import (
     call,
     define,
     derive,
-    differentiated,
     double,
     folded,
     forward_mode,
@@ -32,7 +31,7 @@ def log_density(
     precision: str = "highest",
 ) -> Tensor:
     """The log-sum-exp behind a density, (B, N) float64. See gkfast.log_density."""
-    if not x.is_cuda and differentiated(x, y, sigma, log_weights, data_weights):
+    if x.device.type == "cpu" and differentiated(x, y, sigma, log_weights, data_weights):
         # gradients begin with the value, and want it better than float32
         precision = "highest"
     return call("log_density", _LogDensity, x, y, sigma, log_weights, data_weights, leave_one_out, precision)
