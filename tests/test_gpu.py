@@ -587,6 +587,97 @@ def test_products_in_kernel_sums(wants, precision, by_products):
             assert (gradient[:, 0] - exact).norm() <= 5 * of_gradient * exact.norm()
 
 
+@pytest.fixture
+def small_panels(by_products, monkeypatch):
+    """Small samples take several windows of several panels; the places that were launched are in the list."""
+    module, launched = sys.modules["gkfast.kernels.gpu.panel"], []
+    monkeypatch.setattr(module, "_CELLS", 2**15)
+    monkeypatch.setattr(module, "_WINDOW", 128)
+    launch = sys.modules["gkfast.kernels.gpu.sweep"].pull_by_panel
+
+    def recorded(of, place, *arguments):
+        launched.append(place)
+        launch(of, place, *arguments)
+
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.sweep"], "pull_by_panel", recorded)
+    return launched
+
+
+# which of x, y, a, b, sigma, weights have a gradient
+OF_X, OF_BOTH, OF_Y = (True,) + (False,) * 5, (True,) * 6, (False, True, False, False, True, True)
+
+
+@pytest.mark.parametrize(
+    ("dims", "n", "m", "batch", "drop", "wants", "dtype"),
+    [
+        (200, 130, 150, 2, 1, OF_BOTH, torch.float32),
+        (784, 67, 34, 1, 0, OF_BOTH, torch.float32),
+        (100, 150, 150, 1, 2, OF_X, torch.float32),
+        (65, 34, 270, 1, 1, OF_Y, torch.float32),
+        (200, 40, 130, 1, 1, OF_X, torch.bfloat16),
+    ],
+)
+def test_panels(dims, n, m, batch, drop, wants, dtype, small_panels):
+    x, y = sample(batch, n, m, dims, dtype)
+    a, b = (torch.rand(batch, rows).to(DEVICE, dtype) for rows in (n, m))
+    sigma, weights = two_bandwidths(batch)
+    scale = torch.randn(batch, 1, 3, dtype=torch.float64, device=DEVICE)
+    wide = [t.detach().double().requires_grad_() for t in (x, y, a, b, sigma, weights)]
+    truth = reference._three_sums(lambda p, q: reference.rbf_minus_one(p, q, *wide[4:]), *wide[:4], drop)
+    arguments = (scale, x, y, a, b, sigma, weights, drop, True, wants)
+    sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
+    # every block of rows of every window, and each once
+    blocks, windows = batch * triton.cdiv(max(n, m), 128), triton.cdiv(max(n, m), 128)
+    found = [(first + k, start // 128) for first, count, start in small_panels for k in range(count)]
+    assert sorted(found) == [(i, j) for i in range(blocks) for j in range(windows)]
+    assert (sums - truth).norm() <= 2e-6 * truth.norm()
+    expected = torch.autograd.grad((scale[:, 0] * truth).sum(), wide)
+    for gradient, exact, want in zip(gradients, expected, wants, strict=True):
+        assert (gradient is not None) == want
+        if want:
+            assert (gradient[:, 0].double() - exact).norm() <= TOLERANCE[dtype][1] * exact.norm()
+
+
+@pytest.mark.parametrize("columns_of_v", [1, 3])
+def test_panels_of_matmul(columns_of_v, small_panels, monkeypatch):
+    """With shifts, a diagonal left out, and columns in parts."""
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.sweep"], "splits", lambda *_: 2)
+    x, y = sample(1, 35, 270, 100, torch.float32)
+    v, shift = columns(1, 270, columns_of_v, torch.float32), torch.randn(1, 35, 2).to(DEVICE)
+    check_matmul(x, y, v, *two_bandwidths(1), shift, skip_diagonal=True)
+    assert max(start for *_, start in small_panels) > 0
+
+
+def test_panels_repeat_and_write_all(small_panels, monkeypatch):
+    x, y = sample(1, 34, 150, 100, torch.float32)
+    a, b = torch.rand(1, 34).to(DEVICE), torch.rand(1, 150).to(DEVICE)
+    scale = torch.ones(1, 1, 3, dtype=torch.float64, device=DEVICE)
+    arguments = (scale, x, y, a, b, ONE, ONE, 1, True, OF_BOTH, "high")
+    expected = gpu.kernel_sums_with_gradients(*arguments)
+    poison_what_is_allocated(monkeypatch)
+    for ours, clean in zip(gpu.kernel_sums_with_gradients(*arguments), expected, strict=True):
+        assert torch.equal(ours, clean)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 10**6, 10**6), (3000, 200, 90), (1, 50, 10**7)])
+@pytest.mark.parametrize("pulling", [1, 4])
+def test_panels_are_bounded(shape, pulling):
+    """Whatever the sizes, 64 MiB; and few launches where pairs are few."""
+    batch, n, m = shape
+    found = sys.modules["gkfast.kernels.gpu.panel"].panels(torch.empty(batch, 1, device="meta"), n, m, pulling)
+    assert found.weights.numel() <= 2**24
+    blocks = batch * triton.cdiv(n, 128)
+    assert len(found.places) <= 1 + pulling * blocks * 128 * (m + 1024) / 2**22
+    assert sum(count for _, count, start in found.places if start == 0) == blocks
+    assert max(start for *_, start in found.places) < m <= max(start for *_, start in found.places) + found.window
+
+
+def test_tiles_of_panels_fit():
+    for row in sys.modules["gkfast.kernels.gpu.tiles"].TILES:
+        if row.kernel.startswith("panel"):
+            assert (128 % row.tile.bn, 1024 % row.tile.bm) == (0, 0)
+
+
 @overflows
 def test_differences_where_products_are_not_accurate(by_products, monkeypatch):
     """Far clusters, and what is not finite, get the same bits as by differences alone."""

@@ -4,7 +4,9 @@ packed     the bandwidths as the kernels read them
 split      points as tensor cores take them, and when
 tiles      the sizes of tiles
 distances  squared distances of a tile, and kernels of them
+parts      whose rows meet whose columns
 sweep      all pairs, row by row, for every sum
+panel      pulls of many coordinates, from weights that a sweep leaves
 finish     what the programs of a sweep left, added and combined
 rbf, rbf_matmul, kernel_sums, log_density   the operations; precision "highest", "high" or "medium" as in README.md
 

@@ -255,12 +255,13 @@ class Split:
         if columns > 1:
             # columns of the value that one program holds
             self.columns = triton.cdiv(columns, block_of(columns)) * block_of(columns)
-            self.a, self.b = (None if v is None else self._room(v, self.columns) for v in (a, b))
             # one of them alone is split as if it were both, the other without rows
             first, second = (a, b) if a is not None else (b, None)
             bk = min(32, self.columns)
             rows = [0 if v is None else v.shape[1] for v in (first, second)]
-            there = [v for v in (self.a, self.b) if v is not None]
+            # and stands for the other, that no kernel reads: kernels take pointers of one kind
+            there = [self._room(v, self.columns) for v in (first, second) if v is not None]
+            self.a, self.b = there[0], there[-1]
             with torch.cuda.device_of(x):
                 _split_columns_kernel[(batch * sum(triton.cdiv(r, bn) for r in rows),)](
                     first, first if second is None else second, there[0], there[-1], self.greatest, *rows, columns,

@@ -16,7 +16,10 @@ sums over all pairs of a set with itself are wanted, its rows meet half of its c
 stand in a circle, each meets those from itself to the opposite one, and a pair that is met once counts twice. So all
 programs have the same work, and which pairs they meet depends on the sizes alone.
 
-To add an epilogue: a flag, an accumulator before the loop, its share of a tile in the loop, its store at the end.
+Of more coordinates than a program holds, a sweep by products leaves the weights of a panel of pairs in memory instead
+of a pull (PANEL): see panel.py. It is then launched for one panel after another, and adds its sums to those before.
+
+To add an epilogue: a flag, what is kept before the loop, an _add_... of a tile, a _store_... at the end.
 """
 
 import math
@@ -36,6 +39,8 @@ from .distances import (
     squared_distances,
 )
 from .packed import LOG2_E, NUMBERS, Table, fill_table, triton_dtype
+from .panel import ROWS, Panels, panels, pull_by_panel, tile_of_panel, weights_of
+from .parts import columns_of, modes_of, rows_of
 from .split import Split, block_of, forms, inner_products, other_form, weighted_points
 from .tiles import splits, tile
 
@@ -44,69 +49,57 @@ _CHUNK = tl.constexpr(16)
 # sums over a tile of rows are stored by strips of so many, whatever the tile
 STRIP = 32
 _STRIP = tl.constexpr(STRIP)
-_SIZES = ["N", "M", "D", "E", "B", "S", "table_stride", "SPLITS", "sigma_stride", "weights_stride", *NUMBERS]
+_SIZES = ["N", "M", "D", "E", "B", "S", "table_stride", "SPLITS", "FIRST", "START", "WINDOW"]
+_SIZES += ["sigma_stride", "weights_stride", *NUMBERS]
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _sweep_kernel(
     x_ptr, y_ptr, a_ptr, b_ptr, shift_ptr, table_ptr, value_ptr, total_ptr, pull_ptr, moments_ptr,
     x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, a_pieces_ptr, b_pieces_ptr, limit_ptr,
-    sigma_ptr, weights_ptr,
-    N, M, D, E, B, S, table_stride, SPLITS, sigma_stride, weights_stride,
+    panel_ptr, sigma_ptr, weights_ptr,
+    N, M, D, E, B, S, table_stride, SPLITS, FIRST, START, WINDOW, sigma_stride, weights_stride,
     s0: tl.int64, s1: tl.int64, s2: tl.int64, s3: tl.int64, s4: tl.int64, s5: tl.int64, s6: tl.int64, s7: tl.int64,
     w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64, w7: tl.int64,
     OWN_TABLE: tl.constexpr, HOST: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr, SQUARES: tl.constexpr,
     ONE_BANDWIDTH: tl.constexpr, PARTS: tl.constexpr, DIMS: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr,
     DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ONE_COLUMN: tl.constexpr, HALF: tl.constexpr,
     VALUE: tl.constexpr, TOTAL: tl.constexpr, PULL: tl.constexpr, MOMENTS: tl.constexpr,
-    DOT: tl.constexpr, LIMIT: tl.constexpr,
+    DOT: tl.constexpr, LIMIT: tl.constexpr, PANEL: tl.constexpr,
     BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr,
     EP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     if other_form(limit_ptr, DOT, LIMIT):
         return
-    part = tl.program_id(1)
-    split = tl.program_id(2) % SPLITS
-    # of columns of the value; where points are pulled by products, of coordinates
-    block = tl.program_id(2) // SPLITS
-    e0 = block * BE
-    # a single part is x with y
+    # whose rows meet whose columns, a single part is x with y; which part of these columns; and which block of the
+    # columns of the value
+    part, split, block = tl.program_id(1), tl.program_id(2) % SPLITS, tl.program_id(2) // SPLITS
     pair = part if PARTS > 1 else 2
-    p_ptr, f_ptr, n, p_pieces, p_norms = _rows_of(
-        pair, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr
-    )
-    q_ptr, h_ptr, m, q_pieces, q_norms = _columns_of(
-        pair, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr
-    )
-    skip, pulls, half = DROP == 2, PULL > 0, False
-    if PARTS > 1:
-        skip = (DROP > 0) & ((part < 2) | (DROP == 2))
-        half = ((HALF >> part) & 1) == 1
-        # bit 0 of PULL: x is pulled; bit 1: y is
-        if PULL < 3:
-            pulls = part % 2 == PULL - 1
+    # numbers that a point and its coefficients have in memory, as they are or in pieces
+    point, coefficients = D, E
+    if DOT > 0:
+        point, x_ptr, y_ptr = (DOT + 3) // 3 * DP, x_pieces_ptr, y_pieces_ptr
+    if DOT > 0 and not ONE_COLUMN:
+        coefficients, a_ptr, b_ptr = (DOT + 3) // 3 * EP, a_pieces_ptr, b_pieces_ptr
+    p_ptr, f_ptr, p_norms, n = rows_of(pair, x_ptr, y_ptr, a_ptr, b_ptr, x_norms_ptr, y_norms_ptr, N, M)
+    q_ptr, h_ptr, q_norms, m = columns_of(pair, x_ptr, y_ptr, a_ptr, b_ptr, x_norms_ptr, y_norms_ptr, N, M)
+    skip, pulls, half = modes_of(part, PARTS, DROP, PULL, HALF)
 
-    # rows of the outputs are of one height for all parts
+    # a tile of rows; those of the outputs are of one height for all parts
     height = tl.maximum(N, M) if PARTS > 1 else N
-    tiles = tl.cdiv(height, BN)
-    pid = tl.program_id(0).to(tl.int64)
+    pid, tiles = tl.program_id(0).to(tl.int64), tl.cdiv(height, BN)
+    if PANEL:
+        pid, tiles = tile_of_panel(height, FIRST, BN)
     b, i0 = pid // tiles, (pid % tiles).to(tl.int32) * BN
     # rows count from i0 and columns from j0, in int32; where they begin is int64
     rows, cols = tl.arange(0, BN), tl.arange(0, BM)
     row_in = rows < n - i0
-    p_ptr += (b * n + i0) * D
-    f_ptr += (b * n + i0) * E
+    p_ptr += (b * n + i0) * point
+    f_ptr += (b * n + i0) * coefficients
     place = ((split.to(tl.int64) * PARTS + part) * B + b) * height + i0
-    # columns to meet; with half of them a group, of whole tiles both ways, counts twice unless it meets itself
+    # a group is of whole tiles both ways
     GROUP: tl.constexpr = BN if BN > BM else BM
-    length = m
-    if HALF > 0:
-        groups = tl.cdiv(m, GROUP)
-        length = tl.where(half, (groups // 2 + 1) * GROUP, m)
-    # whole tiles of columns for each split, and none for rows that this part does not have
-    share = tl.cdiv(tl.cdiv(length, BM), SPLITS) * BM
-    start = split * share
-    stop = tl.where(i0 < n, tl.minimum(start + share, length), start)
+    start, stop, groups = _columns_to_meet(i0, n, m, split, SPLITS, START, WINDOW, half, HALF, PANEL, GROUP, BM)
 
     if OWN_TABLE:
         linear = pid + tl.num_programs(0) * (part + tl.num_programs(1) * tl.program_id(2)).to(tl.int64)
@@ -119,79 +112,42 @@ def _sweep_kernel(
     else:
         table_ptr += b * table_stride
     unit = tl.load(table_ptr)
-    columns, coordinates, bandwidths = tl.arange(0, BE), tl.arange(0, BD), tl.arange(0, SP)
-    column_in = e0 + columns < E
-    if ONE_COLUMN and (PULL > 0 or MOMENTS or TOTAL):
-        f = tl.load(f_ptr + rows, mask=row_in, other=0.0).to(ACC)
-    if DIMS > 0:
-        p = coordinates_of(p_ptr, rows, row_in, DIMS, ACC)
-    if DOT > 0:
-        ROW: tl.constexpr = (DOT + 3) // 3 * DP
-        # of pieces of coefficients, where there are several columns of them
-        EROW: tl.constexpr = (DOT + 3) // 3 * EP
-        p_pieces += (b * n + i0) * ROW
-        norms = tl.load(p_norms + b * n + i0 + rows, mask=row_in, other=0.0)
-        # the coordinates that this program pulls
-        coordinates += block * BD
-        tug_sum = tl.zeros([BN], tl.float64)
 
-    value = tl.zeros([BN], tl.float64)
-    values = tl.zeros([BN, BE], tl.float64)
-    pull = tl.zeros([BN, BD], tl.float64)
-    mass = tl.zeros([BN, SP], tl.float64)
-    spread = tl.zeros([BN, SP], tl.float64)
-    # a row's length in memory
+    # what is kept of the rows: sums of a few tiles (..._chunk) are in the tile's dtype, those of all in float64
+    e0, columns = block * BE, tl.arange(0, BE)
+    column_in = e0 + columns < E
+    coordinates = tl.arange(0, BD)
     width = DP if DP > 0 else D
     pull_ptr += place * width
-    if PULL > 0 and DIMS == 0:
-        # more coordinates than registers hold: the pull on these rows is summed in its place in memory
-        for d0 in range(0, BD if DOT > 0 else D, BD):
-            inside = row_in[:, None] & (d0 + coordinates < width)[None, :]
-            tl.store(pull_ptr + rows[:, None] * width + d0 + coordinates[None, :], pull, mask=inside)
-        tl.debug_barrier()
+    f = _row_coefficients(f_ptr, rows, row_in, ONE_COLUMN and (PULL > 0 or MOMENTS or TOTAL), BN, ACC)
+    p = _row_points(p_ptr, p_norms + b * n + i0, rows, row_in, DOT, DIMS, ACC)
+    BY_TILE: tl.constexpr = DOT > 0 and PULL > 0
+    value = tl.zeros([BN] if ONE_COLUMN else [BN, BE], tl.float64)
+    pull, tug_sum = tl.zeros([BN, BD], tl.float64), tl.zeros([BN], tl.float64)
+    mass, spread = tl.zeros([BN, SP], tl.float64), tl.zeros([BN, SP], tl.float64)
+    if PANEL:
+        panel_ptr = weights_of(panel_ptr, part // (1 if PULL == 3 else 2), WINDOW, BN)
+    elif PULL > 0 and DIMS == 0:
+        _clear_pull(pull_ptr, rows, row_in, coordinates, BD if DOT > 0 else D, width, BN, BD)
 
     for j0 in range(start, stop, _CHUNK * BM):
-        # by tile where registers are short, else once for all
-        value_chunk = tl.zeros([BN] if DOT > 0 and PULL > 0 else [BN, BM], ACC)
-        values_chunk = tl.zeros([BN, BE], ACC)
-        pull_chunk = tl.zeros([BN, BD], ACC) if DOT > 0 else _zeros(BN, BM, DIMS, ACC)
+        value_chunk = _no_value(ONE_COLUMN, BY_TILE, BN, BM, BE, ACC)
+        pull_chunk = _no_pull(DOT, DIMS, BN, BM, BD, ACC)
         for j in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
-            j1 = j
-            if HALF > 0:
-                j1 += tl.where(half, i0 // GROUP * GROUP, 0)
-                j1 -= tl.where(half & (j1 >= groups * GROUP), groups * GROUP, 0)
+            j1 = _met_column(j, i0, groups, half, HALF, GROUP)
             col_in = cols < m - j1
-            q_tile = q_ptr + (b * m + j1) * D
-            h_tile = h_ptr + (b * m + j1) * E
-            if DOT > 0:
-                q_tile = q_pieces + (b * m + j1) * ROW
-                h_pieces = b_pieces_ptr + (b * m + j1) * EROW
-                squares = tl.load(q_norms + (b * m + j1) + cols, mask=col_in, other=0.0)
-                d2 = distances_by_products(
-                    p_pieces, q_tile, norms, squares, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, False
-                )
-            elif DIMS > 0:
-                away = differences(p, coordinates_of(q_tile, cols, col_in, DIMS, ACC), unit, DIMS, SCALED)
-                d2 = away[0] * away[0]
-                for d in tl.static_range(1, DIMS):
-                    d2 = tl.fma(away[d], away[d], d2)
-            else:
-                d2 = squared_distances(p_ptr, q_tile, rows, cols, row_in, col_in, unit, D, BN, BM, BD, SCALED, ACC)
+            q_tile = q_ptr + (b * m + j1) * point
+            h_tile = h_ptr + (b * m + j1) * coefficients
+            d2, away = _distances(
+                p_ptr, p, q_tile, q_norms + (b * m + j1), rows, cols, row_in, col_in, unit, D,
+                DOT, DIMS, SCALED, BN, BM, BD, BK, DP, ACC,
+            )  # fmt: skip
 
-            # c_ij, less f_i where there is one column; zero for columns that are not there
-            c = tl.zeros([BN, BM], ACC)
-            if ONE_COLUMN:
-                h = tl.load(h_tile + cols, mask=col_in, other=0.0).to(ACC)
-                if HALF > 0:
-                    twice = half & (j >= GROUP) & (j // GROUP * 2 != groups)
-                    h *= tl.where(twice, 2.0, 1.0).to(ACC)
-                c = tl.broadcast_to(h[None, :], [BN, BM])
-            elif PULL > 0 or MOMENTS:
-                if DOT > 0:
-                    f_pieces = a_pieces_ptr + (b * n + i0) * EROW
-                    c = inner_products(f_pieces, h_pieces, rows, cols, row_in, col_in, EP, BN, BM, 16, DOT, False)
-                else:
-                    c = _coefficients(f_ptr, h_tile, rows, cols, row_in, col_in, E, BN, BM, ACC)
+            twice = half & (j >= GROUP) & (j // GROUP * 2 != groups)
+            c, h = _pair_coefficients(
+                f_ptr, h_tile, rows, cols, row_in, col_in, twice, E,
+                ONE_COLUMN, PULL > 0 or MOMENTS, HALF, DOT, BN, BM, EP, ACC,
+            )  # fmt: skip
             kept = col_in[None, :]
             if DROP > 0:
                 kept = (rows[:, None] - cols[None, :] != j1 - i0) | (not skip)
@@ -207,84 +163,278 @@ def _sweep_kernel(
             if VALUE or TOTAL:
                 if DROP > 0:
                     total = tl.where(kept, total, 0.0)
-                if ONE_COLUMN and DOT > 0 and PULL > 0:
-                    value_chunk += tl.sum(total * h[None, :], 1)
-                elif ONE_COLUMN:
-                    value_chunk = tl.fma(total, h[None, :], value_chunk)
-                elif DOT > 0:
-                    values_chunk = weighted_points(total, h_pieces, cols, col_in, e0 + columns, values_chunk, EP, DOT)
-                else:
-                    inside = col_in[:, None] & column_in[None, :]
-                    right = tl.load(h_tile + cols[:, None] * E + e0 + columns[None, :], mask=inside, other=0.0)
-                    values_chunk = tl.dot(total, right.to(ACC), values_chunk, input_precision="ieee", out_dtype=ACC)
-            if PULL > 0 and pulls:
-                tug *= c
-                if DOT > 0:
-                    pull_chunk = weighted_points(tug, q_tile, cols, col_in, coordinates, pull_chunk, DP, DOT)
-                    tug_sum += tl.sum(tug, 1)
-                elif DIMS > 0:
-                    pull_chunk = _pulled(pull_chunk, tug, away, DIMS)
-                else:
-                    _pull_in_memory(
-                        pull_ptr, p_ptr, q_tile, rows, cols, row_in, col_in, coordinates, tug, unit, D, width,
-                        BN, BM, BD, SCALED, ACC,
-                    )  # fmt: skip
-        if (VALUE or TOTAL) and ONE_COLUMN:
-            value += value_chunk if DOT > 0 and PULL > 0 else tl.sum(value_chunk, 1)
-        if VALUE and not ONE_COLUMN:
-            values += values_chunk
-        if PULL > 0 and DOT > 0:
-            own = pull_ptr + rows[:, None] * width + coordinates[None, :]
-            inside = row_in[:, None] & (coordinates < DP)[None, :]
-            tl.store(own, tl.load(own, mask=inside, other=0.0) + pull_chunk, mask=inside)
-            tl.debug_barrier()
-        elif PULL > 0:
-            for d in tl.static_range(DIMS):
-                pull += tl.where(coordinates[None, :] == d, tl.sum(pull_chunk[d], 1)[:, None], 0.0)
+                value_chunk = _add_value(
+                    value_chunk,
+                    total,
+                    h,
+                    h_tile,
+                    cols,
+                    col_in,
+                    e0,
+                    columns,
+                    column_in,
+                    E,
+                    ONE_COLUMN,
+                    BY_TILE,
+                    DOT,
+                    EP,
+                    ACC,
+                )
+            if PANEL and pulls:
+                there = panel_ptr + rows[:, None] * WINDOW + (j - START + cols)[None, :]
+                tl.store(there, tug * c, mask=row_in[:, None] & col_in[None, :])
+            elif PULL > 0 and pulls:
+                pull_chunk, tug_sum = _add_pull(
+                    pull_chunk, tug_sum, tug * c, away, pull_ptr, p_ptr, q_tile, rows, cols, row_in, col_in,
+                    coordinates, unit, D, width, DOT, DIMS, SCALED, BN, BM, BD, DP, ACC,
+                )  # fmt: skip
+        if VALUE or TOTAL:
+            value += value_chunk if BY_TILE or not ONE_COLUMN else tl.sum(value_chunk, 1)
+        if PULL > 0 and not PANEL:
+            pull = _keep_pull(pull, pull_chunk, pull_ptr, rows, row_in, coordinates, width, DOT, DIMS, DP)
 
-    # programs that differ in the coordinates they pull have the same sums
-    only = block == 0
+    # what the windows before have left
+    more = PANEL and START > 0
     if VALUE and ONE_COLUMN:
-        tl.store(value_ptr + place + rows, cast(value, value_ptr), mask=row_in & only)
+        _store_sum(value_ptr + place + rows, value, row_in, more, PANEL)
     if VALUE and not ONE_COLUMN:
         there = value_ptr + place * E + rows[:, None] * E + e0 + columns[None, :]
-        tl.store(there, cast(values, value_ptr), mask=row_in[:, None] & column_in[None, :])
-    if PULL > 0:
-        factor = tl.full([BN, 1], 1.0, tl.float64) * unit.to(tl.float64)
-        if ONE_COLUMN:
-            factor *= f.to(tl.float64)[:, None]
+        tl.store(there, cast(value, value_ptr), mask=row_in[:, None] & column_in[None, :])
+    if PULL > 0 and not PANEL:
+        factor = f.to(tl.float64)[:, None] * unit.to(tl.float64)
         if DOT > 0:
-            _store_pull_by_products(
-                pull_ptr, p_pieces, rows, row_in, coordinates, tug_sum, factor, DP, DOT
-            )  # fmt: skip
+            _store_pull_by_products(pull_ptr, p_ptr, rows, row_in, coordinates, tug_sum, factor, DP, DOT)
         else:
             _store_pull(pull_ptr, pull, rows, row_in, coordinates, factor, D, width, BD, DIMS)
     if TOTAL or MOMENTS:
         # parts by batch by splits by strips
         strips = tl.cdiv(height, _STRIP)
         first = ((part * B + b) * SPLITS + split) * strips
-        strip = i0 // _STRIP + tl.arange(0, BN // _STRIP)
-        inside = (strip < strips) & only
-        if TOTAL:
-            found = tl.sum(f.to(tl.float64) * value, 0)
-            _store_in_first(total_ptr + first + strip, found, strip * _STRIP == i0, inside)
-        if MOMENTS:
-            if ONE_COLUMN:
-                mass *= f[:, None]
-                spread *= f[:, None]
-            # in the caller's order of bandwidths
-            own = tl.load(table_ptr + 1 + 4 * S + bandwidths, mask=bandwidths < S, other=0.0).to(tl.int32)
-            there = moments_ptr + (first + strip)[:, None] * 2 * S + own[None, :]
-            inside = inside[:, None] & (bandwidths < S)[None, :]
-            lead = (strip * _STRIP == i0)[:, None]
-            _store_in_first(there, tl.sum(mass, 0)[None, :], lead, inside)
-            _store_in_first(there + S, tl.sum(spread, 0)[None, :], lead, inside)
+        _store_sums(
+            total_ptr, moments_ptr, table_ptr, f, value, mass, spread, i0, first, strips, more, S,
+            TOTAL, MOMENTS, PANEL, BN, SP,
+        )  # fmt: skip
 
 
 @triton.jit
-def _store_in_first(there, sums, lead, inside):
+def _columns_to_meet(
+    i0, n, m, split, SPLITS, START, WINDOW, half,
+    HALF: tl.constexpr, PANEL: tl.constexpr, GROUP: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """The columns of one split, in the order they are met, and how many groups there are where half is met.
+
+    Those are the row's own group and the next ones, round to the opposite one: see _met_column. Of a panel they are
+    in its window.
+    """
+    length, groups, first = m, tl.cdiv(m, GROUP), 0
+    if HALF > 0:
+        length = tl.where(half, (groups // 2 + 1) * GROUP, m)
+    if PANEL:
+        first, length = START, tl.maximum(tl.minimum(START + WINDOW, length), START)
+    # whole tiles of columns for each split, and none for rows that this part does not have
+    share = tl.cdiv(tl.cdiv(length - first, BM), SPLITS) * BM
+    start = first + split * share
+    return start, tl.where(i0 < n, tl.minimum(start + share, length), start), groups
+
+
+@triton.jit
+def _met_column(j, i0, groups, half, HALF: tl.constexpr, GROUP: tl.constexpr):
+    """Which column is met as the j-th."""
+    if HALF > 0:
+        j += tl.where(half, i0 // GROUP * GROUP, 0)
+        j -= tl.where(half & (j >= groups * GROUP), groups * GROUP, 0)
+    return j
+
+
+@triton.jit
+def _row_coefficients(f_ptr, rows, row_in, WANTED: tl.constexpr, BN: tl.constexpr, ACC: tl.constexpr):
+    """f_i where there is one column of them and it is wanted, else 1."""
+    if WANTED:
+        return tl.load(f_ptr + rows, mask=row_in, other=0.0).to(ACC)
+    else:
+        return tl.full([BN], 1.0, ACC)
+
+
+@triton.jit
+def _row_points(
+    p_ptr, norms_ptr, rows, row_in, DOT: tl.constexpr, DIMS: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """What registers hold of the rows' points: their squared norms, or their coordinates if these are few."""
+    if DOT > 0:
+        return (tl.load(norms_ptr + rows, mask=row_in, other=0.0),)
+    else:
+        return coordinates_of(p_ptr, rows, row_in, DIMS, ACC)
+
+
+@triton.jit
+def _distances(
+    p_ptr, p, q_ptr, q_norms, rows, cols, row_in, col_in, unit, D,
+    DOT: tl.constexpr, DIMS: tl.constexpr, SCALED: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """|p_i - q_j|^2 of a tile; and q_j - p_i, if the coordinates are few and not multiplied."""
+    away = ()
+    if DOT > 0:
+        squares = tl.load(q_norms + cols, mask=col_in, other=0.0)
+        d2 = distances_by_products(
+            p_ptr, q_ptr, p[0], squares, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, False
+        )
+    elif DIMS > 0:
+        away = differences(p, coordinates_of(q_ptr, cols, col_in, DIMS, ACC), unit, DIMS, SCALED)
+        d2 = away[0] * away[0]
+        for d in tl.static_range(1, DIMS):
+            d2 = tl.fma(away[d], away[d], d2)
+    else:
+        d2 = squared_distances(p_ptr, q_ptr, rows, cols, row_in, col_in, unit, D, BN, BM, BD, SCALED, ACC)
+    return d2, away
+
+
+@triton.jit
+def _pair_coefficients(
+    f_ptr, h_ptr, rows, cols, row_in, col_in, twice, E,
+    ONE_COLUMN: tl.constexpr, WANTED: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, EP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """c_ij and h_j, both twice where a pair counts so; where there is one column c_ij is without f_i, and where there
+    are several there is no h_j. Zero for columns that are not there."""
+    c, h = tl.zeros([BN, BM], ACC), tl.zeros([BM], ACC)
+    if ONE_COLUMN:
+        h = tl.load(h_ptr + cols, mask=col_in, other=0.0).to(ACC)
+        if HALF > 0:
+            h *= tl.where(twice, 2.0, 1.0).to(ACC)
+        c = tl.broadcast_to(h[None, :], [BN, BM])
+    elif WANTED and DOT > 0:
+        c = inner_products(f_ptr, h_ptr, rows, cols, row_in, col_in, EP, BN, BM, 16, DOT, False)
+    elif WANTED:
+        c = _coefficients(f_ptr, h_ptr, rows, cols, row_in, col_in, E, BN, BM, ACC)
+    return c, h
+
+
+@triton.jit
+def _no_value(
+    ONE_COLUMN: tl.constexpr, BY_TILE: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BE: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Of one column a value is summed by pair and at the end, or BY_TILE, where registers are short, by tile."""
+    if not ONE_COLUMN:
+        return tl.zeros([BN, BE], ACC)
+    elif BY_TILE:
+        return tl.zeros([BN], ACC)
+    else:
+        return tl.zeros([BN, BM], ACC)
+
+
+@triton.jit
+def _add_value(
+    value, total, h, h_ptr, cols, col_in, e0, columns, column_in, E,
+    ONE_COLUMN: tl.constexpr, BY_TILE: tl.constexpr, DOT: tl.constexpr, EP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """value + sum_j total_ij h_je, or its addends."""
+    if ONE_COLUMN and BY_TILE:
+        value += tl.sum(total * h[None, :], 1)
+    elif ONE_COLUMN:
+        value = tl.fma(total, h[None, :], value)
+    elif DOT > 0:
+        value = weighted_points(total, h_ptr, cols, col_in, e0 + columns, value, EP, DOT)
+    else:
+        inside = col_in[:, None] & column_in[None, :]
+        right = tl.load(h_ptr + cols[:, None] * E + e0 + columns[None, :], mask=inside, other=0.0)
+        value = tl.dot(total, right.to(ACC), value, input_precision="ieee", out_dtype=ACC)
+    return value
+
+
+@triton.jit
+def _clear_pull(pull_ptr, rows, row_in, coordinates, D, width, BN: tl.constexpr, BD: tl.constexpr):
+    """More coordinates than registers hold: the pull on these rows is summed in its place in memory."""
+    for d0 in range(0, D, BD):
+        inside = row_in[:, None] & (d0 + coordinates < width)[None, :]
+        there = pull_ptr + rows[:, None] * width + d0 + coordinates[None, :]
+        tl.store(there, tl.zeros([BN, BD], tl.float64), mask=inside)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _no_pull(
+    DOT: tl.constexpr, DIMS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """By products the sum of a block of coordinates; of few coordinates the addends of each; else nothing."""
+    if DOT > 0:
+        return tl.zeros([BN, BD], ACC)
+    else:
+        return _zeros(BN, BM, DIMS, ACC)
+
+
+@triton.jit
+def _add_pull(
+    pull, tug_sum, tug, away, pull_ptr, p_ptr, q_ptr, rows, cols, row_in, col_in, coordinates, unit, D, width,
+    DOT: tl.constexpr, DIMS: tl.constexpr, SCALED: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Adds sum_j tug_ij (q_j - p_i); by products sum_j tug_ij q_j, and sum_j tug_ij apart."""
+    if DOT > 0:
+        pull = weighted_points(tug, q_ptr, cols, col_in, coordinates, pull, DP, DOT)
+        tug_sum += tl.sum(tug, 1)
+    elif DIMS > 0:
+        pull = _pulled(pull, tug, away, DIMS)
+    else:
+        _pull_in_memory(
+            pull_ptr, p_ptr, q_ptr, rows, cols, row_in, col_in, coordinates, tug, unit, D, width,
+            BN, BM, BD, SCALED, ACC,
+        )  # fmt: skip
+    return pull, tug_sum
+
+
+@triton.jit
+def _keep_pull(
+    pull, chunk, pull_ptr, rows, row_in, coordinates, width, DOT: tl.constexpr, DIMS: tl.constexpr, DP: tl.constexpr
+):  # fmt: skip
+    """Adds the pull of a chunk to that of all, in registers or, by products, in its place."""
+    if DOT > 0:
+        there = pull_ptr + rows[:, None] * width + coordinates[None, :]
+        inside = row_in[:, None] & (coordinates < DP)[None, :]
+        tl.store(there, tl.load(there, mask=inside, other=0.0) + chunk, mask=inside)
+        tl.debug_barrier()
+    else:
+        for d in tl.static_range(DIMS):
+            pull += tl.where(coordinates[None, :] == d, tl.sum(chunk[d], 1)[:, None], 0.0)
+    return pull
+
+
+@triton.jit
+def _store_sums(
+    total_ptr, moments_ptr, table_ptr, f, value, mass, spread, i0, first, strips, more, S,
+    TOTAL: tl.constexpr, MOMENTS: tl.constexpr, PANEL: tl.constexpr, BN: tl.constexpr, SP: tl.constexpr,
+):  # fmt: skip
+    """Sums over the rows of a tile, to the strip that it begins with."""
+    strip = i0 // _STRIP + tl.arange(0, BN // _STRIP)
+    inside = strip < strips
+    lead = strip * _STRIP == i0
+    if TOTAL:
+        _store_in_first(total_ptr + first + strip, tl.sum(f.to(tl.float64) * value, 0), lead, inside, more, PANEL)
+    if MOMENTS:
+        mass *= f[:, None]
+        spread *= f[:, None]
+        # in the caller's order of bandwidths
+        bandwidths = tl.arange(0, SP)
+        own = tl.load(table_ptr + 1 + 4 * S + bandwidths, mask=bandwidths < S, other=0.0).to(tl.int32)
+        there = moments_ptr + (first + strip)[:, None] * 2 * S + own[None, :]
+        inside = inside[:, None] & (bandwidths < S)[None, :]
+        _store_in_first(there, tl.sum(mass, 0)[None, :], lead[:, None], inside, more, PANEL)
+        _store_in_first(there + S, tl.sum(spread, 0)[None, :], lead[:, None], inside, more, PANEL)
+
+
+@triton.jit
+def _store_sum(there, sum, inside, more, PANEL: tl.constexpr):
+    """Stores it, or where there is more of it adds it to that."""
+    if PANEL:
+        sum += tl.load(there, mask=inside & more, other=0.0)
+    tl.store(there, cast(sum, there), mask=inside)
+
+
+@triton.jit
+def _store_in_first(there, sums, lead, inside, more, PANEL: tl.constexpr):
     """A tile of several strips puts its sums into the first of them, and nothing into the others."""
-    tl.store(there, tl.where(lead, sums, 0.0), mask=inside)
+    _store_sum(there, tl.where(lead, sums, 0.0), inside, more, PANEL)
 
 
 @triton.jit
@@ -313,24 +463,6 @@ def _store_pull_by_products(
         p = tl.load(there + piece * DP, mask=inside, other=0.0).to(tl.float64)
         pull -= p * tug_sum[:, None]
     tl.store(own, pull * factor, mask=inside)
-
-
-@triton.jit
-def _rows_of(part, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces, y_pieces, x_norms, y_norms):
-    """Points, coefficients, number, pieces and norms of the rows: of x, y, x, y for parts 0 to 3."""
-    p_ptr, f_ptr, n, p_pieces, p_norms = x_ptr, a_ptr, N, x_pieces, x_norms
-    if part % 2 == 1:
-        p_ptr, f_ptr, n, p_pieces, p_norms = y_ptr, b_ptr, M, y_pieces, y_norms
-    return p_ptr, f_ptr, n, p_pieces, p_norms
-
-
-@triton.jit
-def _columns_of(part, x_ptr, y_ptr, a_ptr, b_ptr, N, M, x_pieces, y_pieces, x_norms, y_norms):
-    """Those of the columns: of x, y, y, x for parts 0 to 3."""
-    q_ptr, h_ptr, m, q_pieces, q_norms = y_ptr, b_ptr, M, y_pieces, y_norms
-    if part % 3 == 0:
-        q_ptr, h_ptr, m, q_pieces, q_norms = x_ptr, a_ptr, N, x_pieces, x_norms
-    return q_ptr, h_ptr, m, q_pieces, q_norms
 
 
 @triton.jit
@@ -490,21 +622,23 @@ def sweep(
     (batch, n, dims), m, columns = x.shape, y.shape[1], b.shape[2]
     options = {"parts": parts, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
     options |= {"minus_one": minus_one, "split": split, "half": half}
+    kind = "moments" if pull or moments else "value" if columns == 1 else "columns"
+    # of more coordinates than registers hold the weights are left in memory, and multiplied with the points
+    panel = bool(split and pull) and dims > _by_products(kind, columns, parts, dims, table, x, split.products).bd
     # registers hold the sums of one or of the other
-    if split and pull and moments:
+    if split and pull and moments and not panel:
         of_pairs = sweep(table, x, y, a, b, value=value, total=total, moments=True, **options)
         return of_pairs._replace(pull=sweep(table, x, y, a, b, pull=pull, **options).pull)
     if value and (pull or moments) and columns != 1:
         of_rows = sweep(table, x, y, a, b, pull=pull, moments=moments, **options)
         return of_rows._replace(value=sweep(table, x, y, a, b, value=True, **options).value)
-    kind = "moments" if pull or moments else "value" if columns == 1 else "columns"
     height = n if parts == 1 else max(n, m)
     be = block_of(columns)
     e_blocks = max(1, triton.cdiv(columns, be)) if value else 1
     few = dims if 1 <= dims <= 4 else 0
-    strips = triton.cdiv(height, STRIP)
-    parted = splits(batch * strips * parts * e_blocks, m if parts == 1 else max(n, m), x.device)
-    kept = dtype if parted == 1 else torch.float64
+    strips, longest = triton.cdiv(height, STRIP), m if parts == 1 else max(n, m)
+    parted = splits(batch * strips * parts * e_blocks, longest, x.device)
+    kept = dtype if parted == 1 and not panel else torch.float64
     values = x.new_empty(parted, parts, batch, height, columns, dtype=kept) if value else None
     totals = x.new_empty(parts, batch, parted * strips, dtype=torch.float64) if total else None
     # where it is summed in memory it is summed in float64, in rows as long as those of the pieces
@@ -524,27 +658,42 @@ def sweep(
         rows_of_table = x.new_empty(parts * parted * e_blocks, batch, stride, dtype=table.dtype)
 
     for products, limit, operands in forms(split, rows_of_table) if batch * height and (columns or not value) else ():
-        name = kind
-        if products and kind == "moments" and (columns > 1 or parts > 1):
-            name = "moments of columns" if columns > 1 else "moments of sets"
-        found = tile(name, dims, table.dtype, x.device, products)
+        found = tile(kind, dims, table.dtype, x.device)
+        if products:
+            found = _by_products("panel" if panel else kind, columns, parts, dims, table, x, products)
         bd = triton.next_power_of_2(few) if few and not products else found.bd
-        d_blocks = triton.cdiv(split.dims, bd) if products and pull else 1
+        # the places of launches, and the programs for a block of rows of each
+        of, tiles = Panels([(0, batch * triton.cdiv(height, found.bn), 0)], 0, None), 1
+        if panel and products:
+            of, tiles = panels(x, height, longest, 1 if parts == 1 else 4 if pull == 3 else 2), ROWS // found.bn
         of_columns = (split.a, split.b) if split else (None, None)
         arguments = (shift, rows_of_table, values, totals, pulls, sums, *operands[:4], *of_columns, operands[4])
-        with torch.cuda.device_of(x):
-            _sweep_kernel[(batch * triton.cdiv(height, found.bn), parts, parted * e_blocks * d_blocks)](
-                x, y, a, b, *(rows_of_table if t is None else t for t in arguments), *table.pointers,
-                n, m, dims, columns, batch, table.count, stride, parted, *table.numbers,
-                OWN_TABLE=own, **table.constants,
-                ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=0 if products else few, SCALED=table.scaled,
-                SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
-                DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1, HALF=half,
-                VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments, DOT=products, LIMIT=limit,
-                BN=found.bn, BM=found.bm, BD=bd, BE=be,
-                BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if split else 0,
-                EP=split.columns if products else 0, ACC=triton_dtype(table.dtype),
-                num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
-            )  # fmt: skip
+        arguments = [rows_of_table if t is None else t for t in (*arguments, of.weights)]
+        for place in of.places:
+            first, blocks, start = place
+            with torch.cuda.device_of(x):
+                _sweep_kernel[(blocks * tiles, parts, parted * e_blocks)](
+                    x, y, a, b, *arguments, *table.pointers,
+                    n, m, dims, columns, batch, table.count, stride, parted, first, start, of.window,
+                    *table.numbers, OWN_TABLE=own, **table.constants,
+                    ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=0 if products else few, SCALED=table.scaled,
+                    SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
+                    DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1, HALF=half,
+                    VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments, DOT=products, LIMIT=limit,
+                    PANEL=panel and products > 0,
+                    BN=found.bn, BM=found.bm, BD=bd, BE=be,
+                    BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if split else 0,
+                    EP=split.columns if products else 0, ACC=triton_dtype(table.dtype),
+                    num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+                )  # fmt: skip
+            if panel and products:
+                pull_by_panel(of, place, table, a, b, n, m, pulls, operands, products, limit, pull)
 
     return Swept(values, totals, pulls, sums, rows_of_table, stride, parts, batch)
+
+
+def _by_products(kind, columns, parts, dims, table, x, products):
+    """The tile of a form by products: there are others for several columns, and for the parts of MMD^2."""
+    if kind == "moments" and (columns > 1 or parts > 1):
+        kind += " of columns" if columns > 1 else " of sets"
+    return tile(kind, dims, table.dtype, x.device, products)
