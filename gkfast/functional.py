@@ -359,10 +359,10 @@ def log_density(
 
     Notes
     -----
-    A log-sum-exp: finite however far x is from the data. Exponents |x_i - data_j|^2 / (2 sigma_s^2) may reach thousands.
-    With `precision` "highest" they are computed in float64 for every dtype, else in that of x, which is right to 2e-6
-    of the greatest exponent on the CPU; gradients, made of differences of exponents, suffer more. None means "highest"
-    where a derivative is wanted, and "high" for a value alone; on a GPU it follows torch as elsewhere.
+    A log-sum-exp: finite however far x is from the data. Exponents |x_i - data_j|^2 / (2 sigma_s^2) may reach
+    thousands; they are computed in float64 for every dtype, but for float32 values of which no derivative is wanted:
+    those are right to 2e-6 of the greatest exponent unless `precision` is "highest". On a GPU `precision` holds for
+    derivatives too.
     O(N M (D + S)) time, O(N + M) memory besides copies of the data. Gradients of every order; the first is `score`.
 
     References
@@ -378,10 +378,14 @@ def log_density(
     p, arguments, constant = _density(
         "log_density", x, data, sigma, weights, data_weights, leave_one_out, precision, backend
     )
-    modes = p.modes
-    if not p.by_reference and checks.on_cpu(x):
+    modes: dict[str, Any] = p.modes
+    if not p.tensors and not p.by_reference:
+        modes = {"in_float64": precision == "highest"}
+    elif modes:
         # gradients begin with the value, and want it better than float32 can be
-        modes = {"precision": precision or ("highest" if p.tensors and p.run.differentiated(*arguments) else "high")}
+        modes = {**modes, "alone": not p.run.differentiated(*arguments)}
+        if precision is None and checks.on_cpu(x):
+            modes["precision"] = "high"
     return p.give(p.run.log_density(*arguments, leave_one_out, **modes) + constant, p.scalar_dtype)
 
 
@@ -413,8 +417,8 @@ def score(
 
     Notes
     -----
-    O(N M (D + S)) time and O(N D + M D) memory; on the CPU computed in float64 for every dtype, on a GPU if `precision`
-    is "highest"; gradients of every order.
+    O(N M (D + S)) time and O(N D + M D) memory; on the CPU computed in float64 for every dtype, on a GPU if
+    `precision` is "highest"; gradients of every order.
 
     References
     ----------

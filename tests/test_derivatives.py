@@ -218,7 +218,7 @@ def test_opcheck(leaf):
         "rbf_backward": (leaf(2, 4, 5), x, y, s, w, [True] * 4, "high"),
         "rbf_matmul": (x, y, t["v"], s, w, None, False, False, "high"),
         "rbf_matmul_backward": (leaf(2, 4, 2), x, y, t["v"], s, w, None, False, False, [True] * 5, "high"),
-        "log_density": (x, y, s, w.detach().log(), b.detach().requires_grad_(), False, "high"),
+        "log_density": (x, y, s, w.detach().log(), b.detach().requires_grad_(), False, False, "high"),
         "kernel_sums": (leaf(2, 2, 3), x, y, a, b, s, w, 1, True, [True] * 6, "high"),
         "kernel_sums_with_gradients": (leaf(2, 3), x, y, a, b, s, w, 1, True, [True] * 6, "high"),
     }

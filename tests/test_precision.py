@@ -203,9 +203,7 @@ def test_on_the_cpu_it_changes_no_bit(name, torch_setting):
 
     expected = found()
     torch_setting("medium")
-    # a density may be had with less, see test_accuracy.py
-    modes = [mode for mode in MODES if name != "log_density" or mode == "highest"]
-    for by in ({}, *({"precision": mode} for mode in modes)):
+    for by in ({}, *({"precision": mode} for mode in MODES)):
         for ours, theirs in zip(found(**by), expected, strict=True):
             assert torch.equal(ours, theirs)
     if name in ("rbf", "mmd2", "score"):

@@ -28,13 +28,14 @@ def log_density(
     log_weights: Tensor,
     data_weights: Tensor,
     leave_one_out: bool,
+    alone: bool = False,
     precision: str = "highest",
 ) -> Tensor:
-    """The log-sum-exp behind a density, (B, N) float64. See gkfast.log_density."""
-    if x.device.type == "cpu" and differentiated(x, y, sigma, log_weights, data_weights):
-        # gradients begin with the value, and want it better than float32
-        precision = "highest"
-    return call("log_density", _LogDensity, x, y, sigma, log_weights, data_weights, leave_one_out, precision)
+    """The log-sum-exp behind a density, (B, N) float64. See gkfast.log_density.
+
+    alone: no derivative will be made of it, so that with less precision float32 will do on the CPU as well.
+    """
+    return call("log_density", _LogDensity, x, y, sigma, log_weights, data_weights, leave_one_out, alone, precision)
 
 
 def score(
@@ -48,7 +49,7 @@ def score(
 ) -> Tensor:
     """The gradient of log_density at x, (B, N, D), itself differentiable. See gkfast.score."""
     arguments = (x, y, sigma, log_weights, data_weights, leave_one_out)
-    log_p = log_density(*arguments, precision)
+    log_p = log_density(*arguments, False, precision)
     wants = (True, False, False, False, False)
     return _density_gradients(torch.ones_like(log_p), log_p, *arguments, wants, precision)[0].to(x.dtype)
 
@@ -98,6 +99,7 @@ def _log_density_fake(
     log_weights: Tensor,
     data_weights: Tensor,
     leave_one_out: bool,
+    alone: bool,
     precision: str,
 ) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=torch.float64)
@@ -110,12 +112,14 @@ def _log_density_cpu(
     log_weights: Tensor,
     data_weights: Tensor,
     leave_one_out: bool,
+    alone: bool,
     precision: str,
 ) -> Tensor:
     from gkfast.kernels import cpu
 
     arrays = (array(x), array(y), numbers(sigma), numbers(log_weights), array(data_weights))
-    return torch.from_numpy(cpu.log_density(*arrays, leave_one_out, precision))
+    in_float64 = precision == "highest" or not alone
+    return torch.from_numpy(cpu.log_density(*arrays, leave_one_out, in_float64))
 
 
 def _log_density_gpu(
@@ -125,6 +129,7 @@ def _log_density_gpu(
     log_weights: Tensor,
     data_weights: Tensor,
     leave_one_out: bool,
+    alone: bool,
     precision: str,
 ) -> Tensor:
     from gkfast.kernels import gpu
@@ -135,7 +140,7 @@ def _log_density_gpu(
 
 define(
     "log_density(Tensor x, Tensor y, Tensor sigma, Tensor log_weights, Tensor data_weights, bool leave_one_out,"
-    " str precision) -> Tensor",
+    " bool alone, str precision) -> Tensor",
     _log_density_fake,
     _log_density_cpu,
     _log_density_gpu,
@@ -153,13 +158,13 @@ class _LogDensity(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:5], output)
         ctx.save_for_forward(*inputs[:5], output)
-        ctx.leave_one_out, ctx.precision = inputs[5:]
+        ctx.leave_one_out, _, ctx.precision = inputs[5:]
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         if g is None:
-            return (None,) * 7
+            return (None,) * 8
         x, y, sigma, log_weights, data_weights, log_p = ctx.saved_tensors
         need_x, need_y, need_sigma, need_weights, need_data = ctx.needs_input_grad[:5]
         wants = [need_x, need_y, need_data, need_sigma, need_weights]
@@ -172,6 +177,7 @@ class _LogDensity(torch.autograd.Function):
             dsigma.to(sigma.dtype) if need_sigma else None,
             dw.to(log_weights.dtype) if need_weights else None,
             da[..., 0].to(data_weights.dtype) if need_data else None,
+            None,
             None,
             None,
         )

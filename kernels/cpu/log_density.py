@@ -1,8 +1,8 @@
 """Log-sum-exp over kernels, and its gradient at x.
 
 Exponents of a density reach thousands where those of a kernel matter only to about 100. In float32 a density is
-right to a share of its greatest exponent, as float32 can be. Its gradients are made of differences of exponents, which
-that would spoil: they, and a density that they start from, are computed in float64 whatever the input.
+right to a share of its greatest exponent, as float32 can be. Its gradients are made of differences of exponents,
+which that would spoil: they, and a density that they start from, are computed in float64 whatever the input.
 """
 
 import numpy as np
@@ -82,15 +82,15 @@ def _log_sum_exp(
             out[b, i0 + r] = greatest[r] + np.log2(sums[r])
 
 
-def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision="highest"):
+def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, in_float64=True):
     """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density.
 
-    Computed in float64 if precision is "highest", else in the dtype of x.
+    The exponents are computed in float64, or in the dtype of x.
     """
     # the greatest weight is taken out, so that large normalisers do not round the exponents
     greatest = log_weights.max(1, keepdims=True)
     weights = np.exp(log_weights - greatest)
-    if x.dtype == np.float32 and precision != "highest":
+    if x.dtype == np.float32 and not in_float64:
         packed = pack(x, y, sigma, weights, "exponent")
     else:
         accuracy = "density32" if x.dtype == np.float32 else "density64"
