@@ -1,12 +1,14 @@
 """The kernel matrix and its gradients."""
 
+from functools import cache
+
 import numpy as np
 
-from .compiled import compiled
+from .compiled import address_of, called_at, compiled
 from .memory import fresh
-from .packed import pack
-from .sums import sweep
-from .threads import run_rows
+from .packed import Packed, column_here, limits, pack, pack_here, panel_width
+from .sums import CHUNK_WORK, parameters_of, sum_rows_address, sweep, sweep_here
+from .threads import SERIAL_WORK, run_rows
 from .tile import DEPTH, NOWHERE, ROWS, distances, gaussians
 from .vector import exp2, fma, load, splat, store
 
@@ -84,44 +86,110 @@ def _matrix_rows(x, y, nx, ny, n, m, slope, offset, scale, squarings, weights, s
 
 def rbf(x, y, sigma, weights, out=None):
     """K, (B, N, M). See gkfast.rbf."""
-    packed = pack(x, y, sigma, weights, "kernel")
-    batch, n, m = len(x), packed.x.count, packed.y.count
+    (batch, n, dims), m = x.shape, (x if y is None else y).shape[1]
     if out is None:
         out = fresh((batch, n, m), x.dtype)
     result = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    panels = -(-n // ROWS)
-    columns = packed.y.columns
-    slab = max(1, _SLAB // max(1, columns.itemsize * columns.shape[2] * columns.shape[3]))
+    panels, work = -(-n // ROWS), m * (dims + 10 * sigma.shape[1])
+    slab = max(1, _SLAB // max(1, x.itemsize * dims * panel_width.py_func(x)))
+    if batch * n * work < SERIAL_WORK:
+        arrays = map(np.ascontiguousarray, (x, x if y is None else y, sigma, weights))
+        limit = limits(x.dtype, n * m, dims, "kernel")
+        _matrix_here(_matrix_rows_address(x.dtype), *arrays, y is None, *limit, slab, panels, result)
+    else:
+        packed = pack(x, y, sigma, weights, "kernel")
+        rest = _matrix_arguments(packed)
 
-    def task(start, stop):
-        _matrix_rows(
-            packed.x.rows, columns, packed.x.norms, packed.y.norms, n, m, packed.slope, packed.offset, packed.scale,
-            packed.squarings, packed.weights, slab, panels, start, stop, result,
-        )  # fmt: skip
+        def task(start, stop):
+            _matrix_rows(*rest, slab, panels, start, stop, result)
 
-    run_rows(task, batch * panels, ROWS * m * (packed.dims + 10 * sigma.shape[1]))
+        run_rows(task, batch * panels, ROWS * work)
     if result is not out:
         out[...] = result
     return out
 
 
+def _matrix_arguments(packed: Packed) -> tuple:
+    """What `_matrix_rows` takes first."""
+    x, y = packed.x, packed.y
+    return (
+        x.rows, y.columns, x.norms, y.norms, x.count, y.count, packed.slope, packed.offset, packed.scale,
+        packed.squarings, packed.weights,
+    )  # fmt: skip
+
+
+@cache
+def _matrix_rows_address(dtype: np.dtype) -> int:
+    point, one = np.zeros((1, 1, 1), dtype), np.ones((1, 1))
+    return address_of(_matrix_rows, *_matrix_arguments(pack(point, None, one, one, "kernel")), 1, 1, 0, 1, point)
+
+
+_call_matrix_rows = called_at(_matrix_rows)
+
+
+@compiled
+def _matrix_here(matrix_rows, x, y, sigma, weights, same, moderate, bounds, slab, panels, out):
+    """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
+    plan, px, py = pack_here(x, y, same, sigma, weights, panel_width(x), same, same, moderate, bounds)
+    _, of_batch, of_bandwidth, places = plan
+    if out.size:
+        arguments = (
+            px[0], py[1], px[2], py[2], x.shape[1], y.shape[1], of_batch[0], of_batch[1], of_bandwidth[0], places[0],
+            of_bandwidth[1], slab, panels, 0, len(x) * panels, out,
+        )  # fmt: skip
+        _call_matrix_rows(matrix_rows, arguments)
+
+
 def rbf_backward(g, x, y, sigma, weights, wants):
     """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are None. y None: x is both."""
     want_x, want_y, want_sigma, want_weights = wants
-    packed = pack(x, y, sigma, weights, "gradient")
-    sums = sweep(
-        packed,
-        x=packed.x,
-        y=packed.y,
-        pairs=g,
-        want_dx=want_x,
-        # without y, x moves both ends of every pair
-        want_dy=want_x if y is None else want_y,
-        want_parameters=want_sigma or want_weights,
-    )
-    dx = dy = None
-    if want_x:
-        dx = (sums.dx + sums.dy if y is None else sums.dx).astype(x.dtype)
-    if want_y and y is not None:
-        dy = sums.dy.astype(x.dtype)
-    return dx, dy, sums.dsigma if want_sigma else None, sums.dweights if want_weights else None
+    want_parameters, same = want_sigma or want_weights, y is None
+    # without y, x moves both ends of every pair
+    pulls = (want_x, want_x if same else want_y)
+    y = x if same else y
+    (batch, n, dims), m = x.shape, y.shape[1]
+    if batch * n * m * (dims * (1 + sum(pulls)) + 10 * sigma.shape[1]) < 2 * CHUNK_WORK:
+        # one chunk at any rate, and in one call it takes least time
+        arrays = map(np.ascontiguousarray, (g.astype(x.dtype, copy=False), x, y, sigma, weights))
+        outs = (np.empty(x.shape if want_x else (batch, 0, dims), x.dtype),)
+        outs += (np.empty(y.shape if want_y and not same else (batch, 0, dims), x.dtype),)
+        limit = limits(x.dtype, n * m, dims, "gradient")
+        modes = (same, *pulls, want_parameters)
+        order, parameters = _backward_here(sum_rows_address(x.dtype), *arrays, modes, *limit, *outs)
+        dx, dy, dsigma, dweights = *outs, None, None
+        if want_parameters:
+            dsigma, dweights = parameters_of(order, sigma, weights, parameters)
+    else:
+        packed = pack(x, None if same else y, sigma, weights, "gradient")
+        points = {"x": packed.x, "y": packed.y, "pairs": g}
+        _, _, dx, dy, dsigma, dweights = sweep(
+            packed, **points, want_dx=pulls[0], want_dy=pulls[1], want_parameters=want_parameters
+        )
+        dx = (dx + dy if same else dx).astype(x.dtype) if want_x else None
+        dy = dy.astype(x.dtype) if want_y and not same else None
+    gradients = (dx, None if same else dy, dsigma, dweights)
+    return tuple(d if want else None for d, want in zip(gradients, wants, strict=True))
+
+
+@compiled
+def _backward_here(sum_rows, g, x, y, sigma, weights, modes, moderate, bounds, dx, dy):
+    """rbf_backward of one chunk: fills in dx and dy, as far as they have rows; the moments of the bandwidths."""
+    same, want_x, want_y, want_parameters = modes
+    batch, n, dims = x.shape
+    plan, px, py = pack_here(x, y, same, sigma, weights, panel_width(x), True, True, moderate, bounds)
+    none = column_here(np.empty((batch, 0), x.dtype))
+    wants = (False, False, want_x, want_y, want_parameters)
+    parts = sweep_here(sum_rows, plan, px, n, py, y.shape[1], none, none, g, (False, False, False), wants)
+    _, of_batch, _, places = plan
+    for b in range(batch):
+        unit = of_batch[3, b]
+        for i in range(dx.shape[1]):
+            for k in range(dims):
+                pull = parts[2][b, i, k]
+                if same:
+                    pull += parts[3][b, 0, i, k]
+                dx[b, i, k] = pull / unit
+        for j in range(dy.shape[1]):
+            for k in range(dims):
+                dy[b, j, k] = parts[3][b, 0, j, k] / unit
+    return places[1], parts[4]

@@ -35,7 +35,7 @@ _FEW_VALUES = 4
 # for the gradients to columns, which every chunk of rows keeps for itself
 _CHUNK_BYTES = 1 << 25
 # multiply-adds of a chunk at least
-_CHUNK_WORK, _MOST_CHUNKS = 1 << 23, 32
+CHUNK_WORK, _MOST_CHUNKS = 1 << 23, 32
 
 
 class Sums(NamedTuple):
@@ -648,10 +648,10 @@ def _arguments(packed: Packed, asked: Sweep) -> tuple:
     block_rows, block_columns = _block.py_func(n, m, width, products)
     to_columns = want_dy or want_column_value
     # at least so many rows a chunk: what columns receive is added up from all chunks
-    least = 512 if to_columns else 2 * block_rows
+    least = 256 if to_columns else 2 * block_rows
     most = max(2, _CHUNK_BYTES // (8 * batch * m * (dims * want_dy + columns * want_column_value) + 1))
     work = n * m * (dims * (1 + want_dx + want_dy) + 10 * count + columns) // (1 + symmetric)
-    chunks = max(1, min(n // least, most, work // _CHUNK_WORK, _MOST_CHUNKS))
+    chunks = max(1, min(n // least, most, work // CHUNK_WORK, _MOST_CHUNKS))
     bounds = np.array(_bounds(n, chunks, block_rows, symmetric))
     parts = Parts(
         zeros((batch, n, columns if want_value else 0)),
@@ -697,11 +697,12 @@ _call_sum_rows = called_at(_sum_rows)
 
 
 @inner
-def sweep_here(sum_rows, plan, x, n, y, m, v, g, modes, wants):
+def sweep_here(sum_rows, plan, x, n, y, m, v, g, pairs, modes, wants):
     """A sweep of so few pairs that they are one chunk, within compiled code: the arrays of Parts. See Sweep.
 
     sum_rows is `sum_rows_address`; plan is what `pack_here` returns first; x and y are (rows, columns, norms), v and
-    g (rows, columns); modes are (skip_diagonal, minus_one, symmetric), wants those of Sweep.
+    g (rows, columns), or without a row where pairs (B, N, M) are given; modes are (skip_diagonal, minus_one,
+    symmetric), wants those of Sweep.
     """
     finite, of_batch, of_bandwidth, places = plan
     skip_diagonal, minus_one, symmetric = modes
@@ -726,7 +727,7 @@ def sweep_here(sum_rows, plan, x, n, y, m, v, g, modes, wants):
             1, np.array([0, n]), 0, batch, finite,
             x[0], x[2], x_pull, n, y[0], y[1], y[2], y_pull, m, dims, of_batch[0], of_batch[1], of_batch[2],
             of_bandwidth[0], places[0], of_bandwidth[1], of_bandwidth[2],
-            g[0], v[0], v[1], columns, none, none, none, skip_diagonal, minus_one, symmetric, block_rows,
+            g[0], v[0], v[1], columns, pairs, none, none, skip_diagonal, minus_one, symmetric, block_rows,
             block_columns, want_value, want_column_value, want_dx, want_dy, want_parameters,
             value, column_value, dx, dy, parameters,
         )  # fmt: skip
