@@ -1,5 +1,6 @@
 """The thread driver: the same bits for any number of threads, safe among Python threads, after fork, in workers."""
 
+import importlib
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 
@@ -100,3 +101,36 @@ def test_data_loader_workers(data):
     loader = torch.utils.data.DataLoader(Similarities(x), num_workers=2)
     expected = [Similarities(x)[i] for i in range(4)]
     assert [float(value) for value in loader] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dims", [3, 70])
+def test_one_call_and_tasks_agree(rng, monkeypatch, dims):
+    # small problems run in one compiled call, larger ones in tasks: here the same problem both ways
+    from gkfast.kernels import cpu
+
+    rbf, sums = (importlib.import_module(f"gkfast.kernels.cpu.{name}") for name in ("rbf", "kernel_sums"))
+    x, y = (rng.normal(size=(2, n, dims)) for n in (70, 90))
+    x[:, 1] = x[:, 0] + 1e-3
+    a, b = rng.uniform(size=(2, 70)), rng.uniform(size=(2, 90))
+    sigma, weights = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.5], [0.2, 1.0]])
+    scale, g = rng.normal(size=(2, 2, 3)), rng.normal(size=(2, 70, 90))
+
+    def everything():
+        yield cpu.rbf(x, y, sigma, weights)
+        yield from cpu.rbf_backward(g, x, y, sigma, weights, (True,) * 4)
+        yield cpu.rbf(x, None, sigma, weights)
+        dx, _, dsigma, dweights = cpu.rbf_backward(g[:, :, :70], x, None, sigma, weights, (True, False, True, True))
+        yield from (dx, dsigma, dweights)
+        for drop, minus_one in ((0, True), (1, False), (0, False)):
+            arguments = (scale, x, y, a, b, sigma, weights, drop, minus_one)
+            yield from cpu.kernel_sums_with_gradients(*arguments, (True,) * 6)
+            yield from cpu.kernel_sums_with_gradients(*arguments, (True, False, False, False, False, False))[:3]
+
+    in_one_call = list(everything())
+    for module in (rbf, sums):
+        monkeypatch.setattr(module, "SERIAL_WORK", 0)
+    monkeypatch.setattr(rbf, "CHUNK_WORK", 0)
+    in_tasks = list(everything())
+    assert len(in_tasks) == len(in_one_call) == 42
+    for ours, theirs in zip(in_one_call, in_tasks, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12 * np.abs(theirs).max())

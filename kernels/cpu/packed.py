@@ -51,7 +51,7 @@ _MODERATE = {np.dtype(np.float32): (30, 50, 125), np.dtype(np.float64): (200, 40
 
 _LIMITS = {np.dtype(t): tuple(float(v) for v in (np.finfo(t).eps, np.finfo(t).tiny, np.finfo(t).max)) for t in "fd"}
 # numbers up to here are packed in one call, on this thread
-_SMALL = 1 << 15
+_SMALL = 1 << 18
 
 # a ladder: kernel s is kernel s - 1 squared this many times; 0 is a new exponential
 _FRESH = 0
