@@ -868,13 +868,14 @@ def test_operators_give_what_they_promise():
     sums = (scale, x, y, a, b, ONE, ONE, 1, True)
     pairs = [
         (rbf_matmul._rbf_matmul_gpu, rbf_matmul._rbf_matmul_cpu, (x, y, v, ONE, ONE, shift, False, False, "highest")),
-        (log_density._log_density_gpu, log_density._log_density_cpu, (x, y, ONE, ONE, b, False, "highest")),
+        (log_density._log_density_gpu, log_density._log_density_cpu, (x, y, ONE, ONE, b, False, False, "highest")),
     ]
     for wants in ([True] * 6, [False, True, False, True, False, True]):
         backward = (g, x, y, v, ONE, ONE, shift, True, False, wants[:5], "highest")
         pairs += [
             (rbf_matmul._rbf_matmul_backward_gpu, rbf_matmul._rbf_matmul_backward_cpu, backward),
             (kernel_sums._kernel_sums_gpu, kernel_sums._kernel_sums_cpu, (*sums, wants, "highest")),
+            (kernel_sums._kernel_sums_gpu, kernel_sums._kernel_sums_cpu, (scale[:, 0], *sums[1:], wants, "highest")),
             (
                 kernel_sums._with_gradients_gpu,
                 kernel_sums._with_gradients_cpu,
