@@ -72,7 +72,7 @@ def address_of(dispatcher: Any, *arguments: Any) -> int:
 
 
 def called_at(dispatcher: Any) -> Any:
-    """call(address, arguments) for compiled code: the dispatcher, which returns nothing, by its `address_of`.
+    """call(address, arguments) for compiled code: the dispatcher by its `address_of`.
 
     A function that compiled code calls by its name is compiled again with the caller. By its address it is compiled
     once, and as an argument the address does not end up in the cache on disk.
@@ -84,18 +84,19 @@ def called_at(dispatcher: Any) -> Any:
         # the caller is compiled after address_of; anything else would read its arguments wrongly
         if kinds not in dispatcher.overloads:
             raise TypingError(f"{dispatcher.__name__} is not compiled for {kinds}")
+        result = dispatcher.overloads[kinds].signature.return_type
 
         def generate(context, builder, signature, values):
             address, packed = values
             items = cgutils.unpack_tuple(builder, packed)
-            function = context.call_conv.get_function_type(types.none, kinds).as_pointer()
+            function = context.call_conv.get_function_type(result, kinds).as_pointer()
             pointer = builder.inttoptr(address, function)
-            status, _ = context.call_conv.call_function(builder, pointer, types.none, kinds, items)
+            status, value = context.call_conv.call_function(builder, pointer, result, kinds, items)
             with cgutils.if_unlikely(builder, status.is_error):
                 context.call_conv.return_status_propagate(builder, status)
-            return context.get_dummy_value()
+            return value
 
-        return types.void(types.intp, types.Tuple(kinds)), generate
+        return result(types.intp, types.Tuple(kinds)), generate
 
     return call
 

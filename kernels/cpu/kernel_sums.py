@@ -4,7 +4,7 @@ import numpy as np
 
 from .compiled import compiled, inner
 from .memory import fresh
-from .packed import column_here, copied, limits, pack, pack_here, panel_width
+from .packed import column_here, copied, limits, pack, pack_address, pack_here
 from .sums import Sweep, parameters_of, sum_rows_address, sweep_here, sweeps
 from .threads import SERIAL_WORK
 
@@ -60,26 +60,26 @@ def _on_this_thread(scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, 
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
     pairs = x.shape[1] * y.shape[1]
     limit = limits(x.dtype, pairs, x.shape[2], *_tolerances(wanted))
-    address = sum_rows_address(x.dtype)
-    return _sums_here(address, scale, x, y, a, b, sigma, weights, drop, minus_one, *wanted, *limit, gradients)
+    addresses = pack_address(x.dtype), sum_rows_address(x.dtype)
+    return _sums_here(addresses, scale, x, y, a, b, sigma, weights, drop, minus_one, *wanted, *limit, gradients)
 
 
 @compiled
 def _sums_here(
-    sum_rows, scale, x, y, a, b, sigma, weights, drop, minus_one, want_x, want_y, want_a, want_b, want_parameters,
+    addresses, scale, x, y, a, b, sigma, weights, drop, minus_one, want_x, want_y, want_a, want_b, want_parameters,
     moderate, bounds, gradients,
 ):  # fmt: skip
     n, m = x.shape[1], y.shape[1]
-    width = panel_width(x)
-    plan, px, py = pack_here(x, y, False, sigma, weights, width, True, True, moderate, bounds)
+    pack_at, sum_rows_at = addresses
+    plan, px, py = pack_here(pack_at, x, y, False, sigma, weights, True, True, moderate, bounds)
     pa, pb = column_here(a), column_here(b)
     none = np.empty((len(x), 0, 1), x.dtype)
     of_x = (True, want_a, want_x, want_x, want_parameters)
     of_y = (True, want_b, want_y, want_y, want_parameters)
     of_both = (True, want_b, want_x, want_y, want_parameters)
-    xx = sweep_here(sum_rows, plan, px, n, px, n, pa, pa, none, (drop >= 1, minus_one, True), of_x)
-    yy = sweep_here(sum_rows, plan, py, m, py, m, pb, pb, none, (drop >= 1, minus_one, True), of_y)
-    xy = sweep_here(sum_rows, plan, px, n, py, m, pb, pa, none, (drop >= 2, minus_one, False), of_both)
+    xx = sweep_here(sum_rows_at, plan, px, n, px, n, pa, pa, none, (drop >= 1, minus_one, True), of_x)
+    yy = sweep_here(sum_rows_at, plan, py, m, py, m, pb, pb, none, (drop >= 1, minus_one, True), of_y)
+    xy = sweep_here(sum_rows_at, plan, px, n, py, m, pb, pa, none, (drop >= 2, minus_one, False), of_both)
     _, of_batch, _, places = plan
     values, sums = _combined(scale, a, b, of_batch[3], xx, yy, xy, gradients)
     return values, sums, places[1], (xx[4], yy[4], xy[4])

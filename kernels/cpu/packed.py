@@ -20,11 +20,12 @@ Whether a pair is near does not depend on where in a tile it lies. Where many pa
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from .compiled import compiled, inner
+from .compiled import address_of, called_at, compiled, inner
 from .memory import scratch
 from .threads import run_rows
 from .tile import DEPTH, ROWS
@@ -209,7 +210,7 @@ def _near(c, a, error, bound):
             bottom += term
         if top * error <= bound * bottom:
             return distance
-        distance = max(1.25 * distance, 0.25 / c.max())
+        distance = max(1.25 * distance, 0.25 / c[-1])
 
 
 @inner
@@ -274,7 +275,7 @@ def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
             limit = -1.0
             if kernel > 0:
                 slope[b] = error / kernel
-                offset[b] = -1 / c.max()
+                offset[b] = -1 / c[-1]
                 limit = slope[b] * mean + offset[b]
             if total > 0:
                 limit = max(limit, _near(c, a, error * greatest, total))
@@ -313,7 +314,7 @@ def _copied_here(x, centre, factors, width, as_rows, as_columns):
 
 
 @compiled
-def pack_here(x, y, same, sigma, weights, width, x_columns, y_rows, moderate, bounds):
+def _pack_here(x, y, same, sigma, weights, width, x_columns, y_rows, moderate, bounds):
     """pack in one call, since for small data a call costs more than what it does."""
     finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[7])
     packed_x = _copied_here(x, centre, factors, width, True, x_columns)
@@ -395,7 +396,7 @@ def pack(x, y, sigma, weights, *wanted: str, within: bool = False) -> Packed:
     x_columns, y_rows = same or within, same or within or "gradient" in wanted
     if x.size + y.size < _SMALL:
         arguments = (x, y, same, sigma, weights, panel_width.py_func(dtype), x_columns, y_rows, moderate, bounds)
-        arrays, packed_x, packed_y = pack_here(*arguments)
+        arrays, packed_x, packed_y = _pack_here(*arguments)
         packed_x = Points(*packed_x, n)
         packed_y = packed_x if same else Points(*packed_y, m)
         finite, *plan = arrays
@@ -406,3 +407,21 @@ def pack(x, y, sigma, weights, *wanted: str, within: bool = False) -> Packed:
         plan = _plan(packed_x.norms, n, packed_y.norms, m, dims, sigma, weights, exponents, bounds)
     of_batch, of_bandwidth, places = plan
     return Packed(packed_x, packed_y, dims, finite, sigma, weights, *of_batch, *of_bandwidth, *places)
+
+
+@cache
+def pack_address(dtype: np.dtype) -> int:
+    """Where the code of `_pack_here` begins: for `pack_here`."""
+    point, one = np.zeros((1, 1, 1), dtype), np.ones((1, 1))
+    width = panel_width.py_func(dtype)
+    return address_of(_pack_here, point, point, True, one, one, width, True, True, *limits(dtype, 1, 1, "kernel"))
+
+
+_call_pack_here = called_at(_pack_here)
+
+
+@inner
+def pack_here(address, x, y, same, sigma, weights, x_columns, y_rows, moderate, bounds):
+    """pack within compiled code: what Packed holds from `finite` on in four pieces, and Points of x and of y."""
+    arguments = (x, y, same, sigma, weights, panel_width(x), x_columns, y_rows, moderate, bounds)
+    return _call_pack_here(address, arguments)

@@ -6,7 +6,7 @@ import numpy as np
 
 from .compiled import address_of, called_at, compiled
 from .memory import fresh
-from .packed import Packed, column_here, limits, pack, pack_here, panel_width
+from .packed import Packed, column_here, limits, pack, pack_address, pack_here, panel_width
 from .sums import CHUNK_WORK, parameters_of, sum_rows_address, sweep, sweep_here
 from .threads import SERIAL_WORK, run_rows
 from .tile import DEPTH, NOWHERE, ROWS, distances, gaussians
@@ -95,7 +95,8 @@ def rbf(x, y, sigma, weights, out=None):
     if batch * n * work < SERIAL_WORK:
         arrays = map(np.ascontiguousarray, (x, x if y is None else y, sigma, weights))
         limit = limits(x.dtype, n * m, dims, "kernel")
-        _matrix_here(_matrix_rows_address(x.dtype), *arrays, y is None, *limit, slab, panels, result)
+        addresses = pack_address(x.dtype), _matrix_rows_address(x.dtype)
+        _matrix_here(addresses, *arrays, y is None, *limit, slab, panels, result)
     else:
         packed = pack(x, y, sigma, weights, "kernel")
         rest = _matrix_arguments(packed)
@@ -128,16 +129,17 @@ _call_matrix_rows = called_at(_matrix_rows)
 
 
 @compiled
-def _matrix_here(matrix_rows, x, y, sigma, weights, same, moderate, bounds, slab, panels, out):
+def _matrix_here(addresses, x, y, sigma, weights, same, moderate, bounds, slab, panels, out):
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
-    plan, px, py = pack_here(x, y, same, sigma, weights, panel_width(x), same, same, moderate, bounds)
+    pack_at, matrix_rows_at = addresses
+    plan, px, py = pack_here(pack_at, x, y, same, sigma, weights, same, same, moderate, bounds)
     _, of_batch, of_bandwidth, places = plan
     if out.size:
         arguments = (
             px[0], py[1], px[2], py[2], x.shape[1], y.shape[1], of_batch[0], of_batch[1], of_bandwidth[0], places[0],
             of_bandwidth[1], slab, panels, 0, len(x) * panels, out,
         )  # fmt: skip
-        _call_matrix_rows(matrix_rows, arguments)
+        _call_matrix_rows(matrix_rows_at, arguments)
 
 
 def rbf_backward(g, x, y, sigma, weights, wants):
@@ -155,7 +157,8 @@ def rbf_backward(g, x, y, sigma, weights, wants):
         outs += (np.empty(y.shape if want_y and not same else (batch, 0, dims), x.dtype),)
         limit = limits(x.dtype, n * m, dims, "gradient")
         modes = (same, *pulls, want_parameters)
-        order, parameters = _backward_here(sum_rows_address(x.dtype), *arrays, modes, *limit, *outs)
+        addresses = pack_address(x.dtype), sum_rows_address(x.dtype)
+        order, parameters = _backward_here(addresses, *arrays, modes, *limit, *outs)
         dx, dy, dsigma, dweights = *outs, None, None
         if want_parameters:
             dsigma, dweights = parameters_of(order, sigma, weights, parameters)
@@ -172,14 +175,15 @@ def rbf_backward(g, x, y, sigma, weights, wants):
 
 
 @compiled
-def _backward_here(sum_rows, g, x, y, sigma, weights, modes, moderate, bounds, dx, dy):
+def _backward_here(addresses, g, x, y, sigma, weights, modes, moderate, bounds, dx, dy):
     """rbf_backward of one chunk: fills in dx and dy, as far as they have rows; the moments of the bandwidths."""
     same, want_x, want_y, want_parameters = modes
     batch, n, dims = x.shape
-    plan, px, py = pack_here(x, y, same, sigma, weights, panel_width(x), True, True, moderate, bounds)
+    pack_at, sum_rows_at = addresses
+    plan, px, py = pack_here(pack_at, x, y, same, sigma, weights, True, True, moderate, bounds)
     none = column_here(np.empty((batch, 0), x.dtype))
     wants = (False, False, want_x, want_y, want_parameters)
-    parts = sweep_here(sum_rows, plan, px, n, py, y.shape[1], none, none, g, (False, False, False), wants)
+    parts = sweep_here(sum_rows_at, plan, px, n, py, y.shape[1], none, none, g, (False, False, False), wants)
     _, of_batch, _, places = plan
     for b in range(batch):
         unit = of_batch[3, b]
