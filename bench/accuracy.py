@@ -294,7 +294,8 @@ OPERATIONS = {
         "log_density",
         "of largest",
         {"float32": 2e-6, "float64": 1e-13},
-        lambda lib, p: lib.log_density(p.x, p.y, p.sigma),
+        # a value alone, which float32 data get in float32
+        lambda lib, p: lib.log_density(p.x.detach(), p.y.detach(), p.sigma),
     ),
     "score": Operation("score", "in norm", GRADIENT, lambda lib, p: lib.score(p.x, p.y, p.sigma)),
     "kernel_means": Operation("means", "of largest", SUM, lambda lib, p: lib.means(p.x, p.y, p.sigma)),
