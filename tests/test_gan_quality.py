@@ -1,10 +1,10 @@
-"""The table of bench/gan_quality.py: means, standard errors, and which bars are reached."""
+"""The table of bench/gan_quality.py: means, standard errors, and which bars are reached; and bench/gan_steps.py."""
 
 import csv
 
 import pytest
 
-from bench import gan_quality
+from bench import gan_quality, gan_steps
 
 
 def rows(kernel_modes, gan_modes):
@@ -49,3 +49,14 @@ def test_the_table_has_every_run_and_every_bar(tmp_path):
     assert "**stacked**, 3 seeds, mean ± standard error" in text
     assert "| mmd | 990 ± 6 | 0.1 ± 0 |" in text
     assert "| bar | at least 950 | at most 0.2 |" in text
+
+
+def test_steps_with_and_without_gkfast(monkeypatch):
+    for name, value in (("_ROUNDS", 3), ("_WARM_UP", 1), ("_STEPS", 1)):
+        monkeypatch.setattr(gan_steps, name, value)
+    found = gan_steps.rows_of("digits")
+    assert [row["by"] for row in found] == ["gkfast", "plain torch"]
+    for row in found:
+        assert (row["loss"], row["N"], row["D"], row["bandwidths"]) == ("rpgan+mmd", 256, 64, 4)
+        assert float(row["step_ms"]) > 0
+        assert 0 < float(row["kernel_share"]) < 1

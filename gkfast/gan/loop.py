@@ -341,7 +341,7 @@ class Loop:
         kernel: Any = goal.kernel or goal.critic
         see = self._seen_by_the_kernel
         if kernel is not None:
-            record["kernel_share"] = min(1.0, speed * _kernel_seconds(kernel, see(x), see(y)))
+            record["kernel_share"] = min(1.0, speed * kernel_seconds(kernel, see(x), see(y)))
         # the same rows on every process
         made, held_out = see(samples), see(self.held_out)
         sigma = kernel.sigma(made, held_out) if hasattr(kernel, "sigma") else self.sigma
@@ -361,7 +361,7 @@ def sample(network: nn.Module, inputs: Tensor) -> Tensor:
     return outputs
 
 
-def _kernel_seconds(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+def kernel_seconds(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
     """What the kernel term and its gradient cost in a step: timed alone, because a step overlaps on a GPU."""
     frozen = kernel.training if isinstance(kernel, nn.Module) else False
     if isinstance(kernel, nn.Module):
