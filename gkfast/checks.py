@@ -47,7 +47,10 @@ def _array(name: str, value: object) -> None:
             f"convert it with numpy.asarray or torch.as_tensor"
         )
     # NumPy is slow to spell a dtype, and knows halves, singles and doubles by one character
-    known = value.dtype.char in "efd" if isinstance(value, np.ndarray) else dtype_name(value) in _DTYPES
+    if isinstance(value, np.ndarray):
+        known = value.dtype.char in "efd" and value.dtype.isnative
+    else:
+        known = dtype_name(value) in _DTYPES
     if not known:
         cast = "x.float()" if is_tensor(value) else "x.astype(numpy.float32)"
         raise TypeError(

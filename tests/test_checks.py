@@ -33,6 +33,8 @@ def call(request):
         ((x.astype(int), y), TypeError, r"x must have a floating dtype .*, got int64; cast it, for example x.astype"),
         ((t.int(), t), TypeError, r"x must have a floating dtype .*, got int32; cast it, for example x.float\(\)"),
         ((x > 0, y), TypeError, r"x must have a floating dtype .*, got bool; cast it"),
+        # not in this machine's order of bytes
+        ((x.astype(x.dtype.newbyteorder()), y), TypeError, r"x must have a floating dtype .*, got .f\d; cast it"),
         ((x.astype(complex), y), TypeError, r"x must have a floating dtype .*, got complex128"),
         ((x, t), TypeError, r"must be of the same library as x, got Tensor and ndarray; convert one"),
         ((x[0], y), ValueError, r"x must have shape \(..., N, D\), got \(3,\); for N points on a line use x.reshape"),

@@ -72,3 +72,38 @@ def test_a_tensor_keeps_its_memory(rng):
     for sigma in (2.0, 3.0):
         gkfast.rbf(x, sigma=sigma)
     torch.testing.assert_close(part, copy, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["read-only", "unaligned", "broadcast"])
+def test_arrays_that_compiled_code_does_not_take_as_they_are(kind, rng):
+    from gkfast.kernels import cpu
+
+    def strange(array):
+        if kind == "broadcast":
+            return np.broadcast_to(array, array.shape)
+        if kind == "read-only":
+            array = array.copy()
+            array.flags.writeable = False
+            return array
+        room = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype)
+        room[:] = array.ravel()
+        return room.reshape(array.shape)
+
+    x, y, g = rng.normal(size=(1, 6, 3)), rng.normal(size=(1, 7, 3)), rng.normal(size=(1, 6, 7))
+    sigma, weights, a, b = np.array([[0.9]]), np.ones((1, 1)), rng.uniform(size=(1, 6)), rng.uniform(size=(1, 7))
+    scale = np.ones((1, 1, 3))
+
+    def everything(x, y, g, sigma, weights, a, b, scale):
+        yield cpu.rbf(x, y, sigma, weights)
+        yield from cpu.rbf_backward(g, x, y, sigma, weights, (True,) * 4)
+        yield from cpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 1, True, (True,) * 6)
+        yield cpu.rbf_matmul(x, y, y, sigma, weights)
+        yield cpu.log_density(x, y, sigma, weights, b, False)
+
+    arrays = (x, y, g, sigma, weights, a, b, scale)
+    for ours, usual in zip(everything(*map(strange, arrays)), everything(*arrays), strict=True):
+        np.testing.assert_array_equal(ours, usual)
+    if kind != "read-only":
+        out = np.empty(6 * 7 * 8 + 1, np.uint8)[1:].view(np.float64).reshape(6, 7)
+        assert gkfast.rbf(x[0], y[0], 0.9, out=out) is out
+        np.testing.assert_array_equal(out, gkfast.rbf(x[0], y[0], 0.9))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .compiled import compiled, inner
-from .memory import fresh
+from .memory import behaved, fresh
 from .packed import column_here, copied, limits, pack, pack_address, pack_here
 from .sums import Sweep, parameters_of, sum_rows_address, sweep_here, sweeps
 from .threads import SERIAL_WORK
@@ -27,7 +27,7 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...), None where not wanted.
     A pair within a set is visited once for both its ends, a pair between the sets once for all gradients.
     """
-    x, y, a, b, scale, sigma, weights = map(np.ascontiguousarray, (x, y, a, b, scale, sigma, weights))
+    x, y, a, b, scale, sigma, weights = map(behaved, (x, y, a, b, scale, sigma, weights))
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     want_parameters = want_sigma or want_weights
     (batch, n, dims), m, count = x.shape, y.shape[1], sigma.shape[1]

@@ -24,6 +24,14 @@ _LEAST_KEPT, _MOST_ZEROED = 1 << 13, 1 << 20
 _own = threading.local()
 
 
+def behaved(array: np.ndarray) -> np.ndarray:
+    """As compiled code takes it: contiguous, aligned and writeable; a copy where it is not.
+
+    Numba counts what may not be written to as a type of its own, and would compile everything again.
+    """
+    return array if array.flags.carray else np.array(array, order="C")
+
+
 def fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array of undefined content that is the caller's to keep."""
     count = math.prod(shape)

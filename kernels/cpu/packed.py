@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .compiled import address_of, called_at, compiled, inner
-from .memory import scratch
+from .memory import behaved, scratch
 from .threads import run_rows
 from .tile import DEPTH, ROWS
 from .vector import BYTES, fma, load, splat, store, transpose
@@ -367,7 +367,7 @@ def _copied(
 def copied(x: np.ndarray) -> Points:
     """x (B, N, D) as it is."""
     batch, _, dims = x.shape
-    return _copied(np.ascontiguousarray(x), np.zeros((batch, dims), x.dtype), np.ones((batch, 2), x.dtype))
+    return _copied(behaved(x), np.zeros((batch, dims), x.dtype), np.ones((batch, 2), x.dtype))
 
 
 def limits(dtype: np.dtype, pairs: int, dims: int, *wanted: str) -> tuple[tuple, tuple]:
@@ -388,8 +388,8 @@ def pack(x, y, sigma, weights, *wanted: str, within: bool = False) -> Packed:
     sweeps of x against x and y against y.
     """
     dtype, same = x.dtype, y is None
-    x = np.ascontiguousarray(x)
-    y = x if same else np.ascontiguousarray(y)
+    x, sigma, weights = behaved(x), behaved(sigma), behaved(weights)
+    y = x if same else behaved(y)
     n, m, dims = x.shape[1], y.shape[1], x.shape[2]
     moderate, bounds = limits(dtype, n * m, dims, *wanted)
     # gradients are sums of rows

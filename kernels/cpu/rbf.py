@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from .compiled import address_of, called_at, compiled
-from .memory import fresh
+from .memory import behaved, fresh
 from .packed import Packed, column_here, limits, pack, pack_address, pack_here, panel_width
 from .sums import CHUNK_WORK, parameters_of, sum_rows_address, sweep, sweep_here
 from .threads import SERIAL_WORK, run_rows
@@ -89,11 +89,11 @@ def rbf(x, y, sigma, weights, out=None):
     (batch, n, dims), m = x.shape, (x if y is None else y).shape[1]
     if out is None:
         out = fresh((batch, n, m), x.dtype)
-    result = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    result = out if out.flags.carray else np.empty(out.shape, out.dtype)
     panels, work = -(-n // ROWS), m * (dims + 10 * sigma.shape[1])
     slab = max(1, _SLAB // max(1, x.itemsize * dims * panel_width.py_func(x)))
     if batch * n * work < SERIAL_WORK:
-        arrays = map(np.ascontiguousarray, (x, x if y is None else y, sigma, weights))
+        arrays = map(behaved, (x, x if y is None else y, sigma, weights))
         limit = limits(x.dtype, n * m, dims, "kernel")
         addresses = pack_address(x.dtype), _matrix_rows_address(x.dtype)
         _matrix_here(addresses, *arrays, y is None, *limit, slab, panels, result)
@@ -152,7 +152,7 @@ def rbf_backward(g, x, y, sigma, weights, wants):
     (batch, n, dims), m = x.shape, y.shape[1]
     if batch * n * m * (dims * (1 + sum(pulls)) + 10 * sigma.shape[1]) < 2 * CHUNK_WORK:
         # one chunk at any rate, and in one call it takes least time
-        arrays = map(np.ascontiguousarray, (g.astype(x.dtype, copy=False), x, y, sigma, weights))
+        arrays = map(behaved, (g.astype(x.dtype, copy=False), x, y, sigma, weights))
         outs = (np.empty(x.shape if want_x else (batch, 0, dims), x.dtype),)
         outs += (np.empty(y.shape if want_y and not same else (batch, 0, dims), x.dtype),)
         limit = limits(x.dtype, n * m, dims, "gradient")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .compiled import address_of, called_at, compiled, inner
-from .memory import zeros
+from .memory import behaved, zeros
 from .packed import LOG2_E, Packed, Points, pack
 from .threads import Task, run_tasks
 from .tile import NOWHERE, ROWS, add_product, add_pull, distances, product, pull
@@ -663,7 +663,7 @@ def _arguments(packed: Packed, asked: Sweep) -> tuple:
     x_pull, y_pull = x.rows, y.rows
     if not packed.finite:
         x_pull, y_pull = _finite(x_pull), _finite(y_pull)
-    pairs = none if pairs is None else np.ascontiguousarray(pairs, dtype)
+    pairs = none if pairs is None else behaved(pairs.astype(dtype, copy=False))
     row_shift = none if row_shift is None else _in_order(packed, row_shift).astype(dtype)
     if column_shift is None:
         column_shift = none
