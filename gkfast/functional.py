@@ -642,12 +642,13 @@ def samples(
         parts = x3.shape[1] // 2
         x3 = x3[:, : 2 * parts].reshape((p.count * parts, 2, x3.shape[2]))
         y3 = y3[:, : 2 * parts].reshape((p.count * parts, 2, y3.shape[2]))
+    unweighted = x_weights is None and y_weights is None
     a = _row_weights(p, named.get("x_weights"), x3)
-    equal = x_weights is None and y_weights is None and x3.shape[1] == y3.shape[1]
-    b = a if equal else _row_weights(p, named.get("y_weights"), y3)
+    # as many ones are the same ones
+    b = a if unweighted and x3.shape[1] == y3.shape[1] else _row_weights(p, named.get("y_weights"), y3)
     drop = {"biased": 0, "unbiased": 1, "u_statistic": 2, "linear": 2}[estimator]
     # in float64, and outside the sums: 1/N and 1/M rounded in float32 would not cancel in MMD^2
-    if x_weights is None and y_weights is None:
+    if unweighted:
         n, m = x3.shape[1], y3.shape[1]
         totals = (n * n - n * (drop >= 1), m * m - m * (drop >= 1), n * m - n * (drop >= 2))
         shares = [[c / total for c, total in zip(coefficients, totals, strict=True)]]

@@ -61,8 +61,13 @@ def test_log_density_and_score(rng, tolerance, exact, numpy_of, library, dtype, 
     x, data = sample(rng, dtype, *shape)
     a = rng.uniform(0.1, 1, size=len(data)).astype(dtype)
     options = {"weights": [0.3, 0.7]}
-    for function, what in ((gkfast.log_density, "density"), (gkfast.score, "gradient")):
-        ours = numpy_of(function(library(x), library(data), [0.1, 0.5], data_weights=library(a), **options))
+    for function, precision, what in (
+        (gkfast.log_density, None, "density alone"),
+        (gkfast.log_density, "highest", "density"),
+        (gkfast.score, None, "gradient"),
+    ):
+        arguments = (library(x), library(data), [0.1, 0.5])
+        ours = numpy_of(function(*arguments, data_weights=library(a), precision=precision, **options))
         truth = exact(function, x, data, [0.1, 0.5], data_weights=a, **options)
         assert relative(ours, truth) <= tolerance(what, dtype)
 

@@ -58,7 +58,7 @@ def call(name: str, function: Any, *arguments: Any) -> Any:
     # in a graph that is being traced the operator stands for itself
     if torch.compiler.is_dynamo_compiling():
         return getattr(torch.ops.gkfast, name)(*arguments)
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _transforms():
         return function.apply(*arguments)
     # what a finished transform left behind counts as the tensor inside, as it does for apply
     arguments = unwrap_dead_wrappers(arguments)
@@ -72,8 +72,11 @@ def differentiated(*tensors: Tensor) -> bool:
     """Whether somebody may ask for a derivative of what is made of these."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return True
-    if torch.compiler.is_dynamo_compiling():
-        return False
+    return not torch.compiler.is_dynamo_compiling() and _transforms()
+
+
+def _transforms() -> bool:
+    """Whether a transform of torch.func or forward mode is under way, outside of a graph that is being traced."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

@@ -132,7 +132,7 @@ def _locked(place: Path) -> Iterator[None]:
 
 @contextmanager
 def _lightly() -> Iterator[None]:
-    """At LLVM's first level: a quarter less time, and code as fast, since tiles are written in LLVM's own terms."""
+    """At LLVM's first level: less time, and code as fast, since tiles are written in LLVM's own terms."""
     # the setting is Numba's, for all: nobody else compiles meanwhile
     with global_compiler_lock:
         usual, config.OPT = config.OPT, type(config.OPT)(min(1, config.OPT))

@@ -153,13 +153,13 @@ def rbf_backward(g, x, y, sigma, weights, wants):
     if batch * n * m * (dims * (1 + sum(pulls)) + 10 * sigma.shape[1]) < 2 * CHUNK_WORK:
         # one chunk at any rate, and in one call it takes least time
         arrays = map(behaved, (g.astype(x.dtype, copy=False), x, y, sigma, weights))
-        outs = (np.empty(x.shape if want_x else (batch, 0, dims), x.dtype),)
-        outs += (np.empty(y.shape if want_y and not same else (batch, 0, dims), x.dtype),)
+        dx = np.empty((batch, n if want_x else 0, dims), x.dtype)
+        dy = np.empty((batch, m if want_y and not same else 0, dims), x.dtype)
         limit = limits(x.dtype, n * m, dims, "gradient")
         modes = (same, *pulls, want_parameters)
         addresses = pack_address(x.dtype), sum_rows_address(x.dtype)
-        order, parameters = _backward_here(addresses, *arrays, modes, *limit, *outs)
-        dx, dy, dsigma, dweights = *outs, None, None
+        order, parameters = _backward_here(addresses, *arrays, modes, *limit, dx, dy)
+        dsigma = dweights = None
         if want_parameters:
             dsigma, dweights = parameters_of(order, sigma, weights, parameters)
     else:
