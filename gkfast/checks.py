@@ -24,7 +24,8 @@ def is_tensor(value: object) -> bool:
     """True for a torch tensor; torch is not loaded to find out."""
     if isinstance(value, np.ndarray):
         return False
-    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def on_cpu(array: Array) -> bool:

@@ -10,6 +10,8 @@ float16; halves are computed in float32, and under torch.autocast count as float
 
 import math
 import sys
+from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -237,14 +239,43 @@ def rbf(
     array([[1.    , 0.6065],
            [0.6065, 1.    ]])
     """
-    x, y = under_autocast(x, y)
+    options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
+    points = (x,) if y is None else (x, y)
+    if out is None and _plain(points, **options):
+        from gkfast.ops import recorded
+
+        of_arrays, pull = partial(_rbf_of_arrays, **options), partial(_rbf_pull, **options)
+        return recorded.call(points, of_arrays, pull, partial(_rbf, **options))
+    return _rbf(x, y, out, **options)
+
+
+def _rbf_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: Any) -> tuple[Array, list[Array]]:
+    return _rbf(*points, **options), []
+
+
+def _rbf_pull(
+    g: Array, points: Sequence[Array], kept: Sequence[Array], wants: Sequence[bool], **options: Any
+) -> list[Array]:
+    """Gradients of sum_ij g_ij K_ij to x, or to x and y."""
+    p, x, y = _rbf_problem(*points, **options)
+    wants = (*wants, False, False, False)[:4]
+    found = p.run.rbf_backward(p.rows(g), x, y, *p.bandwidths(), wants)
+    return [None if d is None else p.give(d) for d in found[: len(points)]]
+
+
+def _rbf_problem(x: Array, y: Array | None = None, **options: Any) -> tuple[Problem, Array, Array | None]:
     if y is None:
         checks.points("x", x)
-    else:
-        checks.two_point_sets("x", x, "y", y)
-    named = {"x": x} if y is None else {"x": x, "y": y}
-    p = Problem("rbf", named, sigma, weights, precision, backend)
-    x3, y3 = p.rows(x), None if y is None else p.rows(y)
+        p = Problem("rbf", {"x": x}, **options)
+        return p, p.rows(x), None
+    checks.two_point_sets("x", x, "y", y)
+    p = Problem("rbf", {"x": x, "y": y}, **options)
+    return p, p.rows(x), p.rows(y)
+
+
+def _rbf(x: Array, y: Array | None = None, out: Array | None = None, **options: Any) -> Array:
+    x, y = under_autocast(x, y)
+    p, x3, y3 = _rbf_problem(x, y, **options)
     if out is None:
         return p.give(p.run.rbf(x3, y3, *p.bandwidths(), **p.modes))
     shape = (*p.batch, x.shape[-2], (x if y is None else y).shape[-2])
@@ -256,6 +287,29 @@ def rbf(
     else:
         p.run.rbf(x3, y3, *p.bandwidths(), out.reshape((p.count, *shape[-2:])))
     return out
+
+
+def _plain(
+    points: Sequence[Array], sigma: Sigma, weights: Sigma | None, precision: Precision | None, backend: Backend | None
+) -> bool:
+    """Whether the call may go the short way of gkfast.ops.recorded: nothing but these points can have gradients."""
+    first = points[0]
+    if not checks.is_tensor(first) or first.dtype.itemsize < 4 or not first.is_floating_point():
+        return False
+    if backend == "reference" or _holds_tensors(sigma) or _holds_tensors(weights):
+        return False
+    for other in points[1:]:
+        if not checks.is_tensor(other) or other.dtype != first.dtype or other.shape[:-2] != first.shape[:-2]:
+            return False
+    from gkfast.ops import recorded
+
+    return recorded.possible(points)
+
+
+def _holds_tensors(values: Sigma | None) -> bool:
+    if isinstance(values, list | tuple):
+        return any(checks.is_tensor(value) for value in values)
+    return checks.is_tensor(values)
 
 
 def _wants_gradient(p: Problem, *arrays: Array | None) -> bool:
@@ -540,7 +594,7 @@ def kernel_means(
     >>> [round(float(m), 4) for m in gkfast.kernel_means(x, y, 1.0)]
     [1.0, 1.0, 0.6065]
     """
-    arguments = (x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
+    arguments = (x, y, sigma, estimator, weights, precision, backend, x_weights, y_weights)
     s = samples("kernel_sums", (1, 1, 1), *arguments)
     p = s.problem
     means = s.scale * p.run.kernel_sums(s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes)
@@ -592,13 +646,37 @@ def mmd2(
     >>> round(float(gkfast.mmd2(x, y, 1.0)), 4)
     0.7869
     """
-    arguments = (x, y, sigma, estimator, weights, x_weights, y_weights, precision, backend)
-    s = samples("mmd2", (1, 1, -2), *arguments)
+    options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
+    unweighted = x_weights is None and y_weights is None
+    short = unweighted and estimator != "linear" and _plain((x, y), **options)
+    options["estimator"] = estimator
+    if short:
+        from gkfast.ops import recorded
+
+        return recorded.call((x, y), partial(_mmd2_of_arrays, **options), _scaled, partial(_mmd2, **options))
+    return _mmd2(x, y, x_weights=x_weights, y_weights=y_weights, **options)
+
+
+def _mmd2(x: Array, y: Array, **options: Any) -> Array:
+    s = samples("mmd2", (1, 1, -2), x, y, **options)
     p = s.problem
-    value = p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes)
-    if s.parts != 1:
-        value = value.reshape((p.count, s.parts)).mean(1, dtype=p.xp.float64)
-    return p.give(value, p.scalar_dtype)
+    return s.give(p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes))
+
+
+def _mmd2_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: Any) -> tuple[Array, list[Array]]:
+    """MMD^2 and its gradients."""
+    s = samples("mmd2", (1, 1, -2), *points, **options)
+    p = s.problem
+    arguments = (s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop, True, (*wants, False, False, False, False))
+    values, _, *gradients = p.run.kernel_sums_with_gradients(s.scale[:, None], *arguments)
+    of_points = zip(points, gradients, strict=False)
+    return s.give(values[:, 0]), [d.reshape(a.shape) for a, d in of_points if d is not None]
+
+
+def _scaled(g: Array, points: Sequence[Array], kept: Sequence[Array], wants: Sequence[bool]) -> list[Array | None]:
+    """What was kept are gradients of a scalar for each of a batch."""
+    found = iter(kept)
+    return [next(found) * g[..., None, None] if want else None for want in wants]
 
 
 class Samples(NamedTuple):
@@ -611,6 +689,13 @@ class Samples(NamedTuple):
     scale: Array  # (B, 3) float64: the coefficients of xx, yy, xy over the sums of their pairs' weights
     parts: int  # how many consecutive B are averaged into one result
 
+    def give(self, values: Array) -> Array:
+        """(B,) as (...,), averaged over parts."""
+        p = self.problem
+        if self.parts != 1:
+            values = values.reshape((p.count, self.parts)).mean(1, dtype=p.xp.float64)
+        return p.give(values, p.scalar_dtype)
+
 
 def samples(
     op: str,
@@ -620,10 +705,10 @@ def samples(
     sigma: Sigma,
     estimator: Estimator,
     weights: Sigma | None,
-    x_weights: Array | None,
-    y_weights: Array | None,
     precision: Precision | None,
     backend: Backend | None,
+    x_weights: Array | None = None,
+    y_weights: Array | None = None,
 ) -> Samples:
     x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
     checks.two_point_sets("x", x, "y", y)
@@ -652,7 +737,9 @@ def samples(
         n, m = x3.shape[1], y3.shape[1]
         totals = (n * n - n * (drop >= 1), m * m - m * (drop >= 1), n * m - n * (drop >= 2))
         shares = [[c / total for c, total in zip(coefficients, totals, strict=True)]]
-        scale = xp.broadcast_to(_float64(p, shares, x3), (x3.shape[0], 3))
+        scale = _float64(p, shares, x3)
+        if x3.shape[0] != 1:
+            scale = xp.broadcast_to(scale, (x3.shape[0], 3))
         return Samples(p, x3, y3, a, b, drop, scale, parts)
     wide_a, wide_b = double(p, a), double(p, b)
     total_a, total_b = wide_a.sum(-1), wide_b.sum(-1)

@@ -1,6 +1,5 @@
 """The thread driver: the same bits for any number of threads, safe among Python threads, after fork, in workers."""
 
-import importlib
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +8,11 @@ import pytest
 import torch
 
 import gkfast
+from gkfast.kernels import cpu
+from gkfast.kernels.cpu import threads as driver
+from gkfast.kernels.cpu.calls import address_of, shared_at
+from gkfast.kernels.cpu.compiled import compiled
+from gkfast.kernels.cpu.threads import in_pieces
 
 N = 1100  # enough work for the driver to use its helpers
 
@@ -51,17 +55,85 @@ def test_several_python_threads_at_once(data, threads):
             assert value == expected[1]
 
 
-def test_a_failing_task_is_reported_not_swallowed(threads):
-    from gkfast.kernels.cpu.threads import run_rows
+@compiled
+def count_rows(start, stop, rows, failing):
+    """Marks rows; at one of them there is no memory."""
+    for row in range(start, stop):
+        rows[row] += 1
+        if row == failing:
+            raise MemoryError
 
-    threads(4)
 
-    def task(start, stop):
-        if start <= 700 < stop:
-            raise RuntimeError("row 700")
+share_count_rows = shared_at(count_rows)
 
-    with pytest.raises(RuntimeError, match="row 700"):
-        run_rows(task, 1000, 1 << 20)
+
+@compiled
+def count_all(address, workers, rows, failing):
+    pieces = in_pieces((len(rows), 0), (3, 100), workers[1])
+    share_count_rows(address, workers, pieces, ((rows, failing), (rows, failing)))
+    return pieces
+
+
+@pytest.fixture(params=["torch's team", "a pool", "this thread"])
+def workers(request, monkeypatch, threads):
+    """(where the team begins, threads) for much work."""
+    threads(1 if request.param == "this thread" else 3)
+    if request.param == "a pool":
+        monkeypatch.setattr(driver, "_gnu_openmp", lambda: None)
+    return driver.team(1 << 30)
+
+
+def test_every_row_is_done_once(workers):
+    address = address_of(count_rows, 0, 0, np.zeros(1, np.int64), 0)
+    for count in (0, 1, 2, 5, 1000):
+        rows = np.zeros(count, np.int64)
+        count_all(address, workers, rows, -1)
+        assert (rows == 1).all()
+
+
+def test_a_failing_piece_is_reported_and_the_others_are_done(workers):
+    rows = np.zeros(1000, np.int64)
+    address = address_of(count_rows, 0, 0, rows, 0)
+    with pytest.raises(MemoryError):
+        count_all(address, workers, rows, 700)
+    # without threads there is one piece
+    assert (rows[:701] == 1).all()
+    assert (rows <= 1).all()
+    assert (rows[800:] == 1).all() == (workers[1] > 1)
+    count_all(address, workers, rows, -1)
+
+
+def test_the_longest_pieces_come_first(threads):
+    @compiled
+    def pieces(rows, work, count):
+        return in_pieces(rows, work, count)
+
+    found = pieces((10, 3, 40), (1, 50, 2), 1)
+    assert found.tolist() == [[1, 0, 3], [2, 0, 40], [0, 0, 10]]
+    found = pieces((10, 3, 40), (1, 50, 2), 2)
+    assert len(found) == 8 + 3 + 8
+    assert found[0].tolist() == [1, 0, 1]
+    assert found[3].tolist() == [2, 0, 5]
+
+
+def test_ctrl_c_among_pythons_threads_comes_with_the_next_call(monkeypatch, threads):
+    threads(3)
+    monkeypatch.setattr(driver, "_gnu_openmp", lambda: None)
+    workers = driver.team(1 << 30)
+    rows = np.zeros(1000, np.int64)
+    address = address_of(count_rows, 0, 0, rows, 0)
+
+    class Pool:
+        def submit(self, *_):
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "_helpers", lambda count: Pool())
+    count_all(address, workers, rows, -1)
+    assert (rows == 1).all()
+    with pytest.raises(KeyboardInterrupt):
+        driver.team(1 << 30)
+    driver.team(1 << 30)
 
 
 def in_child(queue, x, y):
@@ -104,11 +176,7 @@ def test_data_loader_workers(data):
 
 
 @pytest.mark.parametrize("dims", [3, 70])
-def test_one_call_and_tasks_agree(rng, monkeypatch, dims):
-    # small problems run in one compiled call, larger ones in tasks: here the same problem both ways
-    from gkfast.kernels import cpu
-
-    rbf, sums = (importlib.import_module(f"gkfast.kernels.cpu.{name}") for name in ("rbf", "kernel_sums"))
+def test_few_pairs_too_are_the_same_on_a_team(rng, monkeypatch, threads, dims):
     x, y = (rng.normal(size=(2, n, dims)) for n in (70, 90))
     x[:, 1] = x[:, 0] + 1e-3
     a, b = rng.uniform(size=(2, 70)), rng.uniform(size=(2, 90))
@@ -126,11 +194,10 @@ def test_one_call_and_tasks_agree(rng, monkeypatch, dims):
             yield from cpu.kernel_sums_with_gradients(*arguments, (True,) * 6)
             yield from cpu.kernel_sums_with_gradients(*arguments, (True, False, False, False, False, False))[:3]
 
-    in_one_call = list(everything())
-    for module in (rbf, sums):
-        monkeypatch.setattr(module, "SERIAL_WORK", 0)
-    monkeypatch.setattr(rbf, "CHUNK_WORK", 0)
-    in_tasks = list(everything())
-    assert len(in_tasks) == len(in_one_call) == 42
-    for ours, theirs in zip(in_one_call, in_tasks, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12 * np.abs(theirs).max())
+    threads(3)
+    alone = list(everything())
+    monkeypatch.setattr(driver, "SERIAL_WORK", 0)
+    together = list(everything())
+    assert len(together) == len(alone) == 42
+    for ours, theirs in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -58,7 +58,7 @@ def call(name: str, function: Any, *arguments: Any) -> Any:
     # in a graph that is being traced the operator stands for itself
     if torch.compiler.is_dynamo_compiling():
         return getattr(torch.ops.gkfast, name)(*arguments)
-    if _transforms():
+    if transforms():
         return function.apply(*arguments)
     # what a finished transform left behind counts as the tensor inside, as it does for apply
     arguments = unwrap_dead_wrappers(arguments)
@@ -72,23 +72,23 @@ def differentiated(*tensors: Tensor) -> bool:
     """Whether somebody may ask for a derivative of what is made of these."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return True
-    return not torch.compiler.is_dynamo_compiling() and _transforms()
+    return not torch.compiler.is_dynamo_compiling() and transforms()
 
 
-def _transforms() -> bool:
+def transforms() -> bool:
     """Whether a transform of torch.func or forward mode is under way, outside of a graph that is being traced."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def run(name: str, arguments: Sequence[Any]) -> Any:
     """The operator without its derivatives, for where a Function has them or nobody asks for any."""
-    if _plain(arguments):
+    if plain(arguments):
         return _cpu[name](*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return getattr(torch.ops.gkfast, name).default(*arguments)
 
 
-def _plain(arguments: Sequence[Any]) -> bool:
+def plain(arguments: Sequence[Any]) -> bool:
     """Nothing but tensors in memory, and nobody looks on: the dispatcher would take longer than a small kernel."""
     watched = (
         torch._C._len_torch_dispatch_stack()

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit, types
-from numba.core import cgutils, config
+from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.errors import TypingError
-from numba.extending import intrinsic
 
 _this_process = threading.RLock()
 _depth = 0
@@ -61,44 +59,6 @@ def compiled(function: Callable[..., Any], **options: bool) -> Any:
     dispatcher.compile = compile_alone
     _dispatchers.append(dispatcher)
     return dispatcher
-
-
-def address_of(dispatcher: Any, *arguments: Any) -> int:
-    """Where its code for arguments of these types begins, compiled or loaded if need be."""
-    signature = tuple(dispatcher.typeof_pyval(argument) for argument in arguments)
-    dispatcher.compile(signature)
-    code = dispatcher.overloads[signature]
-    return int(code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
-
-
-def called_at(dispatcher: Any) -> Any:
-    """call(address, arguments) for compiled code: the dispatcher by its `address_of`.
-
-    A function that compiled code calls by its name is compiled again with the caller. By its address it is compiled
-    once, and as an argument the address does not end up in the cache on disk.
-    """
-
-    @intrinsic
-    def call(typing_context, address, arguments):
-        kinds = tuple(types.unliteral(kind) for kind in arguments)
-        # the caller is compiled after address_of; anything else would read its arguments wrongly
-        if kinds not in dispatcher.overloads:
-            raise TypingError(f"{dispatcher.__name__} is not compiled for {kinds}")
-        result = dispatcher.overloads[kinds].signature.return_type
-
-        def generate(context, builder, signature, values):
-            address, packed = values
-            items = cgutils.unpack_tuple(builder, packed)
-            function = context.call_conv.get_function_type(result, kinds).as_pointer()
-            pointer = builder.inttoptr(address, function)
-            status, value = context.call_conv.call_function(builder, pointer, result, kinds, items)
-            with cgutils.if_unlikely(builder, status.is_error):
-                context.call_conv.return_status_propagate(builder, status)
-            return value
-
-        return result(types.intp, types.Tuple(kinds)), generate
-
-    return call
 
 
 def folder() -> Path:

@@ -3,10 +3,10 @@
 import numpy as np
 
 from .compiled import compiled, inner
-from .memory import behaved, fresh
-from .packed import column_here, copied, limits, pack, pack_address, pack_here
-from .sums import Sweep, parameters_of, sum_rows_address, sweep_here, sweeps
-from .threads import SERIAL_WORK
+from .memory import behaved, borrow, fresh, give_back
+from .packed import limits, pack, pack_addresses, packed_column
+from .sums import parameters_of, prepared, share_sum_rows, sum_rows_address
+from .threads import in_pieces, team
 
 
 def kernel_sums(x, y, a, b, sigma, weights, drop):
@@ -36,10 +36,13 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     gradients = [fresh((batch, combinations, size), x.dtype) for size in sizes]
     wanted = (want_x, want_y, want_a, want_b, want_parameters)
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
-    run = _on_this_thread if work < SERIAL_WORK else _on_threads
-    values, sums, order, parameters = run(
-        scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, tuple(gradients)
-    )
+    tolerances = ("sum", "gradient") if want_x or want_y or want_parameters else ("sum",)
+    limit = limits(x.dtype, n * m, dims, *tolerances)
+    addresses = pack_addresses(x.dtype), sum_rows_address(x.dtype)
+    arguments = (scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, limit, tuple(gradients))
+    arena = borrow()
+    values, sums, order, parameters = _kernel_sums(addresses, team(work), arena, *arguments)
+    give_back(arena)
     dx, dy, da, db = (
         d.reshape(batch, combinations, *like.shape[1:]) if want else None
         for d, like, want in zip(gradients, (x, y, a, b), wants, strict=False)
@@ -51,62 +54,76 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     return values, sums, dx, dy, da, db, dsigma if want_sigma else None, dweights if want_weights else None
 
 
-def _tolerances(wanted):
-    want_x, want_y, _, _, want_parameters = wanted
-    return ("sum", "gradient") if want_x or want_y or want_parameters else ("sum",)
-
-
-def _on_this_thread(scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, gradients):
+@compiled
+def _kernel_sums(
+    addresses, workers, arena, scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, limit, gradients
+):
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
-    pairs = x.shape[1] * y.shape[1]
-    limit = limits(x.dtype, pairs, x.shape[2], *_tolerances(wanted))
-    addresses = pack_address(x.dtype), sum_rows_address(x.dtype)
-    return _sums_here(addresses, scale, x, y, a, b, sigma, weights, drop, minus_one, *wanted, *limit, gradients)
-
-
-@compiled
-def _sums_here(
-    addresses, scale, x, y, a, b, sigma, weights, drop, minus_one, want_x, want_y, want_a, want_b, want_parameters,
-    moderate, bounds, gradients,
-):  # fmt: skip
-    n, m = x.shape[1], y.shape[1]
-    pack_at, sum_rows_at = addresses
-    plan, px, py = pack_here(pack_at, x, y, False, sigma, weights, True, True, moderate, bounds)
-    pa, pb = column_here(a), column_here(b)
-    none = np.empty((len(x), 0, 1), x.dtype)
-    of_x = (True, want_a, want_x, want_x, want_parameters)
-    of_y = (True, want_b, want_y, want_y, want_parameters)
-    of_both = (True, want_b, want_x, want_y, want_parameters)
-    xx = sweep_here(sum_rows_at, plan, px, n, px, n, pa, pa, none, (drop >= 1, minus_one, True), of_x)
-    yy = sweep_here(sum_rows_at, plan, py, m, py, m, pb, pb, none, (drop >= 1, minus_one, True), of_y)
-    xy = sweep_here(sum_rows_at, plan, px, n, py, m, pb, pa, none, (drop >= 2, minus_one, False), of_both)
-    _, of_batch, _, places = plan
-    values, sums = _combined(scale, a, b, of_batch[3], xx, yy, xy, gradients)
-    return values, sums, places[1], (xx[4], yy[4], xy[4])
-
-
-def _on_threads(scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, gradients):
     want_x, want_y, want_a, want_b, want_parameters = wanted
-    packed = pack(x, y, sigma, weights, *_tolerances(wanted), within=True)
-    pa, pb = copied(a[..., None]), copied(b[..., None])
-    common = {"minus_one": minus_one, "want_value": True, "want_parameters": want_parameters}
-
-    def within(points, u, want_points, want_u):
-        wants = {"want_column_value": want_u, "want_dx": want_points, "want_dy": want_points}
-        return Sweep(points, points, u, u, skip_diagonal=drop >= 1, symmetric=True, **wants, **common)
-
-    wants_xy = {"want_column_value": want_b, "want_dx": want_x, "want_dy": want_y}
-    parts = sweeps(
-        packed,
-        within(packed.x, pa, want_x, want_a),
-        within(packed.y, pb, want_y, want_b),
-        Sweep(packed.x, packed.y, pb, pa, skip_diagonal=drop >= 2, **wants_xy, **common),
+    plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, True, True, limit)
+    pa, pb = packed_column(a), packed_column(b)
+    none = np.empty((len(x), 0, 1), x.dtype)
+    xx, xx_rows, xx_work = prepared(
+        arena,
+        plan,
+        px,
+        px,
+        pa,
+        pa,
+        none,
+        none,
+        drop >= 1,
+        minus_one,
+        True,
+        True,
+        want_a,
+        want_x,
+        want_x,
+        want_parameters,
     )
-    values, sums = _combined(scale, a, b, packed.unit, *map(tuple, parts), gradients)
-    return values, sums, packed.order, [one.parameters for one in parts]
+    yy, yy_rows, yy_work = prepared(
+        arena,
+        plan,
+        py,
+        py,
+        pb,
+        pb,
+        none,
+        none,
+        drop >= 1,
+        minus_one,
+        True,
+        True,
+        want_b,
+        want_y,
+        want_y,
+        want_parameters,
+    )
+    xy, xy_rows, xy_work = prepared(
+        arena,
+        plan,
+        px,
+        py,
+        pb,
+        pa,
+        none,
+        none,
+        drop >= 2,
+        minus_one,
+        False,
+        True,
+        want_b,
+        want_x,
+        want_y,
+        want_parameters,
+    )
+    pieces = in_pieces((xx_rows, yy_rows, xy_rows), (xx_work, yy_work, xy_work), workers[1])
+    share_sum_rows(addresses[1], workers, pieces, (xx, yy, xy))
+    values, sums = _combined(scale, a, b, plan.unit, xx[-1], yy[-1], xy[-1], gradients)
+    return values, sums, plan.order, (xx[-1].parameters, yy[-1].parameters, xy[-1].parameters)
 
 
-@compiled
+@inner
 def _combined(scale, a, b, unit, xx, yy, xy, gradients):
     """scale_r . sums (B, R) and the sums (B, 3) of three sweeps' Parts; fills in gradients (B, R, ...) to x, y, a, b.
 
@@ -115,19 +132,19 @@ def _combined(scale, a, b, unit, xx, yy, xy, gradients):
     batch, combinations = scale.shape[0], scale.shape[1]
     sums, values = np.empty((batch, 3)), np.empty((batch, combinations), a.dtype)
     # the value of a pair within a set is with its row; where those to columns were wanted, with either end
-    _dot(a, xx[0], xx[1], sums[:, 0])
-    _dot(b, yy[0], yy[1], sums[:, 1])
-    _dot(a, xy[0], np.empty((batch, 0, 0, 1)), sums[:, 2])
+    _dot(a, xx.value, xx.column_value, sums[:, 0])
+    _dot(b, yy.value, yy.column_value, sums[:, 1])
+    _dot(a, xy.value, np.empty((batch, 0, 0, 1)), sums[:, 2])
     for q in range(batch):
         for r in range(combinations):
             values[q, r] = scale[q, r, 0] * sums[q, 0] + scale[q, r, 1] * sums[q, 1] + scale[q, r, 2] * sums[q, 2]
     dx, dy, da, db = gradients
     for q in range(batch):
         one = unit[q]
-        _combine(scale[q], 0, one, xx[2][q : q + 1], xx[3][q], xy[2][q : q + 1], dx[q])
-        _combine(scale[q], 1, one, yy[2][q : q + 1], yy[3][q], xy[3][q], dy[q])
-        _combine(scale[q], 0, 1.0, xx[0][q : q + 1], xx[1][q], xy[0][q : q + 1], da[q])
-        _combine(scale[q], 1, 1.0, yy[0][q : q + 1], yy[1][q], xy[1][q], db[q])
+        _combine(scale[q], 0, one, xx.dx[q : q + 1], xx.dy[q], xy.dx[q : q + 1], dx[q])
+        _combine(scale[q], 1, one, yy.dx[q : q + 1], yy.dy[q], xy.dy[q], dy[q])
+        _combine(scale[q], 0, 1.0, xx.value[q : q + 1], xx.column_value[q], xy.value[q : q + 1], da[q])
+        _combine(scale[q], 1, 1.0, yy.value[q : q + 1], yy.column_value[q], xy.column_value[q], db[q])
     return values, sums
 
 

@@ -5,13 +5,16 @@ right to a share of its greatest exponent, as float32 can be. Its gradients are 
 which that would spoil: they, and a density that they start from, are computed in float64 whatever the input.
 """
 
+from functools import cache
+
 import numpy as np
 
+from .calls import address_of, shared_at
 from .compiled import compiled
-from .packed import LOG2_E, pack
+from .memory import behaved, borrow, give_back, room
+from .packed import LOG2_E, limits, pack, pack_addresses
 from .rbf_matmul import rbf_matmul_backward
-from .sums import _scratch
-from .threads import run_rows
+from .threads import in_pieces, team
 from .tile import NOWHERE, ROWS, distances
 from .vector import at_least, exp2, fma, lane_of, load, splat, store, total
 
@@ -20,17 +23,17 @@ _COLUMNS = 256
 
 @compiled
 def _log_sum_exp(
-    x, nx, n, y, ny, m, slope, offset, scale, log_weights, column_log, skip_diagonal, panels, start, stop, out
-):
+    start, stop, x, nx, n, y, ny, m, slope, offset, scale, log_weights, column_log, skip_diagonal, out
+):  # fmt: skip
     """out[b, i] = log2 sum_s sum_j 2**(log_weights_s + column_log_j - scale_s d2_ij), j != i with skip_diagonal.
 
     For panels of ROWS rows, numbered through the batch. The sum so far is relative to the greatest exponent so far.
     """
     dims, width = y.shape[2], y.shape[3]
     lanes = width // 2
-    row = x.shape[2]
-    d2 = _scratch(ROWS * _COLUMNS, x)
-    t = _scratch(_COLUMNS, x)
+    row, panels = x.shape[2], (n + ROWS - 1) // ROWS
+    d2 = room(ROWS * _COLUMNS, x)
+    t = room(_COLUMNS, x)
     greatest, sums = np.empty(ROWS), np.empty(ROWS)
     real = x.dtype.type
     lowest = splat(real(-np.inf))
@@ -82,6 +85,39 @@ def _log_sum_exp(
             out[b, i0 + r] = greatest[r] + np.log2(sums[r])
 
 
+@cache
+def _log_sum_exp_address(dtype: np.dtype) -> int:
+    points, wide = np.zeros((1, 1, 1), dtype), np.zeros(1)
+    rows = points[0]
+    plan = (wide, wide, rows, rows, rows, False, wide[None])
+    return address_of(_log_sum_exp, 0, 0, points, rows, 1, points[None], rows, 1, *plan)
+
+
+_share_log_sum_exp = shared_at(_log_sum_exp)
+
+
+@compiled
+def _log_density(addresses, workers, arena, x, y, sigma, weights, log_weights, data_log, skip_diagonal, limit):
+    """log2 sum_sj 2**(log_weights_s + data_log_j) k_sij, (B, N), for log_weights (B, S) and data_log (B, M)."""
+    (batch, n, _), m, count = x.shape, y.shape[1], sigma.shape[1]
+    plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, False, False, limit)
+    ordered = np.empty((batch, count), x.dtype)
+    # a column that is none has no share
+    column_log = np.full((batch, py.columns.shape[1] * py.columns.shape[3]), x.dtype.type(-np.inf))
+    for b in range(batch):
+        column_log[b, :m] = data_log[b]
+        for s in range(count):
+            ordered[b, s] = log_weights[b, plan.order[b, s]]
+    out = np.empty((batch, n))
+    task = (
+        px.rows, px.norms, n, py.columns, py.norms, m, plan.slope, plan.offset, plan.scale, ordered, column_log,
+        skip_diagonal, out,
+    )  # fmt: skip
+    rows = batch * ((n + ROWS - 1) // ROWS)
+    _share_log_sum_exp(addresses[1], workers, in_pieces((rows,), (1,), workers[1]), (task,))
+    return out
+
+
 def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, in_float64=True):
     """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density.
 
@@ -90,28 +126,20 @@ def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, in_float6
     # the greatest weight is taken out, so that large normalisers do not round the exponents
     greatest = log_weights.max(1, keepdims=True)
     weights = np.exp(log_weights - greatest)
-    if x.dtype == np.float32 and not in_float64:
-        packed = pack(x, y, sigma, weights, "exponent")
-    else:
+    accuracy = "exponent"
+    if x.dtype == np.float64 or in_float64:
         accuracy = "density32" if x.dtype == np.float32 else "density64"
-        packed = pack(x.astype(np.float64), y.astype(np.float64), sigma, weights, accuracy)
-    (batch, n, dims), m, dtype = x.shape, y.shape[1], packed.scale.dtype
-    columns = packed.y.columns
-    bandwidth_log = np.take_along_axis((log_weights - greatest) * LOG2_E, packed.order, 1).astype(dtype)
-    column_log = np.full((batch, columns.shape[1] * columns.shape[3]), -np.inf, dtype)
+        x, y = x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
+    (batch, n, dims), m = x.shape, y.shape[1]
     with np.errstate(divide="ignore"):
         # a row without weight has no share
-        column_log[:, :m] = np.log2(data_weights)
-    out = np.empty((batch, n))
-    panels = -(-n // ROWS)
-
-    def task(start, stop):
-        _log_sum_exp(
-            packed.x.rows, packed.x.norms, n, columns, packed.y.norms, m, packed.slope, packed.offset, packed.scale,
-            bandwidth_log, column_log, leave_one_out, panels, start, stop, out,
-        )  # fmt: skip
-
-    run_rows(task, batch * panels, ROWS * m * (dims + 20 * sigma.shape[1]))
+        data_log = np.log2(data_weights).astype(x.dtype)
+    arrays = map(behaved, (x, y, sigma, weights, (log_weights - greatest) * LOG2_E, data_log))
+    addresses = pack_addresses(x.dtype), _log_sum_exp_address(x.dtype)
+    workers = team(batch * n * m * (dims + 20 * sigma.shape[1]))
+    arena = borrow()
+    out = _log_density(addresses, workers, arena, *arrays, leave_one_out, limits(x.dtype, n * m, dims, accuracy))
+    give_back(arena)
     return out / LOG2_E + greatest
 
 

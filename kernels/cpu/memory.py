@@ -1,9 +1,11 @@
 """Memory for results and for what a call needs on its way: a page first touched costs more than its kernel entries.
 
-Each thread keeps blocks that it has used; one is free as soon as nothing but this list refers to it. `scratch`
-is for arrays that do not outlive the call; `fresh` for results, which are the caller's: their block comes back when
-the caller has let go of the last array or tensor on it. What is kept is bounded, the oldest goes first. NumPy asks
-for huge pages itself where an array has 4 MiB or more.
+Each thread keeps blocks that it has used for results; one is free as soon as nothing but this list refers to it, that
+is, when the caller has let go of the last array or tensor on it. What is kept is bounded, the oldest goes first.
+NumPy asks for huge pages itself where an array has 4 MiB or more.
+
+And it keeps one arena: a block of which a call of compiled code takes piece after piece. What it needs beyond the
+arena it gets from the allocator, and the next call finds a larger arena.
 """
 
 import math
@@ -12,14 +14,14 @@ import threading
 
 import numpy as np
 
+from .compiled import inner
+
 _LINE = 64
 # smaller results are at hand in the allocator
 _LEAST_REUSED = 1 << 17
-# of each kind, per thread
-_MOST_KEPT, _MOST_RESULTS_KEPT = 1 << 26, 1 << 27
-_MOST_BLOCKS = 32
-# numbers
-_LEAST_KEPT, _MOST_ZEROED = 1 << 13, 1 << 20
+# per thread
+_MOST_KEPT, _MOST_BLOCKS = 1 << 27, 32
+_MOST_LENT = 1 << 26
 
 _own = threading.local()
 
@@ -34,50 +36,60 @@ def behaved(array: np.ndarray) -> np.ndarray:
 
 def fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array of undefined content that is the caller's to keep."""
-    count = math.prod(shape)
-    size = count * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if size < _LEAST_REUSED:
         return np.empty(shape, dtype)
-    # results are as large as they are, scratch grows to the next power of two
-    return _aligned(_block("results", size + _LINE, size + _LINE, _MOST_RESULTS_KEPT), count, shape, dtype)
-
-
-def _aligned(block: np.ndarray, count: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    block = _block(size + _LINE)
     begin = -block.ctypes.data % _LINE
-    return block[begin : begin + count * dtype.itemsize].view(dtype).reshape(shape)
+    return block[begin : begin + size].view(dtype).reshape(shape)
 
 
-def zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """float64 zeros, for this thread and until the call ends."""
-    # below, the allocator has memory at hand; above, touching new pages is nothing beside the work on them
-    if not _LEAST_KEPT <= math.prod(shape) < _MOST_ZEROED:
-        return np.zeros(shape)
-    block = scratch(shape, np.dtype(np.float64))
-    block.fill(0)
-    return block
-
-
-def scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array of undefined content, on a line of the cache, for this thread and until the call ends."""
-    count = math.prod(shape)
-    size = count * dtype.itemsize + _LINE
-    room = 1 << (size - 1).bit_length() if size < _MOST_KEPT else size
-    return _aligned(_block("scratch", size, room, _MOST_KEPT), count, shape, dtype)
-
-
-def _block(kind: str, size: int, room: int, most: int) -> np.ndarray:
-    """A free block of at least `size` bytes, or a new one of `room`; the last that this thread has used."""
-    blocks = _own.__dict__.setdefault(kind, [])
+def _block(size: int) -> np.ndarray:
+    """A free block of at least `size` bytes, the last that this thread has used, or a new one."""
+    blocks = _own.__dict__.setdefault("results", [])
     block = None
     for place in range(len(blocks)):
         # the list and the argument of getrefcount; a block far too large is for what needs it
-        if size <= len(blocks[place]) <= 4 * room and sys.getrefcount(blocks[place]) == 2:
+        if size <= len(blocks[place]) <= 4 * size and sys.getrefcount(blocks[place]) == 2:
             block = blocks.pop(place)
             break
     if block is None:
-        block = np.empty(room, np.uint8)
+        block = np.empty(size, np.uint8)
     blocks.append(block)
-    while sum(map(len, blocks)) > most or len(blocks) > _MOST_BLOCKS:
+    while sum(map(len, blocks)) > _MOST_KEPT or len(blocks) > _MOST_BLOCKS:
         # a block that is still in use lives on without the list
         del blocks[0]
     return block
+
+
+def borrow() -> tuple[np.ndarray, np.ndarray]:
+    """This thread's arena: the block, and how many bytes of it are taken (1,)."""
+    arenas = _own.__dict__.setdefault("arenas", [])
+    return arenas.pop() if arenas else (np.empty(_LINE, np.uint8), np.zeros(1, np.int64))
+
+
+def give_back(arena: tuple[np.ndarray, np.ndarray]) -> None:
+    """After the call, when nothing of it is used any more."""
+    block, taken = arena
+    needed = int(taken[0])
+    taken[0] = 0
+    if len(block) < needed <= _MOST_LENT:
+        block = np.empty(1 << (needed - 1).bit_length(), np.uint8)
+    _own.arenas.append((block, taken))
+
+
+@inner
+def take(arena, size, like):
+    """`room` of an arena."""
+    block, taken = arena
+    begin = taken[0] + -(block.ctypes.data + taken[0]) % _LINE
+    end = begin + size * like.itemsize
+    taken[0] = end
+    return block[begin:end].view(like.dtype) if end <= block.size else room(size, like)
+
+
+@inner
+def room(size, like):
+    """A new array (size,) of undefined content, on a line of the cache, for compiled code."""
+    block = np.empty(size + _LINE // like.itemsize, like.dtype)
+    return block[-block.ctypes.data % _LINE // like.itemsize :][:size]

@@ -25,9 +25,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compiled import address_of, called_at, compiled, inner
-from .memory import behaved, scratch
-from .threads import run_rows
+from .calls import address_of, called_at, shared_at
+from .compiled import compiled, inner
+from .memory import take
+from .threads import in_pieces
 from .tile import DEPTH, ROWS
 from .vector import BYTES, fma, load, splat, store, transpose
 
@@ -51,8 +52,8 @@ _FEW_PRODUCTS = 1 << 18
 _MODERATE = {np.dtype(np.float32): (30, 50, 125), np.dtype(np.float64): (200, 400, 1000)}
 
 _LIMITS = {np.dtype(t): tuple(float(v) for v in (np.finfo(t).eps, np.finfo(t).tiny, np.finfo(t).max)) for t in "fd"}
-# numbers up to here are packed in one call, on this thread
-_SMALL = 1 << 18
+# multiply-adds that packing a number takes as long as
+_PACKING = 8
 
 # a ladder: kernel s is kernel s - 1 squared this many times; 0 is a new exponential
 _FRESH = 0
@@ -61,19 +62,14 @@ _FRESH = 0
 class Points(NamedTuple):
     rows: np.ndarray  # (B, at least N, at least D); without a row where not asked for
     columns: np.ndarray  # (B, at least N / WIDTH, D, WIDTH); without a panel where not asked for
-    norms: np.ndarray  # (B, at least N)
+    norms: np.ndarray  # (B, at least N), of points whose distances are wanted
     count: int  # N
 
 
-class Packed(NamedTuple):
-    """One or two point sets in common units, and the bandwidths in the same units, widest first."""
+class Plan(NamedTuple):
+    """How distances are taken, and the bandwidths in the units of the points, widest first."""
 
-    x: Points
-    y: Points
-    dims: int
     finite: bool  # no NaN, no infinity
-    given_sigma: np.ndarray  # (B, S) as the caller gave them
-    given_weights: np.ndarray
     slope: np.ndarray  # (B,) see the module
     offset: np.ndarray  # (B,)
     pull_near: np.ndarray  # (B,) squared distances that are pulled one by one
@@ -104,7 +100,7 @@ def _survey(x, low, high, largest):
 
 
 @compiled
-def _pack_points(x, centre, factors, rows, columns, norms, panels, start, stop):
+def _pack_points(start, stop, x, centre, factors, rows, columns, norms, panels):
     """Panels start to stop, numbered through the batch, of x (B, N, D); rows or columns may be empty: not wanted."""
     n, dims = x.shape[1], x.shape[2]
     width, row = columns.shape[3], rows.shape[2]
@@ -225,19 +221,13 @@ def _greatest_and_mean(norms, count):
     return greatest, mean / max(count, 1)
 
 
-@compiled
-def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
-    """The arrays of Packed from `slope` on, for the tolerances in `bounds` that are not 0, in three pieces.
-
-    (slope, offset, pull_near, unit), (scale, weights, pull_weights), (squarings, order): an array that goes to Python
-    takes half a microsecond.
-    """
+@inner
+def _plan(finite, x, y, dims, sigma, weights, exponents, bounds):
+    """The Plan for the tolerances in `bounds` that are not 0."""
     few, eps, kernel, exponent, total, gradient, smallest, largest, squares = bounds
     batch, count = sigma.shape
-    of_batch = np.empty((4, batch))
-    of_bandwidth = np.empty((3, batch, count), nx.dtype)
-    places = np.empty((2, batch, count), np.int64)
-    slope, offset, pull_near, unit = of_batch[0], of_batch[1], of_batch[2], of_batch[3]
+    slope, offset, pull_near, unit = np.empty(batch), np.empty(batch), np.empty(batch), np.empty(batch)
+    of_bandwidth, places = np.empty((3, batch, count), x.norms.dtype), np.empty((2, batch, count), np.int64)
     scale, sorted_weights, pull_weights = of_bandwidth[0], of_bandwidth[1], of_bandwidth[2]
     squarings, order = places[0], places[1]
     c, a = np.empty(count), np.empty(count)
@@ -268,8 +258,8 @@ def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
             squarings[b, s] = steps if run > 0 else _FRESH
         slope[b], offset[b], pull_near[b] = 0.0, np.inf, -1.0
         if not few:
-            greatest_x, mean_x = _greatest_and_mean(nx[b], n)
-            greatest_y, mean_y = _greatest_and_mean(ny[b], m)
+            greatest_x, mean_x = _greatest_and_mean(x.norms[b], x.count)
+            greatest_y, mean_y = _greatest_and_mean(y.norms[b], y.count)
             greatest, mean = greatest_x + greatest_y, mean_x + mean_y
             error = (_KAPPA_FEW if dims <= _FEW_TERMS else _KAPPA) * eps
             limit = -1.0
@@ -290,7 +280,7 @@ def _plan(nx, n, ny, m, dims, sigma, weights, exponents, bounds):
             # the mean squared distance is about `mean`; how far others lie below it depends on D
             if not (limit <= mean * max(0.02, 1 - 3.5 * math.sqrt(2 / dims)) and greatest < np.inf):
                 slope[b], offset[b] = 0.0, np.inf
-    return of_batch, of_bandwidth, places
+    return Plan(finite, slope, offset, pull_near, unit, scale, sorted_weights, pull_weights, squarings, order)
 
 
 @inner
@@ -300,38 +290,72 @@ def _row(dims, width):
     return (dims + width - 1) // width * width + width // 2
 
 
-@compiled
-def _copied_here(x, centre, factors, width, as_rows, as_columns):
-    """_copied on this thread."""
-    batch, n, dims = x.shape
-    row = _row(dims, width)
-    panels = (n + width - 1) // width
-    rows = np.empty((batch, panels * width + ROWS if as_rows else 0, row), x.dtype)
-    columns = np.empty((batch, panels if as_columns else 0, dims, width), x.dtype)
-    norms = np.empty((batch, panels * width + width), x.dtype)
-    _pack_points(x, centre, factors, rows, columns, norms, panels, 0, batch * panels)
-    return rows, columns, norms
-
-
-@compiled
-def _pack_here(x, y, same, sigma, weights, width, x_columns, y_rows, moderate, bounds):
-    """pack in one call, since for small data a call costs more than what it does."""
-    finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[7])
-    packed_x = _copied_here(x, centre, factors, width, True, x_columns)
-    packed_y = packed_x if same else _copied_here(y, centre, factors, width, y_rows, True)
-    plan = _plan(packed_x[2], x.shape[1], packed_y[2], y.shape[1], x.shape[2], sigma, weights, exponents, bounds)
-    return (finite, *plan), packed_x, packed_y
-
-
 @inner
 def panel_width(like):
     """WIDTH for an array, or its dtype."""
     return 2 * BYTES // like.itemsize
 
 
+@cache
+def _pack_points_address(dtype: np.dtype) -> int:
+    row, point = np.zeros((1, 1), dtype), np.zeros((1, 1, 1), dtype)
+    return address_of(_pack_points, 0, 0, point, row, row, point, point[None], row, 1)
+
+
+_share_pack_points = shared_at(_pack_points)
+
+
 @inner
-def column_here(u):
-    """copied on this thread for u (B, N), a single column: the rows and columns of Points."""
+def _packed(pack_points, workers, arena, x, centre, factors, as_rows, as_columns):
+    """x less the centre, times the factors."""
+    batch, n, dims = x.shape
+    width = panel_width(x)
+    row = _row(dims, width)
+    panels = (n + width - 1) // width
+    # a tile of rows may begin at the last one
+    count, wide = panels * width + ROWS if as_rows else 0, panels if as_columns else 0
+    rows = take(arena, batch * count * row, x).reshape((batch, count, row))
+    columns = take(arena, batch * wide * dims * width, x).reshape((batch, wide, dims, width))
+    norms = np.empty((batch, panels * width + width), x.dtype)
+    pieces = in_pieces((batch * panels,), (dims * width * _PACKING,), workers[1])
+    _share_pack_points(pack_points, workers, pieces, ((x, centre, factors, rows, columns, norms, panels),))
+    return Points(rows, columns, norms, n)
+
+
+@compiled
+def _pack(pack_points, workers, arena, x, y, same, sigma, weights, x_columns, y_rows, moderate, bounds):
+    finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[7])
+    packed_x = _packed(pack_points, workers, arena, x, centre, factors, True, x_columns)
+    packed_y = packed_x if same else _packed(pack_points, workers, arena, y, centre, factors, y_rows, True)
+    return _plan(finite, packed_x, packed_y, x.shape[2], sigma, weights, exponents, bounds), packed_x, packed_y
+
+
+@cache
+def pack_addresses(dtype: np.dtype) -> tuple[int, int]:
+    """Where the code of `_pack_points` and `_pack` begins: for `pack`."""
+    point, one, pack_points = np.zeros((1, 1, 1), dtype), np.ones((1, 1)), _pack_points_address(dtype)
+    limit, arena = limits(dtype, 1, 1, "kernel"), (np.zeros(1, np.uint8), np.zeros(1, np.int64))
+    return pack_points, address_of(
+        _pack, pack_points, (0, 1), arena, point, point, True, one, one, True, True, *limit
+    )
+
+
+_call_pack = called_at(_pack)
+
+
+@inner
+def pack(addresses, workers, arena, x, y, same, sigma, weights, x_columns, y_rows, limit):
+    """The Plan and the Points of x (B, N, D) and y (B, M, D), for `limits`; sigma and weights (B, S) float64.
+
+    Ready for sweeps of x as rows against y as columns; x_columns and y_rows are the others. same: y is x.
+    """
+    arguments = (addresses[0], workers, arena, x, y, same, sigma, weights, x_columns, y_rows, limit[0], limit[1])
+    return _call_pack(addresses[1], arguments)
+
+
+@inner
+def packed_column(u):
+    """u (B, N), a single column, as it is."""
     batch, n = u.shape
     width = panel_width(u)
     panels = (n + width - 1) // width
@@ -340,88 +364,36 @@ def column_here(u):
     for b in range(batch):
         for i in range(n):
             rows[b, i, 0] = columns[b, i // width, 0, i % width] = u[b, i]
-    return rows, columns
+    return Points(rows, columns, np.empty((batch, 0), u.dtype), n)
 
 
-def _copied(
-    x: np.ndarray, centre: np.ndarray, factors: np.ndarray, as_rows: bool = True, as_columns: bool = True
-) -> Points:
-    batch, n, dims = x.shape
-    width = panel_width.py_func(x.dtype)
-    if x.size < _SMALL:
-        return Points(*_copied_here(x, centre, factors, width, as_rows, as_columns), n)
-    row = _row.py_func(dims, width)
-    panels = -(-n // width)
-    # a tile of rows may begin at the last one
-    rows = scratch((batch, panels * width + ROWS if as_rows else 0, row), x.dtype)
-    columns = scratch((batch, panels if as_columns else 0, dims, width), x.dtype)
-    norms = scratch((batch, panels * width + width), x.dtype)
-
-    def task(start, stop):
-        _pack_points(x, centre, factors, rows, columns, norms, panels, start, stop)
-
-    run_rows(task, batch * panels, 8 * dims * width)
-    return Points(rows, columns, norms, n)
-
-
-def copied(x: np.ndarray) -> Points:
-    """x (B, N, D) as it is."""
-    batch, _, dims = x.shape
-    return _copied(behaved(x), np.zeros((batch, dims), x.dtype), np.ones((batch, 2), x.dtype))
+@inner
+def packed_columns(u):
+    """u (B, N, E) as it is."""
+    batch, n, count = u.shape
+    if count == 1:
+        return packed_column(u.reshape(batch, n))
+    width = panel_width(u)
+    panels = (n + width - 1) // width
+    rows = np.zeros((batch, panels * width + ROWS, _row(count, width)), u.dtype)
+    columns = np.zeros((batch, panels, count, width), u.dtype)
+    for b in range(batch):
+        for i in range(n):
+            for e in range(count):
+                rows[b, i, e] = columns[b, i // width, e, i % width] = u[b, i, e]
+    return Points(rows, columns, np.empty((batch, 0), u.dtype), n)
 
 
 def limits(dtype: np.dtype, pairs: int, dims: int, *wanted: str) -> tuple[tuple, tuple]:
-    """What `_surveyed` and `_plan` go by: for `wanted`, keys of _TOLERANCE, of so many pairs."""
-    few = dims <= _FEW_COORDINATES or pairs * dims <= _FEW_PRODUCTS
+    """What `pack` goes by: for `wanted`, keys of _TOLERANCE, of so many pairs."""
+    return _limits(dtype, dims <= _FEW_COORDINATES or pairs * dims <= _FEW_PRODUCTS, *wanted)
+
+
+@cache
+def _limits(dtype: np.dtype, few: bool, *wanted: str) -> tuple[tuple, tuple]:
     tolerance = {what: _TOLERANCE[dtype][what] for what in wanted}
     kernel, gradient = tolerance.pop("kernel", 0.0), tolerance.pop("gradient", 0.0)
     exponent = tolerance.pop("exponent", 0.0)
     total = min(tolerance.values(), default=0.0)
     eps, smallest, largest = _LIMITS[dtype]
     return _MODERATE[dtype], (few, eps, kernel, exponent, total, gradient, smallest, largest, 2 if kernel else 4)
-
-
-def pack(x, y, sigma, weights, *wanted: str, within: bool = False) -> Packed:
-    """x (B, N, D), y (B, M, D) or None for x, sigma and weights (B, S) float64; wanted: keys of _TOLERANCE.
-
-    Ready for sweeps of x as rows against y as columns, with gradients if those are wanted; and, with within, for
-    sweeps of x against x and y against y.
-    """
-    dtype, same = x.dtype, y is None
-    x, sigma, weights = behaved(x), behaved(sigma), behaved(weights)
-    y = x if same else behaved(y)
-    n, m, dims = x.shape[1], y.shape[1], x.shape[2]
-    moderate, bounds = limits(dtype, n * m, dims, *wanted)
-    # gradients are sums of rows
-    x_columns, y_rows = same or within, same or within or "gradient" in wanted
-    if x.size + y.size < _SMALL:
-        arguments = (x, y, same, sigma, weights, panel_width.py_func(dtype), x_columns, y_rows, moderate, bounds)
-        arrays, packed_x, packed_y = _pack_here(*arguments)
-        packed_x = Points(*packed_x, n)
-        packed_y = packed_x if same else Points(*packed_y, m)
-        finite, *plan = arrays
-    else:
-        finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[7])
-        packed_x = _copied(x, centre, factors, True, x_columns)
-        packed_y = packed_x if same else _copied(y, centre, factors, y_rows, True)
-        plan = _plan(packed_x.norms, n, packed_y.norms, m, dims, sigma, weights, exponents, bounds)
-    of_batch, of_bandwidth, places = plan
-    return Packed(packed_x, packed_y, dims, finite, sigma, weights, *of_batch, *of_bandwidth, *places)
-
-
-@cache
-def pack_address(dtype: np.dtype) -> int:
-    """Where the code of `_pack_here` begins: for `pack_here`."""
-    point, one = np.zeros((1, 1, 1), dtype), np.ones((1, 1))
-    width = panel_width.py_func(dtype)
-    return address_of(_pack_here, point, point, True, one, one, width, True, True, *limits(dtype, 1, 1, "kernel"))
-
-
-_call_pack_here = called_at(_pack_here)
-
-
-@inner
-def pack_here(address, x, y, same, sigma, weights, x_columns, y_rows, moderate, bounds):
-    """pack within compiled code: what Packed holds from `finite` on in four pieces, and Points of x and of y."""
-    arguments = (x, y, same, sigma, weights, panel_width(x), x_columns, y_rows, moderate, bounds)
-    return _call_pack_here(address, arguments)

@@ -4,11 +4,12 @@ from functools import cache
 
 import numpy as np
 
-from .compiled import address_of, called_at, compiled
-from .memory import behaved, fresh
-from .packed import Packed, column_here, limits, pack, pack_address, pack_here, panel_width
-from .sums import CHUNK_WORK, parameters_of, sum_rows_address, sweep, sweep_here
-from .threads import SERIAL_WORK, run_rows
+from .calls import address_of, shared_at
+from .compiled import compiled
+from .memory import behaved, borrow, fresh, give_back, room
+from .packed import limits, pack, pack_addresses
+from .sums import sweep
+from .threads import in_pieces, team
 from .tile import DEPTH, NOWHERE, ROWS, distances, gaussians
 from .vector import exp2, fma, load, splat, store
 
@@ -17,15 +18,16 @@ _SLAB = 1 << 19
 
 
 @compiled
-def _matrix_rows(x, y, nx, ny, n, m, slope, offset, scale, squarings, weights, slab, panels, start, stop, out):
+def _matrix_rows(start, stop, x, y, nx, ny, n, m, slope, offset, scale, squarings, weights, out):
     """Panels of ROWS rows, start to stop, numbered through the batch, of K (B, N, M)."""
     dims, width = y.shape[2], y.shape[3]
     lanes = width // 2
     count = scale.shape[1]
     row = x.shape[2]
-    room = np.empty(ROWS * width + 64, x.dtype)
-    tile = room[(-room.ctypes.data % 64) // x.itemsize :]
+    tile = room(ROWS * width, x)
     zero = splat(x.dtype.type(0))
+    panels = (n + ROWS - 1) // ROWS
+    slab = max(1, _SLAB // max(1, x.itemsize * dims * width))
     number = start
     while number < stop:
         b, first = number // panels, number % panels
@@ -90,110 +92,43 @@ def rbf(x, y, sigma, weights, out=None):
     if out is None:
         out = fresh((batch, n, m), x.dtype)
     result = out if out.flags.carray else np.empty(out.shape, out.dtype)
-    panels, work = -(-n // ROWS), m * (dims + 10 * sigma.shape[1])
-    slab = max(1, _SLAB // max(1, x.itemsize * dims * panel_width.py_func(x)))
-    if batch * n * work < SERIAL_WORK:
-        arrays = map(behaved, (x, x if y is None else y, sigma, weights))
-        limit = limits(x.dtype, n * m, dims, "kernel")
-        addresses = pack_address(x.dtype), _matrix_rows_address(x.dtype)
-        _matrix_here(addresses, *arrays, y is None, *limit, slab, panels, result)
-    else:
-        packed = pack(x, y, sigma, weights, "kernel")
-        rest = _matrix_arguments(packed)
-
-        def task(start, stop):
-            _matrix_rows(*rest, slab, panels, start, stop, result)
-
-        run_rows(task, batch * panels, ROWS * work)
+    arrays = map(behaved, (x, x if y is None else y, sigma, weights))
+    limit = limits(x.dtype, n * m, dims, "kernel")
+    addresses = pack_addresses(x.dtype), _matrix_rows_address(x.dtype)
+    work = batch * n * m * (dims + 10 * sigma.shape[1])
+    arena = borrow()
+    _matrix(addresses, team(work), arena, *arrays, y is None, limit, result)
+    give_back(arena)
     if result is not out:
         out[...] = result
     return out
 
 
-def _matrix_arguments(packed: Packed) -> tuple:
-    """What `_matrix_rows` takes first."""
-    x, y = packed.x, packed.y
-    return (
-        x.rows, y.columns, x.norms, y.norms, x.count, y.count, packed.slope, packed.offset, packed.scale,
-        packed.squarings, packed.weights,
-    )  # fmt: skip
-
-
 @cache
 def _matrix_rows_address(dtype: np.dtype) -> int:
-    point, one = np.zeros((1, 1, 1), dtype), np.ones((1, 1))
-    return address_of(_matrix_rows, *_matrix_arguments(pack(point, None, one, one, "kernel")), 1, 1, 0, 1, point)
+    pairs, wide, places = np.zeros((1, 1, 1), dtype), np.zeros(1), np.zeros((1, 1), np.int64)
+    rows = pairs[0]
+    return address_of(_matrix_rows, 0, 0, pairs, pairs[None], rows, rows, 1, 1, wide, wide, rows, places, rows, pairs)
 
 
-_call_matrix_rows = called_at(_matrix_rows)
+_share_matrix_rows = shared_at(_matrix_rows)
 
 
 @compiled
-def _matrix_here(addresses, x, y, sigma, weights, same, moderate, bounds, slab, panels, out):
+def _matrix(addresses, workers, arena, x, y, sigma, weights, same, limit, out):
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
-    pack_at, matrix_rows_at = addresses
-    plan, px, py = pack_here(pack_at, x, y, same, sigma, weights, same, same, moderate, bounds)
-    _, of_batch, of_bandwidth, places = plan
-    if out.size:
-        arguments = (
-            px[0], py[1], px[2], py[2], x.shape[1], y.shape[1], of_batch[0], of_batch[1], of_bandwidth[0], places[0],
-            of_bandwidth[1], slab, panels, 0, len(x) * panels, out,
-        )  # fmt: skip
-        _call_matrix_rows(matrix_rows_at, arguments)
+    batch, n, m = out.shape
+    plan, px, py = pack(addresses[0], workers, arena, x, y, same, sigma, weights, same, same, limit)
+    task = (
+        px.rows, py.columns, px.norms, py.norms, n, m, plan.slope, plan.offset, plan.scale, plan.squarings,
+        plan.weights, out,
+    )  # fmt: skip
+    rows = batch * ((n + ROWS - 1) // ROWS) if m else 0
+    _share_matrix_rows(addresses[1], workers, in_pieces((rows,), (1,), workers[1]), (task,))
 
 
 def rbf_backward(g, x, y, sigma, weights, wants):
     """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are None. y None: x is both."""
-    want_x, want_y, want_sigma, want_weights = wants
-    want_parameters, same = want_sigma or want_weights, y is None
-    # without y, x moves both ends of every pair
-    pulls = (want_x, want_x if same else want_y)
-    y = x if same else y
-    (batch, n, dims), m = x.shape, y.shape[1]
-    if batch * n * m * (dims * (1 + sum(pulls)) + 10 * sigma.shape[1]) < 2 * CHUNK_WORK:
-        # one chunk at any rate, and in one call it takes least time
-        arrays = map(behaved, (g.astype(x.dtype, copy=False), x, y, sigma, weights))
-        dx = np.empty((batch, n if want_x else 0, dims), x.dtype)
-        dy = np.empty((batch, m if want_y and not same else 0, dims), x.dtype)
-        limit = limits(x.dtype, n * m, dims, "gradient")
-        modes = (same, *pulls, want_parameters)
-        addresses = pack_address(x.dtype), sum_rows_address(x.dtype)
-        order, parameters = _backward_here(addresses, *arrays, modes, *limit, dx, dy)
-        dsigma = dweights = None
-        if want_parameters:
-            dsigma, dweights = parameters_of(order, sigma, weights, parameters)
-    else:
-        packed = pack(x, None if same else y, sigma, weights, "gradient")
-        points = {"x": packed.x, "y": packed.y, "pairs": g}
-        _, _, dx, dy, dsigma, dweights = sweep(
-            packed, **points, want_dx=pulls[0], want_dy=pulls[1], want_parameters=want_parameters
-        )
-        dx = (dx + dy if same else dx).astype(x.dtype) if want_x else None
-        dy = dy.astype(x.dtype) if want_y and not same else None
-    gradients = (dx, None if same else dy, dsigma, dweights)
-    return tuple(d if want else None for d, want in zip(gradients, wants, strict=True))
-
-
-@compiled
-def _backward_here(addresses, g, x, y, sigma, weights, modes, moderate, bounds, dx, dy):
-    """rbf_backward of one chunk: fills in dx and dy, as far as they have rows; the moments of the bandwidths."""
-    same, want_x, want_y, want_parameters = modes
-    batch, n, dims = x.shape
-    pack_at, sum_rows_at = addresses
-    plan, px, py = pack_here(pack_at, x, y, same, sigma, weights, True, True, moderate, bounds)
-    none = column_here(np.empty((batch, 0), x.dtype))
-    wants = (False, False, want_x, want_y, want_parameters)
-    parts = sweep_here(sum_rows_at, plan, px, n, py, y.shape[1], none, none, g, (False, False, False), wants)
-    _, of_batch, _, places = plan
-    for b in range(batch):
-        unit = of_batch[3, b]
-        for i in range(dx.shape[1]):
-            for k in range(dims):
-                pull = parts[2][b, i, k]
-                if same:
-                    pull += parts[3][b, 0, i, k]
-                dx[b, i, k] = pull / unit
-        for j in range(dy.shape[1]):
-            for k in range(dims):
-                dy[b, j, k] = parts[3][b, 0, j, k] / unit
-    return places[1], parts[4]
+    want_x, want_y, *want_parameters = wants
+    wants = (False, False, want_x, want_y and y is not None, *want_parameters)
+    return sweep(x, y, sigma, weights, ("gradient",), wants, pairs=g)[2:]

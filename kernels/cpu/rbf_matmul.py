@@ -1,11 +1,15 @@
 """K @ v and its gradients, with K never stored."""
 
+from functools import cache
+
 import numpy as np
 
+from .calls import address_of, shared_at
 from .compiled import compiled, inner
-from .packed import Packed, copied, pack
+from .memory import behaved, borrow, give_back, room
+from .packed import limits, pack, pack_addresses, packed_column
 from .sums import sweep
-from .threads import run_rows
+from .threads import in_pieces, team
 from .tile import DEPTH, NOWHERE, ROWS, distances, gaussian_sums
 from .vector import exp2, fma, load, splat, store, total
 
@@ -22,17 +26,15 @@ def _clear(sums, lanes):
 
 
 @compiled
-def _one_column_rows(
-    x, nx, n, y, ny, slope, offset, scale, weights, v, slab, row_panels, start, stop, out
-):  # fmt: skip
+def _one_column_rows(start, stop, x, nx, n, y, ny, slope, offset, scale, weights, v, out):
     """out[b, i] = sum_j K_ij v_j of one bandwidth, for panels of ROWS rows, numbered through the batch."""
     dims, width = y.shape[2], y.shape[3]
     lanes = width // 2
     row, panels = x.shape[2], y.shape[1]
     real = x.dtype.type
-    room = np.empty(ROWS * (width + lanes) + 128, x.dtype)
-    room = room[(-room.ctypes.data % 64) // x.itemsize :]
-    tile, sums = room[: ROWS * width], room[ROWS * width :]
+    tile, sums = room(ROWS * width, x), room(ROWS * lanes, x)
+    row_panels = (n + ROWS - 1) // ROWS
+    slab = max(_PANELS, _SLAB // max(1, x.itemsize * dims * width) // _PANELS * _PANELS)
     for slab_start in range(0, panels, slab):
         slab_stop = min(slab_start + slab, panels)
         for number in range(start, stop):
@@ -63,24 +65,32 @@ def _one_column_rows(
                     out[b, i + r] += np.float64(weights[b, 0]) * np.float64(total(load(sums, r * lanes)))
 
 
-def _one_column(packed: Packed, v: np.ndarray) -> np.ndarray:
-    """K @ v for one bandwidth and v (B, M, 1)."""
-    columns = packed.y.columns
-    n, (batch, panels, dims, width) = packed.x.count, columns.shape
-    values = np.zeros((batch, panels * width), v.dtype)
-    values[:, : v.shape[1]] = v[..., 0]
+@cache
+def _one_column_address(dtype: np.dtype) -> int:
+    rows, wide = np.zeros((1, 1), dtype), np.zeros(1)
+    points, columns = rows[None], rows[None, None]
+    plan = (wide, wide, rows, rows)
+    return address_of(_one_column_rows, 0, 0, points, rows, 1, columns, rows, *plan, columns, wide[None])
+
+
+_share_one_column = shared_at(_one_column_rows)
+
+
+@compiled
+def _one_column(addresses, workers, arena, x, y, v, sigma, weights, limit):
+    """K @ v, (B, N), for one bandwidth and v (B, M); and whether that is how to do it, or else None of it is done."""
+    (batch, n, dims), m = x.shape, y.shape[1]
+    plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, False, False, limit)
     out = np.zeros((batch, n))
-    row_panels = -(-n // ROWS)
-    slab = max(_PANELS, _SLAB // max(1, columns.itemsize * dims * width) // _PANELS * _PANELS)
-
-    def run(start, stop):
-        _one_column_rows(
-            packed.x.rows, packed.x.norms, n, columns, packed.y.norms, packed.slope, packed.offset, packed.scale,
-            packed.weights, values, slab, row_panels, start, stop, out,
-        )  # fmt: skip
-
-    run_rows(run, batch * row_panels, ROWS * panels * width * (dims + 10))
-    return out[..., None]
+    if not plan.finite or (dims > DEPTH and (plan.offset == np.inf).any()):
+        return False, out
+    task = (
+        px.rows, px.norms, n, py.columns, py.norms, plan.slope, plan.offset, plan.scale, plan.weights,
+        packed_column(v).columns, out,
+    )  # fmt: skip
+    rows = batch * ((n + ROWS - 1) // ROWS) if m else 0
+    _share_one_column(addresses[1], workers, in_pieces((rows,), (1,), workers[1]), (task,))
+    return True, out
 
 
 def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_one=False):
@@ -89,46 +99,24 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_o
     With shift (B, N, S) the kernels are exp(-|x_i - y_j|^2 / (2 sigma_s^2) - shift_is): what a log-density's
     derivatives are made of. skip_diagonal leaves j = i out; minus_one takes K - sum_s weights_s.
     """
-    packed = pack(x, y, sigma, weights, "sum")
-    plain = shift is None and not skip_diagonal and not minus_one
-    by_differences = packed.dims > DEPTH and (packed.offset == np.inf).any()
-    if plain and packed.finite and v.shape[2] == sigma.shape[1] == 1 and not by_differences:
-        return _one_column(packed, v).astype(x.dtype)
-    sums = sweep(
-        packed,
-        x=packed.x,
-        y=packed.y,
-        v=copied(v),
-        row_shift=shift,
-        skip_diagonal=skip_diagonal,
-        minus_one=minus_one,
-        want_value=True,
-    )
-    return sums.value.astype(x.dtype)
+    (batch, n, dims), m = x.shape, y.shape[1]
+    if v.shape[2] == sigma.shape[1] == 1 and shift is None and not skip_diagonal and not minus_one:
+        addresses = pack_addresses(x.dtype), _one_column_address(x.dtype)
+        arrays = map(behaved, (x, y, v[..., 0].astype(x.dtype, copy=False), sigma, weights))
+        workers = team(batch * n * m * (dims + 10))
+        arena = borrow()
+        done, out = _one_column(addresses, workers, arena, *arrays, limits(x.dtype, n * m, dims, "sum"))
+        give_back(arena)
+        if done:
+            return out[..., None].astype(x.dtype)
+    modes = {"skip_diagonal": skip_diagonal, "minus_one": minus_one}
+    return sweep(x, y, sigma, weights, ("sum",), (True,) + (False,) * 5, v=v, shift=shift, **modes).value
 
 
 def rbf_matmul_backward(g, x, y, v, sigma, weights, wants, shift=None, skip_diagonal=False, minus_one=False):
     """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are None."""
-    want_x, want_y, want_v, want_sigma, want_weights = wants
-    packed = pack(x, y, sigma, weights, "sum", "gradient")
-    sums = sweep(
-        packed,
-        x=packed.x,
-        y=packed.y,
-        v=copied(v),
-        g=copied(g),
-        row_shift=shift,
-        skip_diagonal=skip_diagonal,
-        minus_one=minus_one,
-        want_column_value=want_v,
-        want_dx=want_x,
-        want_dy=want_y,
-        want_parameters=want_sigma or want_weights,
-    )
-    return (
-        sums.dx.astype(x.dtype) if want_x else None,
-        sums.dy.astype(x.dtype) if want_y else None,
-        sums.column_value.astype(x.dtype) if want_v else None,
-        sums.dsigma if want_sigma else None,
-        sums.dweights if want_weights else None,
-    )
+    want_x, want_y, want_v, *want_parameters = wants
+    wants = (False, want_v, want_x, want_y, *want_parameters)
+    modes = {"shift": shift, "skip_diagonal": skip_diagonal, "minus_one": minus_one}
+    _, dv, dx, dy, dsigma, dweights = sweep(x, y, sigma, weights, ("sum", "gradient"), wants, v=v, g=g, **modes)
+    return dx, dy, dv, dsigma, dweights

@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compiled import address_of, called_at, compiled, inner
-from .memory import behaved, zeros
-from .packed import LOG2_E, Packed, Points, pack
-from .threads import Task, run_tasks
+from .calls import address_of, shared_at
+from .compiled import compiled, inner
+from .memory import behaved, borrow, give_back, room, take
+from .packed import LOG2_E, Plan, Points, limits, pack, pack_addresses, packed_columns
+from .threads import in_pieces, team
 from .tile import NOWHERE, ROWS, add_product, add_pull, distances, product, pull
 from .vector import BYTES, add_to, at_least, exp2, exp2m1, fma, load, splat, store, total
 
@@ -38,21 +39,30 @@ _CHUNK_BYTES = 1 << 25
 CHUNK_WORK, _MOST_CHUNKS = 1 << 23, 32
 
 
-class Sums(NamedTuple):
-    """What one sweep returns, in float64 and the caller's units; None where it was not wanted."""
-
-    value: np.ndarray | None  # (B, N, E) sum_j total_ij v_j
-    column_value: np.ndarray | None  # (B, M, E) sum_i total_ij g_i
-    dx: np.ndarray | None  # (B, N, D)
-    dy: np.ndarray | None  # (B, M, D)
-    dsigma: np.ndarray | None  # (B, S)
-    dweights: np.ndarray | None  # (B, S)
+class Modes(NamedTuple):
+    skip_diagonal: bool  # no pair (i, i)
+    minus_one: bool  # K - sum_s weights_s
+    # y is x, and c_ij = c_ji: half the pairs are visited. The results are those of all: dx + dy, which needs both,
+    # and value + column_value; value without column_value is only good for g . value
+    symmetric: bool
 
 
-@inner
-def _scratch(size, like):
-    room = np.empty(size + 64, like.dtype)
-    return room[-room.ctypes.data % 64 // like.itemsize :][:size]
+class Wants(NamedTuple):
+    value: bool
+    column_value: bool
+    dx: bool
+    dy: bool
+    parameters: bool
+
+
+class Parts(NamedTuple):
+    """What a sweep fills in, float64, in packed units; columns receive something from every chunk of rows."""
+
+    value: np.ndarray  # (B, N, E) sum_j total_ij v_j
+    column_value: np.ndarray  # (B, chunks, M, E) sum_i total_ij g_i
+    dx: np.ndarray  # (B, N, D)
+    dy: np.ndarray  # (B, chunks, M, D)
+    parameters: np.ndarray  # (B, chunks, 2 S) for each bandwidth sum_ij c_ij k_ij, and that times its exponent
 
 
 @inner
@@ -227,8 +237,7 @@ _mix_values, _mix_less, _mix_pulls, _mix_less_pulls = (
 @inner
 def _mix_all(
     d2, weight, totals, line, rows, padded, b, scale, squarings, weights, pull_weights, keep, diagonal, v, v_at,
-    minus_one, want_value, want_pull, want_parameters, row_shift, column_shift, i0, j0, moments, sums, parameters,
-    times,
+    minus_one, want_value, want_pull, want_parameters, row_shift, i0, moments, sums, parameters, times,
 ):  # fmt: skip
     """The mixing of a block with shifts, or with the moments of the bandwidths."""
     real = d2.dtype.type
@@ -236,7 +245,7 @@ def _mix_all(
     lanes = BYTES // d2.itemsize
     least, most = splat(real(-127 if d2.itemsize == 4 else -1023)), splat(real(127 if d2.itemsize == 4 else 1023))
     zero = splat(real(0))
-    by_row, by_column = row_shift.shape[1] > 0, column_shift.shape[1] > 0
+    shifted = row_shift.shape[1] > 0
     for r in range(rows):
         if r % ROWS == 0:
             moments[:] = 0
@@ -250,12 +259,8 @@ def _mix_all(
             mixed = pulling = k = less = zero
             for s in range(count):
                 scaled = zero - q * splat(scale[b, s])
-                if by_row or by_column:
-                    t = scaled
-                    if by_row:
-                        t = t - splat(row_shift[b, i0 + r, s])
-                    if by_column:
-                        t = t - load(column_shift, (b * count + s) * column_shift.shape[2] + j0 + j)
+                if shifted:
+                    t = scaled - splat(row_shift[b, i0 + r, s])
                     k = exp2(zero - at_least(zero - t, zero - most))
                     less = k
                 elif squarings[b, s] == 0:
@@ -301,18 +306,25 @@ def _finite(rows):
 
 @compiled
 def _sum_rows(
-    chunks, bounds, first, last, finite,
-    x, nx, x_pull, n, y, yt, ny, y_pull, m, dims, slopes, offsets, pull_nears,
-    scale, squarings, weights, pull_weights, g, v, vt, columns, pairs, row_shift, column_shift,
-    skip_diagonal, minus_one, symmetric, block_rows, block_columns,
-    want_value, want_column_value, want_dx, want_dy, want_parameters,
-    value, column_value, dx, dy, parameters,
+    first, last, chunks, bounds, plan, x_points, x_pull, y_points, y_pull, v_points, g_points, pairs, row_shift,
+    modes, wants, block, parts,
 ):  # fmt: skip
-    """Chunks of rows, first to last, numbered through the batch, against all columns; see Sums and the module.
+    """Chunks of rows, first to last, numbered through the batch, against all columns; fills in parts.
 
-    symmetric: y is x, and only tiles that reach above the diagonal are visited. The pairs above it count for rows and
-    columns, without per-row results (want_value only to be summed up) twice; the diagonal's kernels are known.
+    c_ij is g_i . v_j, or in pairs if that has rows. x_pull and y_pull are rows, finite.
+
+    With modes.symmetric only tiles that reach above the diagonal are visited. The pairs above it count for rows and
+    columns, without per-row results (the value only to be summed up) twice; the diagonal's kernels are known.
     """
+    x, nx, y, yt, ny = x_points.rows, x_points.norms, y_points.rows, y_points.columns, y_points.norms
+    n, m, dims, columns = x_points.count, y_points.count, yt.shape[2], v_points.columns.shape[2]
+    g, v, vt = g_points.rows, v_points.rows, v_points.columns
+    finite, slopes, offsets, pull_nears = plan.finite, plan.slope, plan.offset, plan.pull_near
+    scale, squarings, weights, pull_weights = plan.scale, plan.squarings, plan.weights, plan.pull_weights
+    skip_diagonal, minus_one, symmetric = modes
+    want_value, want_column_value, want_dx, want_dy, want_parameters = wants
+    block_rows, block_columns = block
+    value, column_value, dx, dy, parameters = parts
     width = yt.shape[3]
     lanes = width // 2
     row, panels = x.shape[2], yt.shape[1]
@@ -324,17 +336,17 @@ def _sum_rows(
     from_pairs = pairs.shape[1] > 0
     known_diagonal = symmetric or skip_diagonal
     twice = real(2 if symmetric and not want_column_value else 1)
-    shifted = row_shift.shape[1] > 0 or column_shift.shape[1] > 0
+    shifted = row_shift.shape[1] > 0
     keep_total = (want_value and columns > 1) or want_column_value
-    d2 = _scratch(block_rows * line, x)
-    weight = _scratch(block_rows * line if want_c else 1, x)
-    totals = _scratch(block_rows * line if keep_total else 1, x)
-    tile = _scratch(ROWS * width, x)
+    d2 = room(block_rows * line, x)
+    weight = room(block_rows * line if want_c else 1, x)
+    totals = room(block_rows * line if keep_total else 1, x)
+    tile = room(ROWS * width, x)
     row_sums = np.empty(block_rows, x.dtype)
     # sums over a chunk of what pulls each row, and each column
     row_weights = np.empty(n if want_dx else 0)
     column_weights = np.empty(panels * width if want_dy else 0)
-    moments = _scratch(2 * count * lanes, x)
+    moments = room(2 * count * lanes, x)
     general = shifted or want_parameters
     # one column: c is made where it is used
     outer = want_c and columns == 1 and not from_pairs and not general
@@ -419,7 +431,7 @@ def _sum_rows(
                     _mix_all(
                         d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
                         keep_total, diagonal, vt, v_at, minus_one, want_value, want_pull, want_parameters, row_shift,
-                        column_shift, i0, j0, moments, row_sums, parameters[b, chunk], 2.0 if symmetric else 1.0,
+                        i0, moments, row_sums, parameters[b, chunk], 2.0 if symmetric else 1.0,
                     )  # fmt: skip
                 else:
                     g_block = g_column[b, i0 : i0 + high]
@@ -576,178 +588,179 @@ def _block(n, m, width, products):
     return block_rows, block_columns
 
 
-class Sweep(NamedTuple):
-    """What is asked: x (B, N, D) against y (B, M, D).
-
-    symmetric: y is x, and c_ij = c_ji. Half the pairs are visited, and the results are those of all: dx + dy, which
-    needs both, and value + column_value; value without want_column_value is only good for g . value.
-    """
-
-    x: Points
-    y: Points
-    v: Points | None = None  # (B, M, E), copied
-    g: Points | None = None  # (B, N, E), copied
-    pairs: np.ndarray | None = None  # (B, N, M)
-    row_shift: np.ndarray | None = None  # (B, N, S)
-    column_shift: np.ndarray | None = None  # (B, M, S)
-    skip_diagonal: bool = False
-    minus_one: bool = False
-    symmetric: bool = False
-    want_value: bool = False
-    want_column_value: bool = False
-    want_dx: bool = False
-    want_dy: bool = False
-    want_parameters: bool = False
-
-
-class Parts(NamedTuple):
-    """What a sweep fills in, float64, in packed units; columns receive something from every chunk of rows."""
-
-    value: np.ndarray  # (B, N, E)
-    column_value: np.ndarray  # (B, chunks, M, E)
-    dx: np.ndarray  # (B, N, D)
-    dy: np.ndarray  # (B, chunks, M, D)
-    parameters: np.ndarray  # (B, chunks, 2 S)
-
-
-def sweep(packed: Packed, **asked) -> Sums:
-    """One sweep that is not symmetric."""
-    asked = Sweep(**asked)
-    (parts,) = sweeps(packed, asked)
-    return sums_of(packed, asked, parts)
-
-
-def sweeps(packed: Packed, *asked: Sweep) -> list[Parts]:
-    """Several sweeps side by side."""
-    prepared = [_prepared(packed, one) for one in asked]
-    run_tasks([task for task, _ in prepared])
-    return [parts for _, parts in prepared]
-
-
-def _prepared(packed: Packed, asked: Sweep) -> tuple[Task, Parts]:
-    chunks, bounds, work, *rest, parts = _arguments(packed, asked)
-    batch, n, m = len(asked.x.rows), asked.x.count, asked.y.count
-
-    def run(start, stop):
-        _sum_rows(chunks, bounds, start, stop, *rest)
-
-    return Task(run, batch * chunks if n and m else 0, work // chunks), parts
-
-
-def _arguments(packed: Packed, asked: Sweep) -> tuple:
-    """The chunks, their bounds, their work, what `_sum_rows` takes after first and last, and the parts among it."""
-    x, y, v, g, pairs, row_shift, column_shift, skip_diagonal, minus_one, symmetric, *wants = asked
-    want_value, want_column_value, want_dx, want_dy, want_parameters = wants
-    dtype, dims = x.rows.dtype, packed.dims
-    batch, n, m, count = len(x.rows), x.count, y.count, packed.scale.shape[1]
-    none = np.empty((batch, 0, 1), dtype)
-    given = v or g
-    columns = given.columns.shape[2] if given else 1
-    products = want_dx or want_dy or columns > _FEW_VALUES
-    width = y.columns.shape[3]
-    block_rows, block_columns = _block.py_func(n, m, width, products)
-    to_columns = want_dy or want_column_value
-    # at least so many rows a chunk: what columns receive is added up from all chunks
-    least = 256 if to_columns else 2 * block_rows
-    most = max(2, _CHUNK_BYTES // (8 * batch * m * (dims * want_dy + columns * want_column_value) + 1))
-    work = n * m * (dims * (1 + want_dx + want_dy) + 10 * count + columns) // (1 + symmetric)
-    chunks = max(1, min(n // least, most, work // CHUNK_WORK, _MOST_CHUNKS))
-    bounds = np.array(_bounds(n, chunks, block_rows, symmetric))
-    parts = Parts(
-        zeros((batch, n, columns if want_value else 0)),
-        zeros((batch, chunks, m if want_column_value else 0, columns)),
-        zeros((batch, n, dims if want_dx else 0)),
-        zeros((batch, chunks, m if want_dy else 0, dims)),
-        zeros((batch, chunks, 2 * count if want_parameters else 0)),
-    )
-    x_pull, y_pull = x.rows, y.rows
-    if not packed.finite:
-        x_pull, y_pull = _finite(x_pull), _finite(y_pull)
-    pairs = none if pairs is None else behaved(pairs.astype(dtype, copy=False))
-    row_shift = none if row_shift is None else _in_order(packed, row_shift).astype(dtype)
-    if column_shift is None:
-        column_shift = none
-    else:
-        wide = np.zeros((batch, count, y.columns.shape[1] * width), dtype)
-        wide[:, :, :m] = _in_order(packed, column_shift).transpose(0, 2, 1)
-        column_shift = wide
-    g_rows = g.rows if g else none
-    v_rows, v_columns = (v.rows, v.columns) if v else (none, none[..., None])
-
-    return (
-        chunks, bounds, work,
-        packed.finite, x.rows, x.norms, x_pull, n, y.rows, y.columns, y.norms, y_pull, m, dims,
-        packed.slope, packed.offset, packed.pull_near,
-        packed.scale, packed.squarings, packed.weights, packed.pull_weights,
-        g_rows, v_rows, v_columns, columns, pairs, row_shift, column_shift, skip_diagonal, minus_one,
-        symmetric, block_rows, block_columns, *wants, *parts, parts,
-    )  # fmt: skip
-
-
-@cache
-def sum_rows_address(dtype: np.dtype) -> int:
-    """Where the code of `_sum_rows` for this dtype begins: for `sweep_here`."""
-    point, one = np.zeros((1, 1, 1), dtype), np.ones((1, 1))
-    packed = pack(point, None, one, one, "gradient")
-    chunks, bounds, _, *rest, _ = _arguments(packed, Sweep(packed.x, packed.y))
-    return address_of(_sum_rows, chunks, bounds, 0, 1, *rest)
-
-
-_call_sum_rows = called_at(_sum_rows)
+@inner
+def _bounds(n, chunks, block_rows, symmetric):
+    """Chunks of about equal work; above the diagonal the first rows have the most columns."""
+    bounds = np.empty(chunks + 1, np.int64)
+    for k in range(chunks):
+        share = 1 - math.sqrt(1 - k / chunks) if symmetric else k / chunks
+        bounds[k] = round(share * n / block_rows) * block_rows
+    bounds[chunks] = n
+    return bounds
 
 
 @inner
-def sweep_here(sum_rows, plan, x, n, y, m, v, g, pairs, modes, wants):
-    """A sweep of so few pairs that they are one chunk, within compiled code: the arrays of Parts. See Sweep.
+def _zeros(arena, shape):
+    size = 1
+    for length in shape:
+        size *= length
+    zeros = take(arena, size, np.empty(0))
+    zeros[:] = 0
+    return zeros.reshape(shape)
 
-    sum_rows is `sum_rows_address`; plan is what `pack_here` returns first; x and y are (rows, columns, norms), v and
-    g (rows, columns), or without a row where pairs (B, N, M) are given; modes are (skip_diagonal, minus_one,
-    symmetric), wants those of Sweep.
+
+@inner
+def prepared(
+    arena, plan, x, y, v, g, pairs, row_shift, skip_diagonal, minus_one, symmetric,
+    want_value, want_column_value, want_dx, want_dy, want_parameters,
+):  # fmt: skip
+    """What `share` takes for a sweep of Points x against Points y: its task, the task's rows, multiply-adds of one.
+
+    See `_sum_rows`; the Parts are last in the task.
     """
-    finite, of_batch, of_bandwidth, places = plan
-    skip_diagonal, minus_one, symmetric = modes
-    want_value, want_column_value, want_dx, want_dy, want_parameters = wants
-    batch, dims, width = len(x[0]), y[1].shape[2], y[1].shape[3]
-    columns, count = v[1].shape[2], of_bandwidth.shape[2]
+    batch, n, m, dims, width = len(x.rows), x.count, y.count, y.columns.shape[2], y.columns.shape[3]
+    columns, count = v.columns.shape[2], plan.scale.shape[1]
     block_rows, block_columns = _block(n, m, width, want_dx or want_dy or columns > _FEW_VALUES)
     if symmetric and block_rows >= n:
         # in the only block all pairs are the rows' own
         want_dy = False
-    value = np.zeros((batch, n, columns if want_value else 0))
-    column_value = np.zeros((batch, 1, m if want_column_value else 0, columns))
-    dx = np.zeros((batch, n, dims if want_dx else 0))
-    dy = np.zeros((batch, 1, m if want_dy else 0, dims))
-    parameters = np.zeros((batch, 1, 2 * count if want_parameters else 0))
-    x_pull, y_pull = x[0], y[0]
-    if not finite:
-        x_pull, y_pull = _finite(x[0]), _finite(y[0])
-    none = np.empty((batch, 0, 1), x[0].dtype)
-    if n and m:
-        arguments = (
-            1, np.array([0, n]), 0, batch, finite,
-            x[0], x[2], x_pull, n, y[0], y[1], y[2], y_pull, m, dims, of_batch[0], of_batch[1], of_batch[2],
-            of_bandwidth[0], places[0], of_bandwidth[1], of_bandwidth[2],
-            g[0], v[0], v[1], columns, pairs, none, none, skip_diagonal, minus_one, symmetric, block_rows,
-            block_columns, want_value, want_column_value, want_dx, want_dy, want_parameters,
-            value, column_value, dx, dy, parameters,
-        )  # fmt: skip
-        _call_sum_rows(sum_rows, arguments)
-    return value, column_value, dx, dy, parameters
+    # at least so many rows a chunk: what columns receive is added up from all chunks
+    least = 256 if want_dy or want_column_value else 2 * block_rows
+    most = max(2, _CHUNK_BYTES // (8 * batch * m * (dims * want_dy + columns * want_column_value) + 1))
+    work = n * m * (dims * (1 + want_dx + want_dy) + 10 * count + columns) // (1 + symmetric)
+    chunks = max(1, min(n // least, most, work // CHUNK_WORK, _MOST_CHUNKS))
+    parts = Parts(
+        _zeros(arena, (batch, n, columns if want_value else 0)),
+        _zeros(arena, (batch, chunks, m if want_column_value else 0, columns)),
+        _zeros(arena, (batch, n, dims if want_dx else 0)),
+        _zeros(arena, (batch, chunks, m if want_dy else 0, dims)),
+        np.zeros((batch, chunks, 2 * count if want_parameters else 0)),
+    )
+    x_pull, y_pull = x.rows, y.rows
+    if not plan.finite:
+        x_pull, y_pull = _finite(x.rows), _finite(y.rows)
+    modes = Modes(skip_diagonal, minus_one, symmetric)
+    wants = Wants(want_value, want_column_value, want_dx, want_dy, want_parameters)
+    task = (
+        chunks, _bounds(n, chunks, block_rows, symmetric), plan, x, x_pull, y, y_pull, v, g, pairs, row_shift, modes,
+        wants, (block_rows, block_columns), parts,
+    )  # fmt: skip
+    return task, batch * chunks if n and m else 0, work // chunks
 
 
-def sums_of(packed: Packed, asked: Sweep, parts: Parts) -> Sums:
-    """The parts added up, in the caller's units; None for what was not wanted."""
-    value, column_value, dx, dy, _ = parts
-    dx, dy = dx if asked.want_dx else None, _sum_of_chunks(dy) if asked.want_dy else None
-    value = value if asked.want_value else None
-    column_value = _sum_of_chunks(column_value) if asked.want_column_value else None
-    if (packed.unit != 1).any():
-        lengths = packed.unit[:, None, None]
-        dx, dy = None if dx is None else dx / lengths, None if dy is None else dy / lengths
+@cache
+def sum_rows_address(dtype: np.dtype) -> int:
+    """Where the code of `_sum_rows` begins: for `share_sum_rows`."""
+    pairs, wide, places = np.zeros((1, 1, 1), dtype), np.zeros((1, 1)), np.zeros((1, 1), np.int64)
+    points = Points(pairs, pairs[None], pairs[0], 1)
+    plan = Plan(True, *[wide[0]] * 4, *[pairs[0]] * 3, places, places)
+    parts = Parts(*[np.zeros((1,) * dims) for dims in (3, 4, 3, 4, 3)])
+    modes, wants = Modes(False, False, False), Wants(False, False, False, False, False)
+    of_points = (points, pairs, points, pairs, points, points, pairs, pairs)
+    return address_of(_sum_rows, 0, 1, 1, places[0], plan, *of_points, modes, wants, (1, 1), parts)
+
+
+share_sum_rows = shared_at(_sum_rows)
+
+
+@inner
+def _rounded(parts, unit, like):
+    """The sum over chunks of parts (B, chunks, M, E), over unit (B,): (B, M, E) in the dtype of like."""
+    batch, chunks, m, count = parts.shape
+    sums = np.empty((batch, m, count), like.dtype)
+    for b in range(batch):
+        for j in range(m):
+            for e in range(count):
+                total = parts[b, 0, j, e]
+                for chunk in range(1, chunks):
+                    total += parts[b, chunk, j, e]
+                sums[b, j, e] = total / unit[b]
+    return sums
+
+
+@inner
+def _shifts(plan, shift, like):
+    """Shifts (B, N, S) in base 2, in the order of the bandwidths; without a row where there are none."""
+    batch, n, count = shift.shape
+    ordered = np.empty((batch, n, count), like.dtype)
+    for b in range(batch):
+        for i in range(n):
+            for s in range(count):
+                ordered[b, i, s] = shift[b, i, plan.order[b, s]] * LOG2_E
+    return ordered
+
+
+@compiled
+def _sweep(
+    addresses, workers, arena, x, y, same, sigma, weights, limit, v, g, pairs, shift, skip_diagonal, minus_one, wants
+):  # fmt: skip
+    plan, px, py = pack(addresses[0], workers, arena, x, y, same, sigma, weights, same, True, limit)
+    pv, pg = packed_columns(v), packed_columns(g)
+    task, rows, work = prepared(
+        arena, plan, px, py, pv, pg, pairs, _shifts(plan, shift, x), skip_diagonal, minus_one, False, *wants
+    )
+    share_sum_rows(addresses[1], workers, in_pieces((rows,), (work,), workers[1]), (task,))
+    parts, one = task[-1], np.ones(len(x))
+    if same and wants[2]:
+        # x is at both ends of a pair
+        parts.dy[:, 0] += parts.dx
+    batch, n, dims = x.shape
+    dx = parts.dy if same else parts.dx.reshape((batch, 1, n, dims if wants[2] else 0))
+    value = parts.value.reshape((batch, 1, n, v.shape[2] if wants[0] else 0))
+    return (
+        _rounded(value, one, x), _rounded(parts.column_value, one, x), _rounded(dx, plan.unit, x),
+        _rounded(parts.dy, plan.unit, x), plan.order, parts.parameters,
+    )  # fmt: skip
+
+
+class Sums(NamedTuple):
+    """What one sweep returns, in the dtype of x but float64 to the bandwidths; None where it was not wanted."""
+
+    value: np.ndarray | None  # (B, N, E) sum_j total_ij v_j
+    column_value: np.ndarray | None  # (B, M, E) sum_i total_ij g_i
+    dx: np.ndarray | None  # (B, N, D)
+    dy: np.ndarray | None  # (B, M, D)
+    dsigma: np.ndarray | None  # (B, S)
+    dweights: np.ndarray | None  # (B, S)
+
+
+def sweep(
+    x, y, sigma, weights, tolerances, wants, *, v=None, g=None, pairs=None, shift=None, skip_diagonal=False,
+    minus_one=False,
+):  # fmt: skip
+    """Sums over all pairs of x (B, N, D) and y (B, M, D), or None for x, whose gradient is then that of both ends.
+
+    v (B, M, E), g (B, N, E), c_ij = g_i . v_j or pairs (B, N, M); shift (B, N, S) is taken from the exponents.
+    tolerances are those of `limits`, wants for the fields of Sums.
+    """
+    want_value, want_column_value, want_x, want_y, want_sigma, want_weights = wants
+    same = y is None
+    y = x if same else y
+    (batch, n, dims), m, count = x.shape, y.shape[1], sigma.shape[1]
+    none = np.empty((batch, 0, 1), x.dtype)
+    given = v if v is not None else g
+    columns = 1 if given is None else given.shape[2]
+    unknown = np.empty((batch, 0, columns), x.dtype)
+    v, g, pairs, shift = (
+        missing if array is None else array.astype(x.dtype, copy=False)
+        for array, missing in ((v, unknown), (g, unknown), (pairs, none), (shift, none))
+    )
+    pulls = (want_x, want_x if same else want_y)
+    work = batch * n * m * (dims * (1 + sum(pulls)) + 10 * count + columns)
+    x, y, sigma, weights, v, g, pairs, shift = map(behaved, (x, y, sigma, weights, v, g, pairs, shift))
+    addresses = pack_addresses(x.dtype), sum_rows_address(x.dtype)
+    limit = limits(x.dtype, n * m, dims, *tolerances)
+    arena = borrow()
+    value, column_value, dx, dy, order, parameters = _sweep(
+        addresses, team(work), arena, x, y, same, sigma, weights, limit, v, g, pairs, shift, skip_diagonal, minus_one,
+        (want_value, want_column_value, *pulls, want_sigma or want_weights),
+    )  # fmt: skip
+    give_back(arena)
     dsigma = dweights = None
-    if asked.want_parameters:
-        dsigma, dweights = parameters_of(packed.order, packed.given_sigma, packed.given_weights, parts.parameters)
-    return Sums(value, column_value, dx, dy, dsigma, dweights)
+    if want_sigma or want_weights:
+        dsigma, dweights = parameters_of(order, sigma, weights, parameters)
+    found = (value, column_value, dx, dy, dsigma, dweights)
+    return Sums(*(array if want else None for array, want in zip(found, wants, strict=True)))
 
 
 def parameters_of(
@@ -761,23 +774,3 @@ def parameters_of(
     # sum c k d2 / sigma^3, with d2 = -t sigma^2 2 / log2(e)
     dsigma *= -2 / LOG2_E * weights / sigma
     return dsigma, dweights
-
-
-def _sum_of_chunks(parts: np.ndarray) -> np.ndarray:
-    return parts[:, 0] if parts.shape[1] == 1 else parts.sum(1)
-
-
-def _in_order(packed: Packed, shift: np.ndarray) -> np.ndarray:
-    """Shifts (B, N, S) in base 2, in the order of the bandwidths."""
-    return np.take_along_axis(shift, packed.order[:, None, :], 2) * LOG2_E
-
-
-def _bounds(n: int, chunks: int, block_rows: int, symmetric: bool) -> list[int]:
-    """Chunks of about equal work; above the diagonal the first rows have the most columns."""
-    if chunks == 1:
-        return [0, n]
-    shares = [k / chunks for k in range(chunks + 1)]
-    if symmetric:
-        shares = [1 - math.sqrt(1 - share) for share in shares]
-    bounds = [round(share * n / block_rows) * block_rows for share in shares]
-    return [*bounds[:-1], n]

@@ -1,8 +1,8 @@
-"""The thread driver: compiled kernels release the GIL, so several threads run their pieces side by side.
+"""The thread driver: compiled code hands its pieces of work to a team of threads, without the GIL.
 
-The threads are those of torch's own OpenMP team, where torch has GNU OpenMP loaded (its Linux builds do). They wait
-awake for a moment after each of torch's operations, and threads of our own would have to share the cores with them.
-Elsewhere, and in a forked child, whose team has not survived the fork, Python's threads do it; they sleep when idle.
+The team is torch's own of OpenMP, where torch has GNU OpenMP loaded (its Linux builds do). Its threads wait awake for
+a moment after each of torch's operations, and threads of our own would have to share the cores with them. Elsewhere,
+and in a forked child, whose team has not survived the fork, Python's threads do it; they sleep when idle.
 
 Any number of Python threads may call at once. Results never depend on the number of threads, because every output row
 is computed by one task in one order.
@@ -11,20 +11,23 @@ is computed by one task in one order.
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+
+import numpy as np
+
+from .compiled import inner
 
 # below this many multiply-adds one thread is done before a second has woken up: 0.14 ms with AVX-512
 SERIAL_WORK = 1 << 23
-_TASKS_PER_THREAD = 4
+_PIECES_PER_THREAD = 4
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _forked = False
+_interrupted = False
 
 
 def _after_fork() -> None:
@@ -50,75 +53,89 @@ def _helpers(count: int) -> ThreadPoolExecutor:
     return _pool
 
 
-class Task(NamedTuple):
-    """run(start, stop) for pieces that together cover range(rows)."""
+def team(work: int) -> tuple[int, int]:
+    """For so many multiply-adds: where parallel(entry, data, threads, flags) begins, and how many threads.
 
-    run: Callable[[int, int], None]
-    rows: int
-    work_per_row: int  # multiply-adds
-
-
-def run_rows(run: Callable[[int, int], None], rows: int, work_per_row: int) -> None:
-    """One task, on this thread and its helpers."""
-    run_tasks([Task(run, rows, work_per_row)])
-
-
-def run_tasks(tasks: Sequence[Task]) -> None:
-    """Tasks side by side, in pieces, on this thread and its helpers."""
+    It calls entry(data) on that many threads, this one among them, and returns when all have returned. 0 is for this
+    thread alone.
+    """
+    global _interrupted
     threads = thread_count()
-    if threads == 1 or sum(task.rows * task.work_per_row for task in tasks) < SERIAL_WORK:
-        for task in tasks:
-            if task.rows:
-                task.run(0, task.rows)
-        return
-    pieces = []
-    for run, rows, work_per_row in tasks:
-        count = min(rows, threads * _TASKS_PER_THREAD)
-        bounds = [rows * k // count for k in range(count + 1)] if count else []
-        pieces += [((stop - start) * work_per_row, run, start, stop) for start, stop in pairwise(bounds)]
-    # the longest first: what is left at the end is short
-    pieces.sort(key=lambda piece: -piece[0])
-    _share([piece[1:] for piece in pieces], threads)
+    if threads == 1 or work < SERIAL_WORK:
+        return 0, 1
+    if _interrupted:
+        # Ctrl-C could not pass through compiled code, which called for Python's threads
+        _interrupted = False
+        raise KeyboardInterrupt
+    return ctypes.cast(_parallel(), ctypes.c_void_p).value, threads
 
 
-def _share(pieces: Sequence[tuple[Callable[[int, int], None], int, int]], threads: int) -> None:
-    # one shared iterator hands the pieces out; taking the next one is atomic under the GIL
-    todo = iter(pieces)
-    errors: list[BaseException] = []
+@inner
+def in_pieces(rows, work, threads):
+    """(P, 3): a task's number, from which of its rows, up to which; the longest first, so that the end is short.
 
-    def drain(_: object = None) -> None:
-        try:
-            for run, start, stop in todo:
-                run(start, stop)
-        # also Ctrl-C: nothing may pass through the team's code, which is not Python's
-        except BaseException as error:
-            errors.append(error)
-
-    count = min(threads, len(pieces))
-    team = _team()
-    if team is not None:
-        team(_Entry(drain), None, count, 0)
-    else:
-        futures = [_helpers(threads - 1).submit(drain) for _ in range(count - 1)]
-        drain()
-        # a helper that never started has nothing left to do
-        for future in futures:
-            if not future.cancel():
-                future.result()
-    if errors:
-        raise errors[0]
+    rows and work are for each task its rows, and the multiply-adds of one.
+    """
+    count = 0
+    parts = np.empty(len(rows), np.int64)
+    lengths = np.empty(len(rows))
+    order = np.empty(len(rows), np.int64)
+    for k in range(len(rows)):
+        parts[k] = min(rows[k], threads * _PIECES_PER_THREAD if threads > 1 else 1)
+        lengths[k] = rows[k] * work[k] / max(1, parts[k])
+        count += parts[k]
+        place = k
+        while place > 0 and lengths[order[place - 1]] < lengths[k]:
+            order[place] = order[place - 1]
+            place -= 1
+        order[place] = k
+    pieces = np.empty((count, 3), np.int64)
+    at = 0
+    for k in order:
+        for part in range(parts[k]):
+            pieces[at, 0] = k
+            pieces[at, 1], pieces[at, 2] = rows[k] * part // parts[k], rows[k] * (part + 1) // parts[k]
+            at += 1
+    return pieces
 
 
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_Parallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
 
 
-def _team() -> Callable[..., None] | None:
-    """torch's team, GOMP_parallel(entry, argument, threads, 0), where it can be used."""
-    return None if _forked or "torch" not in sys.modules else _gnu_openmp()
+@_Parallel
+def _by_pool(entry: int, data: int, threads: int, flags: int) -> None:
+    """As GOMP_parallel, with Python's threads."""
+    global _interrupted
+    run = _Entry(entry)
+    futures: list[Future[None]] = []
+    running = True
+    while running:
+        # data is the caller's, who waits: nothing leaves before all threads have
+        try:
+            try:
+                while len(futures) < threads - 1:
+                    futures.append(_helpers(threads - 1).submit(run, data))
+            except RuntimeError:
+                # no thread is to be had; this one takes all the pieces
+                pass
+            run(data)
+            for future in futures:
+                # a helper that never started has nothing left to do
+                if not future.cancel():
+                    future.result()
+            running = False
+        except KeyboardInterrupt:
+            _interrupted = True
+
+
+def _parallel() -> Any:
+    """torch's team where it can be used, else Python's threads."""
+    return (None if _forked or "torch" not in sys.modules else _gnu_openmp()) or _by_pool
 
 
 @cache
-def _gnu_openmp() -> Callable[..., None] | None:
+def _gnu_openmp() -> Any:
     """GOMP_parallel of the OpenMP runtime that torch has loaded, if it is GNU's."""
     libraries = Path(sys.modules["torch"].__file__).parent / "lib"
     for path in libraries.glob("libgomp*.so*"):
@@ -132,4 +149,4 @@ def _gnu_openmp() -> Callable[..., None] | None:
 
 def kind() -> str:
     """Whose threads, in words."""
-    return "Python's" if _team() is None else "torch's OpenMP team"
+    return "Python's" if _parallel() is _by_pool else "torch's OpenMP team"

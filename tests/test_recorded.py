@@ -1,0 +1,173 @@
+"""The short way of plain CPU tensors: the results of the operators, and all that autograd offers."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import gkfast
+from gkfast.ops import recorded
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+SIGMA = [0.7, 1.5]
+
+WAYS = {
+    "rbf": lambda x, y, sigma: gkfast.rbf(x, y, sigma, weights=[1.0, 0.5]),
+    "rbf of one set": lambda x, y, sigma: gkfast.rbf(x, sigma=sigma),
+    "mmd2": lambda x, y, sigma: gkfast.mmd2(x, y, sigma),
+    "biased mmd2": lambda x, y, sigma: gkfast.mmd2(x, y, sigma, estimator="biased", weights=[1.0, 2.0]),
+    "u-statistic": lambda x, y, sigma: gkfast.mmd2(x, y, sigma, estimator="u_statistic"),
+}
+
+
+@pytest.fixture(params=[torch.float32, torch.float64])
+def samples(request):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(2, 9, 4, generator=generator, dtype=request.param).requires_grad_() for _ in range(2)]
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Counts the calls that went the short way."""
+    calls = []
+    usual = recorded.call
+    monkeypatch.setattr(recorded, "call", lambda *arguments: calls.append(1) or usual(*arguments))
+    return calls
+
+
+def by_operators(call, x, y):
+    # a bandwidth that could have a gradient is a matter for operators
+    return call(x, y, torch.tensor(SIGMA, dtype=torch.float64))
+
+
+def gradients(value, x, y, **options):
+    return torch.autograd.grad(value, (x, y), torch.ones_like(value) * 1.5, allow_unused=True, **options)
+
+
+@pytest.mark.parametrize("call", WAYS.values(), ids=WAYS)
+def test_values_and_gradients_of_the_operators(samples, taken, call):
+    x, y = samples
+    value = call(x, y, SIGMA)
+    assert len(taken) == 1
+    expected = by_operators(call, x, y)
+    assert len(taken) == 1
+    assert value.dtype == x.dtype
+    assert torch.equal(value, expected)
+    for ours, theirs in zip(gradients(value, x, y), gradients(expected, x, y), strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    with torch.no_grad():
+        assert torch.equal(call(x, y, SIGMA), value)
+        assert len(taken) == 2
+    half = call(x, y.detach(), SIGMA)
+    expected = by_operators(call, x, y.detach())
+    torch.testing.assert_close(torch.autograd.grad(half.sum(), x), torch.autograd.grad(expected.sum(), x))
+
+
+@pytest.mark.parametrize("call", WAYS.values(), ids=WAYS)
+def test_higher_derivatives(samples, call):
+    x, y = (t.double().detach().requires_grad_() for t in samples)
+    assert torch.autograd.gradcheck(lambda x, y: call(x, y, SIGMA), (x, y))
+    assert torch.autograd.gradgradcheck(lambda x, y: call(x, y, SIGMA), (x, y))
+    row = x[0, 0].detach()
+
+    def of_row(row):
+        return call(torch.cat([row[None], x[0, 1:].detach()]), y[0].detach(), SIGMA).square().sum()
+
+    one_by_one = torch.autograd.functional.hessian(of_row, row)
+    together = torch.autograd.functional.hessian(of_row, row, vectorize=True)
+    torch.testing.assert_close(one_by_one, together)
+    assert one_by_one.abs().max() > 0
+
+
+def test_many_gradients_at_a_time(samples):
+    x, y = samples
+    value = gkfast.mmd2(x, y, SIGMA)
+    each = torch.eye(2, dtype=x.dtype)
+    found = torch.autograd.grad(value, x, each, is_grads_batched=True, retain_graph=True)[0]
+    expected = torch.stack([torch.autograd.grad(value, x, g, retain_graph=True)[0] for g in each])
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_graph_is_used_once_unless_it_is_kept(samples):
+    x, y = samples
+    value = gkfast.mmd2(x, y, SIGMA).sum()
+    first = torch.autograd.grad(value, x, retain_graph=True)[0].clone()
+    assert torch.equal(torch.autograd.grad(value, x)[0], first)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(value, x)
+
+
+@pytest.mark.parametrize("call", WAYS.values(), ids=WAYS)
+def test_a_change_in_place_is_noticed(samples, call):
+    x, y = samples
+    moved = x * 1
+    value = call(moved, y, SIGMA)
+    with torch.no_grad():
+        moved.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.sum().backward()
+
+
+def test_values_that_are_kept_hold_no_gradients(samples):
+    # losses are often kept in a list; what backward needed must be gone
+    x, y = samples
+    held = []
+
+    def pack(tensor):
+        held.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = gkfast.mmd2(x, y.detach(), SIGMA).sum()
+    assert len(held) == 3  # x, y and the gradient to x
+    loss.backward()
+    gc.collect()
+    assert held[2]() is None
+    assert loss.grad_fn is not None
+
+
+def test_activation_checkpoints(samples):
+    x, y = samples
+
+    def loss(x, y):
+        return gkfast.rbf(x.sin(), y, SIGMA).mean() + gkfast.mmd2(x.sin(), y, SIGMA).sum()
+
+    expected = torch.autograd.grad(loss(x, y), (x, y))
+    found = torch.autograd.grad(checkpoint(loss, x, y, use_reentrant=False), (x, y))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_who_may_not_go_the_short_way(samples, taken):
+    x, y = samples
+    one = torch.ones(2, 9, dtype=x.dtype)
+    gkfast.rbf(x.half(), y.half(), 1.0)
+    gkfast.rbf(x, y[:1], 1.0)
+    gkfast.rbf(x, y, [1.0, torch.tensor(2.0)])
+    gkfast.rbf(x, y, 1.0, weights=torch.tensor(2.0))
+    gkfast.rbf(x, y, 1.0, backend="reference")
+    gkfast.rbf(x.detach(), y.detach(), 1.0, out=torch.empty(2, 9, 9, dtype=x.dtype))
+    gkfast.mmd2(x, y, 1.0, x_weights=one)
+    gkfast.mmd2(x, y, 1.0, estimator="linear")
+    torch.func.grad(lambda x: gkfast.mmd2(x, y, 1.0).sum())(x)
+    with torch.autograd.forward_ad.dual_level():
+        gkfast.mmd2(torch.autograd.forward_ad.make_dual(x.detach(), one[..., None].expand(x.shape)), y, 1.0)
+    with pytest.raises(TypeError, match="same library"):
+        gkfast.rbf(x, y.detach().numpy(), 1.0)
+    with pytest.raises(ValueError, match="dtype of x"):
+        gkfast.rbf(x, y.bfloat16(), 1.0)
+    assert not taken
+
+
+def test_errors_are_those_of_tensors(samples):
+    x, y = samples
+    with pytest.raises(TypeError, match=r"x must have a floating dtype .*, got int64; .*x.float\(\)"):
+        gkfast.rbf(x.long(), y.long(), 1.0)
+    with pytest.raises(ValueError, match="as many coordinates as x"):
+        gkfast.mmd2(x, y[..., :2], 1.0)
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        gkfast.mmd2(x, y, -1.0)
+    with pytest.raises(ValueError, match="estimator must be one of"):
+        gkfast.mmd2(x, y, 1.0, estimator="best")
