@@ -11,7 +11,7 @@ float16; halves are computed in float32, and under torch.autocast count as float
 import math
 import sys
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -92,6 +92,8 @@ class Problem:
         if self.xp is np:
             if type(values) is float:
                 return np.array([values])
+            if type(values) is list and {*map(type, values)} == {float}:
+                return np.array(values)
             if isinstance(values, list | tuple):
                 values = [value.item() if checks.is_tensor(value) else value for value in values]
             return np.atleast_1d(np.asarray(values, dtype=np.float64))
@@ -250,17 +252,25 @@ def rbf(
 
 
 def _rbf_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: Any) -> tuple[Array, list[Array]]:
-    return _rbf(*points, **options), []
+    p = _worked_out(_problem_of, points, **options)
+    x, y = (*map(p.rows, points), None)[:2]
+    return p.give(p.run.rbf(x, y, *p.bandwidths())), []
 
 
 def _rbf_pull(
     g: Array, points: Sequence[Array], kept: Sequence[Array], wants: Sequence[bool], **options: Any
 ) -> list[Array]:
     """Gradients of sum_ij g_ij K_ij to x, or to x and y."""
-    p, x, y = _rbf_problem(*points, **options)
+    p = _worked_out(_problem_of, points, **options)
+    x, y = (*map(p.rows, points), None)[:2]
     wants = (*wants, False, False, False)[:4]
     found = p.run.rbf_backward(p.rows(g), x, y, *p.bandwidths(), wants)
     return [None if d is None else p.give(d) for d in found[: len(points)]]
+
+
+@lru_cache(maxsize=32)
+def _problem_of(shapes: Sequence[tuple[int, ...]], dtype: Any, **options: Any) -> Problem:
+    return _rbf_problem(*_stand_ins(shapes, dtype), **options)[0]
 
 
 def _rbf_problem(x: Array, y: Array | None = None, **options: Any) -> tuple[Problem, Array, Array | None]:
@@ -296,7 +306,7 @@ def _plain(
     first = points[0]
     if not checks.is_tensor(first) or first.dtype.itemsize < 4 or not first.is_floating_point():
         return False
-    if backend == "reference" or _holds_tensors(sigma) or _holds_tensors(weights):
+    if backend not in (None, "cpu") or _holds_tensors(sigma) or _holds_tensors(weights):
         return False
     for other in points[1:]:
         if not checks.is_tensor(other) or other.dtype != first.dtype or other.shape[:-2] != first.shape[:-2]:
@@ -304,6 +314,29 @@ def _plain(
     from gkfast.ops import recorded
 
     return recorded.possible(points)
+
+
+def _worked_out(what: Any, points: Sequence[Array], sigma: Sigma, weights: Sigma | None, **options: Any) -> Any:
+    """what(shapes, dtype, ...) of arrays: from memory if it was worked out before, as in every step of a training."""
+    sigma, weights = (tuple(values) if type(values) is list else values for values in (sigma, weights))
+    shapes = tuple([a.shape for a in points])
+    if sum(map(math.prod, shapes)) > _MOST_REMEMBERED or not (_all_floats(sigma) and _all_floats(weights)):
+        # what is equal as a key need not be: True is 1.0
+        what = what.__wrapped__
+    return what(shapes, points[0].dtype, sigma=sigma, weights=weights, **options)
+
+
+def _all_floats(values: Any) -> bool:
+    return values is None or type(values) is float or (type(values) is tuple and {*map(type, values)} == {float})
+
+
+def _stand_ins(shapes: Sequence[tuple[int, ...]], dtype: Any) -> list[np.ndarray]:
+    """Arrays that take no memory, for what looks at no values."""
+    return [np.broadcast_to(np.zeros((), dtype), shape) for shape in shapes]
+
+
+# numbers in the points: some of what is remembered has as many as they have rows
+_MOST_REMEMBERED = 1 << 20
 
 
 def _holds_tensors(values: Sigma | None) -> bool:
@@ -665,12 +698,18 @@ def _mmd2(x: Array, y: Array, **options: Any) -> Array:
 
 def _mmd2_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: Any) -> tuple[Array, list[Array]]:
     """MMD^2 and its gradients."""
-    s = samples("mmd2", (1, 1, -2), *points, **options)
+    s = _worked_out(_samples_of, points, **options)
     p = s.problem
-    arguments = (s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop, True, (*wants, False, False, False, False))
+    x, y = map(p.rows, points)
+    arguments = (x, y, s.a, s.b, *p.bandwidths(), s.drop, True, (*wants, False, False, False, False))
     values, _, *gradients = p.run.kernel_sums_with_gradients(s.scale[:, None], *arguments)
     of_points = zip(points, gradients, strict=False)
     return s.give(values[:, 0]), [d.reshape(a.shape) for a, d in of_points if d is not None]
+
+
+@lru_cache(maxsize=32)
+def _samples_of(shapes: Sequence[tuple[int, ...]], dtype: Any, **options: Any) -> "Samples":
+    return samples("mmd2", (1, 1, -2), *_stand_ins(shapes, dtype), **options)
 
 
 def _scaled(g: Array, points: Sequence[Array], kept: Sequence[Array], wants: Sequence[bool]) -> list[Array | None]:

@@ -12,7 +12,6 @@ from gkfast.kernels import cpu
 from gkfast.kernels.cpu import threads as driver
 from gkfast.kernels.cpu.calls import address_of, shared_at
 from gkfast.kernels.cpu.compiled import compiled
-from gkfast.kernels.cpu.threads import in_pieces
 
 N = 1100  # enough work for the driver to use its helpers
 
@@ -69,9 +68,13 @@ share_count_rows = shared_at(count_rows)
 
 @compiled
 def count_all(address, workers, rows, failing):
-    pieces = in_pieces((len(rows), 0), (3, 100), workers[1])
-    share_count_rows(address, workers, pieces, ((rows, failing), (rows, failing)))
-    return pieces
+    half = len(rows) // 2
+    share_count_rows(
+        address,
+        workers,
+        (half, 0, len(rows) - half),
+        ((rows[:half], failing), (rows, failing), (rows[half:], failing - half)),
+    )
 
 
 @pytest.fixture(params=["torch's team", "a pool", "this thread"])
@@ -101,19 +104,6 @@ def test_a_failing_piece_is_reported_and_the_others_are_done(workers):
     assert (rows <= 1).all()
     assert (rows[800:] == 1).all() == (workers[1] > 1)
     count_all(address, workers, rows, -1)
-
-
-def test_the_longest_pieces_come_first(threads):
-    @compiled
-    def pieces(rows, work, count):
-        return in_pieces(rows, work, count)
-
-    found = pieces((10, 3, 40), (1, 50, 2), 1)
-    assert found.tolist() == [[1, 0, 3], [2, 0, 40], [0, 0, 10]]
-    found = pieces((10, 3, 40), (1, 50, 2), 2)
-    assert len(found) == 8 + 3 + 8
-    assert found[0].tolist() == [1, 0, 1]
-    assert found[3].tolist() == [2, 0, 5]
 
 
 def test_ctrl_c_among_pythons_threads_comes_with_the_next_call(monkeypatch, threads):

@@ -45,44 +45,62 @@ def called_at(dispatcher: Any) -> Any:
 
 
 def shared_at(dispatcher: Any) -> Any:
-    """share(address, team, pieces, tasks) for compiled code: the dispatcher, by its `address_of`, on several threads.
+    """share(address, team, rows, tasks) for compiled code: the dispatcher, by its `address_of`, on several threads.
 
-    For each row (k, start, stop) of pieces (P, 3) it is called with (start, stop, *tasks[k]) by whichever thread is
-    free to take the next one. tasks is a tuple of tuples of one type; team is that of threads.py.
+    It is called with (start, stop, *tasks[k]) for pieces that cover range(rows[k]), for every k, by whichever thread is
+    free to take the next one; those of the first task first. tasks is a tuple of tuples of one type, rows one of
+    integers; team is that of threads.py.
     """
 
     @intrinsic
-    def share(typing_context, address, team, pieces, tasks):
+    def share(typing_context, address, team, rows, tasks):
         kinds = tuple(types.unliteral(kind) for kind in tasks[0])
         result = _result(dispatcher, (types.intp, types.intp, *kinds))
-        all_tasks = types.UniTuple(types.Tuple(kinds), len(tasks))
+        all_tasks, all_rows = types.UniTuple(types.Tuple(kinds), len(tasks)), types.UniTuple(types.intp, len(tasks))
 
         def generate(context, builder, signature, values):
-            address, team, pieces_, tasks = values
-            pieces_ = cgutils.create_struct_proxy(pieces)(context, builder, pieces_)
-            count = builder.extract_value(pieces_.shape, 0)
-            # what the threads see: the next piece, whether one failed, the pieces, their number, the code, the tasks
-            told = cgutils.pack_struct(builder, [_INT(0), _INT(0), pieces_.data, count, address, tasks])
-            told = cgutils.alloca_once_value(builder, told)
-            entry = _emit_entry(context, builder.module, told.type, (types.intp, types.intp, *kinds), result)
+            address, team, rows, tasks = values
             parallel, threads = cgutils.unpack_tuple(builder, team)
+            alone = builder.icmp_signed("==", threads, _INT(1))
+            most = builder.select(alone, _INT(1), builder.mul(threads, _INT(_PIECES_PER_THREAD)))
+            pieces = [_least(builder, count, most) for count in cgutils.unpack_tuple(builder, rows)]
+            told = [_INT(0), _INT(0), address, rows, cgutils.pack_array(builder, pieces), tasks]
+            told = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, told))
+            entry = _emit_entry(context, builder.module, told.type, (types.intp, types.intp, *kinds), result)
             seen = builder.bitcast(told, _BYTES)
-            with builder.if_else(builder.icmp_signed("==", parallel, _INT(0))) as (alone, together):
-                with alone:
+            with builder.if_else(alone) as (here, together):
+                with here:
                     builder.call(entry, [seen])
                 with together:
+                    total = pieces[0]
+                    for more in pieces[1:]:
+                        total = builder.add(total, more)
                     kind = ir.FunctionType(ir.VoidType(), [entry.type, _BYTES, _UNSIGNED, _UNSIGNED])
-                    threads = builder.select(builder.icmp_signed("<", count, threads), count, threads)
-                    threads = builder.trunc(threads, _UNSIGNED)
-                    builder.call(builder.inttoptr(parallel, kind.as_pointer()), [entry, seen, threads, _UNSIGNED(0)])
-            failed = builder.load(_field(builder, told, 1))
+                    threads = builder.trunc(_least(builder, total, threads), _UNSIGNED)
+                    # 0 threads would be as many as there can be
+                    with builder.if_then(builder.icmp_signed(">", total, _INT(0))):
+                        code = builder.inttoptr(parallel, kind.as_pointer())
+                        builder.call(code, [entry, seen, threads, _UNSIGNED(0)])
+            failed = builder.load(_field(builder, told, _FAILED))
             with cgutils.if_unlikely(builder, builder.icmp_signed("!=", failed, _INT(0))):
                 context.call_conv.return_user_exc(builder, MemoryError, ("a thread found no memory",))
             return context.get_dummy_value()
 
-        return types.void(types.intp, types.UniTuple(types.intp, 2), pieces, all_tasks), generate
+        return types.void(types.intp, types.UniTuple(types.intp, 2), all_rows, all_tasks), generate
 
     return share
+
+
+# pieces end at different times; a thread that is done takes the next
+_PIECES_PER_THREAD = 4
+_INT, _UNSIGNED, _BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
+# what the threads are told: the number of the next piece, whether one failed, the code; of each task its rows, its
+# pieces, and what the code takes besides
+_NEXT, _FAILED, _CODE, _ROWS, _PIECES, _TASKS = range(6)
+
+
+def _least(builder: Any, one: Any, other: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", one, other), one, other)
 
 
 def _result(dispatcher: Any, kinds: tuple[Any, ...]) -> Any:
@@ -106,24 +124,32 @@ def _emit_entry(context: Any, module: Any, told: Any, kinds: tuple[Any, ...], re
     )
     builder = ir.IRBuilder(begin)
     told = builder.bitcast(entry.args[0], told)
-    following, failed = _field(builder, told, 0), _field(builder, told, 1)
-    pieces, count, address = (builder.load(_field(builder, told, place)) for place in (2, 3, 4))
+    code, rows, pieces = (builder.load(_field(builder, told, place)) for place in (_CODE, _ROWS, _PIECES))
     builder.branch(look)
 
     builder.position_at_end(look)
-    number = builder.atomic_rmw("add", following, _INT(1), "monotonic")
-    builder.cbranch(builder.icmp_signed("<", number, count), take, end)
+    number = builder.atomic_rmw("add", _field(builder, told, _NEXT), _INT(1), "monotonic")
+    # of which task it is, and which of its pieces
+    task, piece, left = _INT(-1), number, number
+    for k in range(rows.type.count):
+        count = builder.extract_value(pieces, k)
+        own = builder.and_(builder.icmp_signed(">=", left, _INT(0)), builder.icmp_signed("<", left, count))
+        task, piece = builder.select(own, _INT(k), task), builder.select(own, left, piece)
+        left = builder.sub(left, count)
+    builder.cbranch(builder.icmp_signed(">=", task, _INT(0)), take, end)
 
     builder.position_at_end(take)
-    first = builder.mul(number, _INT(3))
-    task, start, stop = (builder.load(builder.gep(pieces, [builder.add(first, _INT(place))])) for place in range(3))
-    arguments = builder.gep(told, [_INT(0), _UNSIGNED(5), task])
+    count, parts = (
+        builder.load(builder.gep(_field(builder, told, place), [_INT(0), task])) for place in (_ROWS, _PIECES)
+    )
+    start, stop = (builder.sdiv(builder.mul(count, part), parts) for part in (piece, builder.add(piece, _INT(1))))
+    arguments = builder.gep(told, [_INT(0), _UNSIGNED(_TASKS), task])
     items = [builder.load(_field(builder, arguments, place)) for place in range(len(kinds) - 2)]
-    status, _ = _emit_call(context, builder, address, result, kinds, [start, stop, *items])
+    status, _ = _emit_call(context, builder, code, result, kinds, [start, stop, *items])
     builder.cbranch(status.is_error, fail, look)
 
     builder.position_at_end(fail)
-    builder.store(_INT(1), failed)
+    builder.store(_INT(1), _field(builder, told, _FAILED))
     builder.branch(look)
 
     builder.position_at_end(end)

@@ -6,7 +6,7 @@ from .compiled import compiled, inner
 from .memory import behaved, borrow, fresh, give_back
 from .packed import limits, pack, pack_addresses, packed_column
 from .sums import parameters_of, prepared, share_sum_rows, sum_rows_address
-from .threads import in_pieces, team
+from .threads import team
 
 
 def kernel_sums(x, y, a, b, sigma, weights, drop):
@@ -63,7 +63,7 @@ def _kernel_sums(
     plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, True, True, limit)
     pa, pb = packed_column(a), packed_column(b)
     none = np.empty((len(x), 0, 1), x.dtype)
-    xx, xx_rows, xx_work = prepared(
+    xx, xx_rows = prepared(
         arena,
         plan,
         px,
@@ -81,7 +81,7 @@ def _kernel_sums(
         want_x,
         want_parameters,
     )
-    yy, yy_rows, yy_work = prepared(
+    yy, yy_rows = prepared(
         arena,
         plan,
         py,
@@ -99,7 +99,7 @@ def _kernel_sums(
         want_y,
         want_parameters,
     )
-    xy, xy_rows, xy_work = prepared(
+    xy, xy_rows = prepared(
         arena,
         plan,
         px,
@@ -117,8 +117,8 @@ def _kernel_sums(
         want_y,
         want_parameters,
     )
-    pieces = in_pieces((xx_rows, yy_rows, xy_rows), (xx_work, yy_work, xy_work), workers[1])
-    share_sum_rows(addresses[1], workers, pieces, (xx, yy, xy))
+    # the longest first, if both sets are of one size: what is left at the end is short
+    share_sum_rows(addresses[1], workers, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
     values, sums = _combined(scale, a, b, plan.unit, xx[-1], yy[-1], xy[-1], gradients)
     return values, sums, plan.order, (xx[-1].parameters, yy[-1].parameters, xy[-1].parameters)
 

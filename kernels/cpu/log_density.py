@@ -14,7 +14,7 @@ from .compiled import compiled
 from .memory import behaved, borrow, give_back, room
 from .packed import LOG2_E, limits, pack, pack_addresses
 from .rbf_matmul import rbf_matmul_backward
-from .threads import in_pieces, team
+from .threads import team
 from .tile import NOWHERE, ROWS, distances
 from .vector import at_least, exp2, fma, lane_of, load, splat, store, total
 
@@ -103,9 +103,10 @@ def _log_density(addresses, workers, arena, x, y, sigma, weights, log_weights, d
     plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, False, False, limit)
     ordered = np.empty((batch, count), x.dtype)
     # a column that is none has no share
-    column_log = np.full((batch, py.columns.shape[1] * py.columns.shape[3]), x.dtype.type(-np.inf))
+    column_log = np.empty((batch, py.columns.shape[1] * py.columns.shape[3]), x.dtype)
     for b in range(batch):
-        column_log[b, :m] = data_log[b]
+        for j in range(column_log.shape[1]):
+            column_log[b, j] = data_log[b, j] if j < m else -np.inf
         for s in range(count):
             ordered[b, s] = log_weights[b, plan.order[b, s]]
     out = np.empty((batch, n))
@@ -114,7 +115,7 @@ def _log_density(addresses, workers, arena, x, y, sigma, weights, log_weights, d
         skip_diagonal, out,
     )  # fmt: skip
     rows = batch * ((n + ROWS - 1) // ROWS)
-    _share_log_sum_exp(addresses[1], workers, in_pieces((rows,), (1,), workers[1]), (task,))
+    _share_log_sum_exp(addresses[1], workers, (rows,), (task,))
     return out
 
 

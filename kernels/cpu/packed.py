@@ -28,7 +28,6 @@ import numpy as np
 from .calls import address_of, called_at, shared_at
 from .compiled import compiled, inner
 from .memory import take
-from .threads import in_pieces
 from .tile import DEPTH, ROWS
 from .vector import BYTES, fma, load, splat, store, transpose
 
@@ -52,8 +51,6 @@ _FEW_PRODUCTS = 1 << 18
 _MODERATE = {np.dtype(np.float32): (30, 50, 125), np.dtype(np.float64): (200, 400, 1000)}
 
 _LIMITS = {np.dtype(t): tuple(float(v) for v in (np.finfo(t).eps, np.finfo(t).tiny, np.finfo(t).max)) for t in "fd"}
-# multiply-adds that packing a number takes as long as
-_PACKING = 8
 
 # a ladder: kernel s is kernel s - 1 squared this many times; 0 is a new exponential
 _FRESH = 0
@@ -317,8 +314,7 @@ def _packed(pack_points, workers, arena, x, centre, factors, as_rows, as_columns
     rows = take(arena, batch * count * row, x).reshape((batch, count, row))
     columns = take(arena, batch * wide * dims * width, x).reshape((batch, wide, dims, width))
     norms = np.empty((batch, panels * width + width), x.dtype)
-    pieces = in_pieces((batch * panels,), (dims * width * _PACKING,), workers[1])
-    _share_pack_points(pack_points, workers, pieces, ((x, centre, factors, rows, columns, norms, panels),))
+    _share_pack_points(pack_points, workers, (batch * panels,), ((x, centre, factors, rows, columns, norms, panels),))
     return Points(rows, columns, norms, n)
 
 

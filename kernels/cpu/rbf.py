@@ -9,7 +9,7 @@ from .compiled import compiled
 from .memory import behaved, borrow, fresh, give_back, room
 from .packed import limits, pack, pack_addresses
 from .sums import sweep
-from .threads import in_pieces, team
+from .threads import team
 from .tile import DEPTH, NOWHERE, ROWS, distances, gaussians
 from .vector import exp2, fma, load, splat, store
 
@@ -124,7 +124,7 @@ def _matrix(addresses, workers, arena, x, y, sigma, weights, same, limit, out):
         plan.weights, out,
     )  # fmt: skip
     rows = batch * ((n + ROWS - 1) // ROWS) if m else 0
-    _share_matrix_rows(addresses[1], workers, in_pieces((rows,), (1,), workers[1]), (task,))
+    _share_matrix_rows(addresses[1], workers, (rows,), (task,))
 
 
 def rbf_backward(g, x, y, sigma, weights, wants):

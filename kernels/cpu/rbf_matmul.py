@@ -9,7 +9,7 @@ from .compiled import compiled, inner
 from .memory import behaved, borrow, give_back, room
 from .packed import limits, pack, pack_addresses, packed_column
 from .sums import sweep
-from .threads import in_pieces, team
+from .threads import team
 from .tile import DEPTH, NOWHERE, ROWS, distances, gaussian_sums
 from .vector import exp2, fma, load, splat, store, total
 
@@ -82,14 +82,15 @@ def _one_column(addresses, workers, arena, x, y, v, sigma, weights, limit):
     (batch, n, dims), m = x.shape, y.shape[1]
     plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, False, False, limit)
     out = np.zeros((batch, n))
-    if not plan.finite or (dims > DEPTH and (plan.offset == np.inf).any()):
-        return False, out
+    for b in range(batch):
+        if not plan.finite or (dims > DEPTH and plan.offset[b] == np.inf):
+            return False, out
     task = (
         px.rows, px.norms, n, py.columns, py.norms, plan.slope, plan.offset, plan.scale, plan.weights,
         packed_column(v).columns, out,
     )  # fmt: skip
     rows = batch * ((n + ROWS - 1) // ROWS) if m else 0
-    _share_one_column(addresses[1], workers, in_pieces((rows,), (1,), workers[1]), (task,))
+    _share_one_column(addresses[1], workers, (rows,), (task,))
     return True, out
 
 

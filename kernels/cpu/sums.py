@@ -24,7 +24,7 @@ from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, give_back, room, take
 from .packed import LOG2_E, Plan, Points, limits, pack, pack_addresses, packed_columns
-from .threads import in_pieces, team
+from .threads import team
 from .tile import NOWHERE, ROWS, add_product, add_pull, distances, product, pull
 from .vector import BYTES, add_to, at_least, exp2, exp2m1, fma, load, splat, store, total
 
@@ -614,7 +614,7 @@ def prepared(
     arena, plan, x, y, v, g, pairs, row_shift, skip_diagonal, minus_one, symmetric,
     want_value, want_column_value, want_dx, want_dy, want_parameters,
 ):  # fmt: skip
-    """What `share` takes for a sweep of Points x against Points y: its task, the task's rows, multiply-adds of one.
+    """What `share` takes for a sweep of Points x against Points y: its task, and the task's rows.
 
     See `_sum_rows`; the Parts are last in the task.
     """
@@ -645,7 +645,7 @@ def prepared(
         chunks, _bounds(n, chunks, block_rows, symmetric), plan, x, x_pull, y, y_pull, v, g, pairs, row_shift, modes,
         wants, (block_rows, block_columns), parts,
     )  # fmt: skip
-    return task, batch * chunks if n and m else 0, work // chunks
+    return task, batch * chunks if n and m else 0
 
 
 @cache
@@ -696,15 +696,18 @@ def _sweep(
 ):  # fmt: skip
     plan, px, py = pack(addresses[0], workers, arena, x, y, same, sigma, weights, same, True, limit)
     pv, pg = packed_columns(v), packed_columns(g)
-    task, rows, work = prepared(
+    task, rows = prepared(
         arena, plan, px, py, pv, pg, pairs, _shifts(plan, shift, x), skip_diagonal, minus_one, False, *wants
     )
-    share_sum_rows(addresses[1], workers, in_pieces((rows,), (work,), workers[1]), (task,))
+    share_sum_rows(addresses[1], workers, (rows,), (task,))
     parts, one = task[-1], np.ones(len(x))
+    batch, n, dims = x.shape
     if same and wants[2]:
         # x is at both ends of a pair
-        parts.dy[:, 0] += parts.dx
-    batch, n, dims = x.shape
+        for b in range(batch):
+            for i in range(n):
+                for k in range(dims):
+                    parts.dy[b, 0, i, k] += parts.dx[b, i, k]
     dx = parts.dy if same else parts.dx.reshape((batch, 1, n, dims if wants[2] else 0))
     value = parts.value.reshape((batch, 1, n, v.shape[2] if wants[0] else 0))
     return (

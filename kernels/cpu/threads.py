@@ -16,13 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .compiled import inner
-
 # below this many multiply-adds one thread is done before a second has woken up: 0.14 ms with AVX-512
 SERIAL_WORK = 1 << 23
-_PIECES_PER_THREAD = 4
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -68,35 +63,6 @@ def team(work: int) -> tuple[int, int]:
         _interrupted = False
         raise KeyboardInterrupt
     return ctypes.cast(_parallel(), ctypes.c_void_p).value, threads
-
-
-@inner
-def in_pieces(rows, work, threads):
-    """(P, 3): a task's number, from which of its rows, up to which; the longest first, so that the end is short.
-
-    rows and work are for each task its rows, and the multiply-adds of one.
-    """
-    count = 0
-    parts = np.empty(len(rows), np.int64)
-    lengths = np.empty(len(rows))
-    order = np.empty(len(rows), np.int64)
-    for k in range(len(rows)):
-        parts[k] = min(rows[k], threads * _PIECES_PER_THREAD if threads > 1 else 1)
-        lengths[k] = rows[k] * work[k] / max(1, parts[k])
-        count += parts[k]
-        place = k
-        while place > 0 and lengths[order[place - 1]] < lengths[k]:
-            order[place] = order[place - 1]
-            place -= 1
-        order[place] = k
-    pieces = np.empty((count, 3), np.int64)
-    at = 0
-    for k in order:
-        for part in range(parts[k]):
-            pieces[at, 0] = k
-            pieces[at, 1], pieces[at, 2] = rows[k] * part // parts[k], rows[k] * (part + 1) // parts[k]
-            at += 1
-    return pieces
 
 
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
