@@ -709,7 +709,8 @@ def _mmd2_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: A
 
 @lru_cache(maxsize=32)
 def _samples_of(shapes: Sequence[tuple[int, ...]], dtype: Any, **options: Any) -> "Samples":
-    return samples("mmd2", (1, 1, -2), *_stand_ins(shapes, dtype), **options)
+    x, y = _stand_ins(shapes, dtype)
+    return samples("mmd2", (1, 1, -2), x, y, **options)
 
 
 def _scaled(g: Array, points: Sequence[Array], kept: Sequence[Array], wants: Sequence[bool]) -> list[Array | None]:

@@ -47,8 +47,8 @@ def called_at(dispatcher: Any) -> Any:
 def shared_at(dispatcher: Any) -> Any:
     """share(address, team, rows, tasks) for compiled code: the dispatcher, by its `address_of`, on several threads.
 
-    It is called with (start, stop, *tasks[k]) for pieces that cover range(rows[k]), for every k, by whichever thread is
-    free to take the next one; those of the first task first. tasks is a tuple of tuples of one type, rows one of
+    It is called with (start, stop, *tasks[k]) for pieces that cover range(rows[k]), for every k, by whichever thread
+    is free to take the next one; those of the first task first. tasks is a tuple of tuples of one type, rows one of
     integers; team is that of threads.py.
     """
 

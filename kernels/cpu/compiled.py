@@ -34,12 +34,12 @@ _STAMP = _stamp()
 
 def inner(function: Callable[..., Any]) -> Any:
     """`compiled`, for what only compiled code calls: without an entry from Python, whose compilation takes time."""
-    return compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return compiled(function, no_cpython_wrapper=True)
 
 
 def compiled(function: Callable[..., Any], **options: bool) -> Any:
     """Numba's njit. No fastmath: it would allow to reorder what is ordered with care."""
-    dispatcher = njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+    dispatcher = njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
     file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if file is not None:
         file._source_stamp = _STAMP

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from .calls import address_of, shared_at
-from .compiled import compiled
+from .compiled import compiled, inner
 from .memory import behaved, borrow, give_back, room
 from .packed import LOG2_E, limits, pack, pack_addresses
 from .rbf_matmul import rbf_matmul_backward
@@ -21,7 +21,7 @@ from .vector import at_least, exp2, fma, lane_of, load, splat, store, total
 _COLUMNS = 256
 
 
-@compiled
+@inner
 def _log_sum_exp(
     start, stop, x, nx, n, y, ny, m, slope, offset, scale, log_weights, column_log, skip_diagonal, out
 ):  # fmt: skip

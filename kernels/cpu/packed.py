@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .calls import address_of, called_at, shared_at
-from .compiled import compiled, inner
+from .compiled import inner
 from .memory import take
 from .tile import DEPTH, ROWS
 from .vector import BYTES, fma, load, splat, store, transpose
@@ -96,7 +96,7 @@ def _survey(x, low, high, largest):
     return odd == 0
 
 
-@compiled
+@inner
 def _pack_points(start, stop, x, centre, factors, rows, columns, norms, panels):
     """Panels start to stop, numbered through the batch, of x (B, N, D); rows or columns may be empty: not wanted."""
     n, dims = x.shape[1], x.shape[2]
@@ -139,7 +139,7 @@ def _pack_points(start, stop, x, centre, factors, rows, columns, norms, panels):
             store(norms, b * norms.shape[1] + first + v, total + part)
 
 
-@compiled
+@inner
 def _surveyed(x, y, sigma, moderate, largest):
     """Whether all is finite, the centre, the power of two as two factors (one can leave the range), its exponent."""
     batch, dims = x.shape[0], x.shape[2]
@@ -318,7 +318,7 @@ def _packed(pack_points, workers, arena, x, centre, factors, as_rows, as_columns
     return Points(rows, columns, norms, n)
 
 
-@compiled
+@inner
 def _pack(pack_points, workers, arena, x, y, same, sigma, weights, x_columns, y_rows, moderate, bounds):
     finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[7])
     packed_x = _packed(pack_points, workers, arena, x, centre, factors, True, x_columns)

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from .calls import address_of, shared_at
-from .compiled import compiled
+from .compiled import compiled, inner
 from .memory import behaved, borrow, fresh, give_back, room
 from .packed import limits, pack, pack_addresses
 from .sums import sweep
@@ -17,7 +17,7 @@ from .vector import exp2, fma, load, splat, store
 _SLAB = 1 << 19
 
 
-@compiled
+@inner
 def _matrix_rows(start, stop, x, y, nx, ny, n, m, slope, offset, scale, squarings, weights, out):
     """Panels of ROWS rows, start to stop, numbered through the batch, of K (B, N, M)."""
     dims, width = y.shape[2], y.shape[3]

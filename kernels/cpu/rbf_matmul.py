@@ -25,7 +25,7 @@ def _clear(sums, lanes):
         store(sums, at, splat(sums.dtype.type(0)))
 
 
-@compiled
+@inner
 def _one_column_rows(start, stop, x, nx, n, y, ny, slope, offset, scale, weights, v, out):
     """out[b, i] = sum_j K_ij v_j of one bandwidth, for panels of ROWS rows, numbered through the batch."""
     dims, width = y.shape[2], y.shape[3]

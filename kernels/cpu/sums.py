@@ -65,6 +65,21 @@ class Parts(NamedTuple):
     parameters: np.ndarray  # (B, chunks, 2 S) for each bandwidth sum_ij c_ij k_ij, and that times its exponent
 
 
+class Block(NamedTuple):
+    """Rows i0 to i0 + high of a chunk against columns j0 to j0 + wide, in tiles; rows are `line` numbers apart."""
+
+    b: int
+    chunk: int
+    i0: int
+    high: int
+    j0: int
+    wide: int
+    padded: int  # wide in whole tiles
+    line: int
+    # where y is x: the column that is the first row, if they meet in this block, or -1 for a block above the diagonal
+    diagonal: int
+
+
 @inner
 def _pull_one(weight, x, y, b, i, j, dx, dy, chunk, want_dx, want_dy, own, dims):
     """The pull of column j on row i, and its opposite; own: column j is a row of the same block."""
@@ -156,37 +171,19 @@ def _mixer(minus_one, pulls):
     """The mixing of a block for the usual wants, compiled for each pair of flags: it is the inmost loop."""
 
     @inner
-    def mix(
-        d2,
-        weight,
-        totals,
-        line,
-        rows,
-        padded,
-        b,
-        scale,
-        squarings,
-        weights,
-        pull_weights,
-        keep,
-        add,
-        diagonal,
-        g,
-        v,
-        v_at,
-        outer,
-        sums,
-    ):
+    def mix(block, plan, d2, weight, totals, keep, add, g, v, outer, sums):
         """sums[r] = sum_j total_rj v_j, or totals are kept; weight = c pulling, where c = g_r v_j or in weight."""
-        real = d2.dtype.type
+        b, line, scale, squarings = block.b, block.line, plan.scale, plan.squarings
+        weights, pull_weights = plan.weights, plan.pull_weights
         count = scale.shape[1]
         lanes = BYTES // d2.itemsize
-        zero = splat(real(0))
+        zero = splat(d2.dtype.type(0))
+        v_at = b * v.shape[1] * v.shape[3] + block.j0
         c0, w0, p0 = splat(-scale[b, 0]), splat(weights[b, 0]), splat(pull_weights[b, 0])
-        for r in range(rows):
+        for r in range(block.high):
             row_total = zero
-            own = splat(g[r]) if outer else zero
-            for j in range(_begin(diagonal, r, 2 * lanes), padded, lanes):
+            own = splat(g[b, block.i0 + r, 0]) if outer else zero
+            for j in range(_begin(block.diagonal, r, 2 * lanes), block.padded, lanes):
                 at = r * line + j
                 q = load(d2, at)
                 t = q * c0
@@ -236,21 +233,24 @@ _mix_values, _mix_less, _mix_pulls, _mix_less_pulls = (
 
 @inner
 def _mix_all(
-    d2, weight, totals, line, rows, padded, b, scale, squarings, weights, pull_weights, keep, diagonal, v, v_at,
-    minus_one, want_value, want_pull, want_parameters, row_shift, i0, moments, sums, parameters, times,
+    block, plan, d2, weight, totals, keep, v, minus_one, want_value, want_pull, want_parameters, row_shift, moments,
+    sums, parameters, times,
 ):  # fmt: skip
     """The mixing of a block with shifts, or with the moments of the bandwidths."""
+    b, line, scale, squarings = block.b, block.line, plan.scale, plan.squarings
+    weights, pull_weights = plan.weights, plan.pull_weights
     real = d2.dtype.type
     count = scale.shape[1]
     lanes = BYTES // d2.itemsize
     least, most = splat(real(-127 if d2.itemsize == 4 else -1023)), splat(real(127 if d2.itemsize == 4 else 1023))
     zero = splat(real(0))
+    v_at = b * v.shape[1] * v.shape[3] + block.j0
     shifted = row_shift.shape[1] > 0
-    for r in range(rows):
+    for r in range(block.high):
         if r % ROWS == 0:
             moments[:] = 0
         row_total = zero
-        for j in range(_begin(diagonal, r, 2 * lanes), padded, lanes):
+        for j in range(_begin(block.diagonal, r, 2 * lanes), block.padded, lanes):
             at = r * line + j
             q = load(d2, at)
             c = zero
@@ -260,7 +260,7 @@ def _mix_all(
             for s in range(count):
                 scaled = zero - q * splat(scale[b, s])
                 if shifted:
-                    t = scaled - splat(row_shift[b, i0 + r, s])
+                    t = scaled - splat(row_shift[b, block.i0 + r, s])
                     k = exp2(zero - at_least(zero - t, zero - most))
                     less = k
                 elif squarings[b, s] == 0:
@@ -288,12 +288,32 @@ def _mix_all(
             if want_pull:
                 store(weight, at, pulling * c)
         sums[r] = total(row_total)
-        if want_parameters and (r % ROWS == ROWS - 1 or r == rows - 1):
+        if want_parameters and (r % ROWS == ROWS - 1 or r == block.high - 1):
             for s in range(2 * count):
                 parameters[s] += times * np.float64(total(load(moments, s * lanes)))
 
 
-@compiled
+@inner
+def _mix(
+    block, plan, d2, weight, totals, keep, g, v, outer, general, row_shift, minus_one, want_value, want_pull,
+    want_parameters, moments, sums, parameters, times,
+):  # fmt: skip
+    if general:
+        _mix_all(
+            block, plan, d2, weight, totals, keep, v, minus_one, want_value, want_pull, want_parameters, row_shift,
+            moments, sums, parameters, times,
+        )  # fmt: skip
+    elif want_pull and minus_one:
+        _mix_less_pulls(block, plan, d2, weight, totals, keep, want_value, g, v, outer, sums)
+    elif want_pull:
+        _mix_pulls(block, plan, d2, weight, totals, keep, want_value, g, v, outer, sums)
+    elif minus_one:
+        _mix_less(block, plan, d2, weight, totals, keep, want_value, g, v, outer, sums)
+    else:
+        _mix_values(block, plan, d2, weight, totals, keep, want_value, g, v, outer, sums)
+
+
+@inner
 def _finite(rows):
     """With 0 for what is not finite."""
     found = rows.copy()
@@ -304,275 +324,302 @@ def _finite(rows):
     return found
 
 
-@compiled
+@inner
+def _diagonal(plan, x, g, v, b, chunk, start, stop, minus_one, want_value, want_parameters, value, parameters):
+    """The pairs (i, i) of a symmetric sweep: the distance of a point to itself is 0, or NaN."""
+    real = x.dtype.type
+    for i in range(start, stop):
+        nothing = real(0)
+        if not plan.finite:
+            for k in range(x.shape[2]):
+                nothing += real(0) * x[b, i, k]
+        for s in range(plan.scale.shape[1]):
+            kernel = nothing if minus_one else nothing + plan.weights[b, s]
+            if want_value:
+                value[b, i, 0] += np.float64(kernel * v[b, i, 0])
+            if want_parameters:
+                kernel = nothing if minus_one else nothing + real(1)
+                parameters[b, chunk, 2 * s] += np.float64(kernel * g[b, i, 0] * v[b, i, 0])
+
+
+@inner
+def _distances(block, x, y, slope, offset, known_diagonal, d2, some_near):
+    """d2 of a block, and which of its tiles have near pairs."""
+    b, row, panels, dims, width = block.b, x.rows.shape[2], *y.columns.shape[1:]
+    for p in range(0, block.padded // width):
+        for r in range(0, block.high, ROWS):
+            if p * width < _begin(block.diagonal, r, width):
+                continue
+            i, j = block.i0 + r, block.j0 + p * width
+            some_near[r // ROWS, p] = distances(
+                x.rows, (b * x.rows.shape[1] + i) * row, row,
+                y.columns, (b * panels + j // width) * dims * width, dims,
+                x.norms, b * x.norms.shape[1] + i, y.norms, b * y.norms.shape[1] + j, slope, offset,
+                i - j if known_diagonal else NOWHERE, d2, r * block.line + p * width, block.line,
+            )  # fmt: skip
+
+
+@inner
+def _weights(block, g, v, pairs, weight):
+    """c of a block: pairs, if there are any, or g_i . v_j."""
+    b, panels, columns, width = block.b, *v.columns.shape[1:]
+    lanes = width // 2
+    if pairs.shape[1]:
+        whole = block.wide // lanes * lanes
+        for r in range(block.high):
+            at, i = r * block.line, block.i0 + r
+            for j in range(0, whole, lanes):
+                store(weight, at + j, load(pairs, (b * pairs.shape[1] + i) * pairs.shape[2] + block.j0 + j))
+            for j in range(whole, block.padded):
+                weight[at + j] = pairs[b, i, block.j0 + j] if j < block.wide else 0
+    else:
+        row = g.rows.shape[2]
+        for j in range(0, block.padded, width):
+            for r in range(0, block.high, ROWS):
+                product(
+                    g.rows, (b * g.rows.shape[1] + block.i0 + r) * row, row, 1,
+                    v.columns, (b * panels + (block.j0 + j) // width) * columns * width, width, columns,
+                    weight, r * block.line + j, block.line,
+                )  # fmt: skip
+
+
+@inner
+def _leave_out(block, skip_diagonal, width, tiles, value):
+    """The pairs that are not visited, of a block of tiles: those on the diagonal, or with symmetric also below."""
+    if block.diagonal >= 0:
+        _clear_below(tiles, block.line, block.high, block.padded, block.diagonal, width, value)
+    elif skip_diagonal:
+        for i in range(max(block.i0, block.j0), min(block.i0 + block.high, block.j0 + block.wide)):
+            tiles[(i - block.i0) * block.line + i - block.j0] = value
+
+
+@inner
+def _add_values(block, totals, v, twice, tile, value):
+    """value += total @ v"""
+    b, panels, columns, width = block.b, *v.columns.shape[1:]
+    lanes = width // 2
+    if columns <= _FEW_VALUES:
+        for r in range(block.high):
+            for e in range(columns):
+                sum_e = splat(totals.dtype.type(0))
+                for j in range(_begin(block.diagonal, r, width), block.padded, lanes):
+                    p = (block.j0 + j) // width
+                    ve = load(v.columns, ((b * panels + p) * columns + e) * width + j % width)
+                    sum_e = fma(load(totals, r * block.line + j), ve, sum_e)
+                value[b, block.i0 + r, e] += np.float64(twice * total(sum_e))
+        return
+    row = v.rows.shape[2]
+    for e0 in range(0, columns, width):
+        for r in range(0, block.high, ROWS):
+            _add_product(
+                totals, r * block.line, block.line, 1, v.rows, (b * v.rows.shape[1] + block.j0) * row + e0, row,
+                block.wide, tile, width, block.i0 + r, block.high - r, e0, columns, value[b],
+            )  # fmt: skip
+
+
+@inner
+def _add_column_values(block, totals, g, columns, width, tile, column_value):
+    """column_value += total.T @ g"""
+    b, lanes = block.b, width // 2
+    out = column_value[b, block.chunk]
+    if columns <= _FEW_VALUES:
+        for e in range(columns):
+            for j in range(0, block.padded, lanes):
+                sum_e = splat(totals.dtype.type(0))
+                for r in range(_end(block.diagonal, j, width, block.high)):
+                    sum_e = fma(load(totals, r * block.line + j), splat(g.rows[b, block.i0 + r, e]), sum_e)
+                store(tile, 0, sum_e)
+                for q in range(min(lanes, block.wide - j)):
+                    out[block.j0 + j + q, e] += np.float64(tile[q])
+        return
+    row = g.rows.shape[2]
+    for e0 in range(0, columns, width):
+        for j in range(0, block.wide, ROWS):
+            _add_product(
+                totals, j, 1, block.line, g.rows, (b * g.rows.shape[1] + block.i0) * row + e0, row, block.high,
+                tile, width, block.j0 + j, block.wide - j, e0, columns, out,
+            )  # fmt: skip
+
+
+@inner
+def _pull_near(block, d2, some_near, near, weight, x, y, width, dims, want_dx, want_dy, dx, dy):
+    """Near pairs pull one by one, by their difference: in a product it would cancel. Their weight is then 0."""
+    own = block.diagonal + block.high if block.diagonal >= 0 else 0
+    for p in range(block.padded // width):
+        for r0 in range(0, block.high, ROWS):
+            if p * width < _begin(block.diagonal, r0, width) or not some_near[r0 // ROWS, p]:
+                continue
+            for r in range(r0, min(r0 + ROWS, block.high)):
+                for j in range(p * width, min((p + 1) * width, block.wide)):
+                    at = r * block.line + j
+                    if d2[at] <= near and weight[at] != 0:
+                        if d2[at] > 0:
+                            _pull_one(
+                                weight[at], x, y, block.b, block.i0 + r, block.j0 + j, dx, dy, block.chunk,
+                                want_dx, want_dy, j < own, dims,
+                            )  # fmt: skip
+                        weight[at] = 0
+
+
+@inner
+def _pull_rows(block, weight, x, y, differences, dims, width, tile, dx, row_weights):
+    """dx_i += sum_j weight_ij (y_j - x_i); or without x_i, for which the sums of weights are kept."""
+    b, row, line, lanes = block.b, x.shape[2], block.line, width // 2
+    first = max(block.diagonal, 0)
+    y_at = (b * y.shape[1] + block.j0 + first) * row
+    for k0 in range(0, dims, width):
+        if differences:
+            for r in range(0, block.high, ROWS // 2):
+                _add_pull(
+                    weight, r * line + first, line, 1, y, y_at + k0, row, block.wide - first,
+                    x, (b * x.shape[1] + block.i0 + r) * row + k0,
+                    tile, width, block.i0 + r, block.high - r, k0, dims, dx[b],
+                )  # fmt: skip
+        else:
+            for r in range(0, block.high, ROWS):
+                _add_product(
+                    weight, r * line + first, line, 1, y, y_at + k0, row, block.wide - first,
+                    tile, width, block.i0 + r, block.high - r, k0, dims, dx[b],
+                )  # fmt: skip
+    if not differences:
+        for r in range(block.high):
+            for j in range(block.wide, block.padded):
+                weight[r * line + j] = 0
+            sum_r = splat(weight.dtype.type(0))
+            for j in range(first, block.padded, lanes):
+                sum_r = sum_r + load(weight, r * line + j)
+            row_weights[block.i0 + r] += np.float64(total(sum_r))
+
+
+@inner
+def _pull_columns(block, weight, x, y, differences, dims, width, tile, dy, column_weights):
+    """dy_j -= sum_i weight_ij (y_j - x_i), as `_pull_rows`; the block's own rows have been pulled there."""
+    b, row, line, lanes = block.b, x.shape[2], block.line, width // 2
+    first = block.diagonal + block.high if block.diagonal >= 0 else 0
+    x_at = (b * x.shape[1] + block.i0) * row
+    for k0 in range(0, dims, width):
+        if differences:
+            for j in range(first, block.wide, ROWS // 2):
+                _add_pull(
+                    weight, j, 1, line, x, x_at + k0, row, block.high,
+                    y, (b * y.shape[1] + block.j0 + j) * row + k0,
+                    tile, width, block.j0 + j, block.wide - j, k0, dims, dy,
+                )  # fmt: skip
+        else:
+            for j in range(first, block.wide, ROWS):
+                _add_product(
+                    weight, j, 1, line, x, x_at + k0, row, block.high,
+                    tile, width, block.j0 + j, block.wide - j, k0, dims, dy,
+                )  # fmt: skip
+    # rows that are not a full block are the last, and pull no more columns
+    if not differences and first < block.wide:
+        for j in range(first, block.padded, lanes):
+            sum_j = splat(weight.dtype.type(0))
+            for r in range(block.high):
+                sum_j = sum_j + load(weight, r * line + j)
+            add_to(column_weights, block.j0 + j, sum_j)
+
+
+@inner
 def _sum_rows(
-    first, last, chunks, bounds, plan, x_points, x_pull, y_points, y_pull, v_points, g_points, pairs, row_shift,
-    modes, wants, block, parts,
-):  # fmt: skip
+    first, last, chunks, bounds, plan, x, x_pull, y, y_pull, v, g, pairs, row_shift, modes, wants, size, parts
+):
     """Chunks of rows, first to last, numbered through the batch, against all columns; fills in parts.
 
-    c_ij is g_i . v_j, or in pairs if that has rows. x_pull and y_pull are rows, finite.
+    c_ij is g_i . v_j, or in pairs if that has rows. x_pull and y_pull are rows, finite; size is that of a block.
 
     With modes.symmetric only tiles that reach above the diagonal are visited. The pairs above it count for rows and
     columns, without per-row results (the value only to be summed up) twice; the diagonal's kernels are known.
     """
-    x, nx, y, yt, ny = x_points.rows, x_points.norms, y_points.rows, y_points.columns, y_points.norms
-    n, m, dims, columns = x_points.count, y_points.count, yt.shape[2], v_points.columns.shape[2]
-    g, v, vt = g_points.rows, v_points.rows, v_points.columns
-    finite, slopes, offsets, pull_nears = plan.finite, plan.slope, plan.offset, plan.pull_near
-    scale, squarings, weights, pull_weights = plan.scale, plan.squarings, plan.weights, plan.pull_weights
     skip_diagonal, minus_one, symmetric = modes
     want_value, want_column_value, want_dx, want_dy, want_parameters = wants
-    block_rows, block_columns = block
     value, column_value, dx, dy, parameters = parts
-    width = yt.shape[3]
-    lanes = width // 2
-    row, panels = x.shape[2], yt.shape[1]
-    count = scale.shape[1]
-    real = x.dtype.type
-    line = block_columns + 64 // x.itemsize
+    block_rows, block_columns = size
+    n, m, dims, width, columns = x.count, y.count, y.columns.shape[2], y.columns.shape[3], v.columns.shape[2]
+    real, lanes = x.rows.dtype.type, width // 2
+    line = block_columns + 64 // x.rows.itemsize
     want_pull = want_dx or want_dy
     want_c = want_pull or want_parameters
-    from_pairs = pairs.shape[1] > 0
-    known_diagonal = symmetric or skip_diagonal
     twice = real(2 if symmetric and not want_column_value else 1)
-    shifted = row_shift.shape[1] > 0
     keep_total = (want_value and columns > 1) or want_column_value
-    d2 = room(block_rows * line, x)
-    weight = room(block_rows * line if want_c else 1, x)
-    totals = room(block_rows * line if keep_total else 1, x)
-    tile = room(ROWS * width, x)
-    row_sums = np.empty(block_rows, x.dtype)
+    d2 = room(block_rows * line, x.rows)
+    weight = room(block_rows * line if want_c else 1, x.rows)
+    totals = room(block_rows * line if keep_total else 1, x.rows)
+    tile = room(ROWS * width, x.rows)
+    row_sums = np.empty(block_rows, x.rows.dtype)
     # sums over a chunk of what pulls each row, and each column
     row_weights = np.empty(n if want_dx else 0)
-    column_weights = np.empty(panels * width if want_dy else 0)
-    moments = room(2 * count * lanes, x)
-    general = shifted or want_parameters
+    column_weights = np.empty(y.columns.shape[1] * width if want_dy else 0)
+    moments = room(2 * plan.scale.shape[1] * lanes, x.rows)
+    general = row_shift.shape[1] > 0 or want_parameters
     # one column: c is made where it is used
-    outer = want_c and columns == 1 and not from_pairs and not general
-    g_column = g[:, :, 0]
+    outer = want_c and columns == 1 and pairs.shape[1] == 0 and not general
     some_near = np.zeros((block_rows // ROWS, block_columns // width), np.bool_)
-    zero = splat(real(0))
     for number in range(first, last):
         b, chunk = number // chunks, number % chunks
         start, stop = bounds[chunk], bounds[chunk + 1]
-        slope, offset, pull_near = slopes[b], offsets[b], pull_nears[b]
-        differences = offset == np.inf
+        near_slope, near_offset, pull_near = real(plan.slope[b]), real(plan.offset[b]), plan.pull_near[b]
+        differences = plan.offset[b] == np.inf
+        value[b, start:stop] = 0
+        column_value[b, chunk] = 0
+        dx[b, start:stop] = 0
+        dy[b, chunk] = 0
+        parameters[b, chunk] = 0
         row_weights[:] = 0
         column_weights[:] = 0
-        near_slope, near_offset = real(slope), real(offset)
         if symmetric and not skip_diagonal:
-            for i in range(start, stop):
-                # the distance of a point to itself is 0, or NaN
-                nothing = real(0)
-                if not finite:
-                    for k in range(dims):
-                        nothing += real(0) * x[b, i, k]
-                for s in range(count):
-                    kernel = nothing if minus_one else nothing + weights[b, s]
-                    if want_value:
-                        value[b, i, 0] += np.float64(kernel * v[b, i, 0])
-                    if want_parameters:
-                        kernel = nothing if minus_one else nothing + real(1)
-                        parameters[b, chunk, 2 * s] += np.float64(kernel * g[b, i, 0] * v[b, i, 0])
+            _diagonal(
+                plan, x.rows, g.rows, v.rows, b, chunk, start, stop, minus_one, want_value, want_parameters, value,
+                parameters,
+            )  # fmt: skip
         first_block = start // block_columns * block_columns if symmetric else 0
         for j0 in range(first_block, m, block_columns):
             wide = min(block_columns, m - j0)
-            p0, p1 = j0 // width, (j0 + wide + width - 1) // width
-            padded = (p1 - p0) * width
+            padded = (wide + width - 1) // width * width
             for i0 in range(start, stop, block_rows):
-                high = min(block_rows, stop - i0)
                 if symmetric and j0 < i0 // block_columns * block_columns:
                     continue
+                high = min(block_rows, stop - i0)
                 diagonal = i0 - j0 if symmetric and j0 <= i0 else -1
-
-                for p in range(p0, p1):
-                    for r in range(0, high, ROWS):
-                        i = i0 + r
-                        if (p - p0) * width < _begin(diagonal, r, width):
-                            continue
-                        some_near[r // ROWS, p - p0] = distances(
-                            x, (b * x.shape[1] + i) * row, row, yt, (b * panels + p) * dims * width, dims,
-                            nx, b * nx.shape[1] + i, ny, b * ny.shape[1] + p * width, near_slope, near_offset,
-                            i - p * width if known_diagonal else NOWHERE, d2, r * line + (p - p0) * width, line,
-                        )  # fmt: skip
+                block = Block(b, chunk, i0, high, j0, wide, padded, line, diagonal)
+                _distances(block, x, y, near_slope, near_offset, symmetric or skip_diagonal, d2, some_near)
                 # a kernel of 0, or one less 1
-                none = real(0 if minus_one else np.inf)
-                if diagonal >= 0:
-                    _clear_below(d2, line, high, padded, diagonal, width, none)
-                elif skip_diagonal:
-                    for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
-                        d2[(i - i0) * line + i - j0] = none
-
+                _leave_out(block, skip_diagonal, width, d2, real(0 if minus_one else np.inf))
                 if want_c and not outer:
-                    if from_pairs:
-                        for r in range(high):
-                            whole = wide // lanes * lanes
-                            for j in range(0, whole, lanes):
-                                store(weight, r * line + j, load(pairs, (b * n + i0 + r) * m + j0 + j))
-                            for j in range(whole, padded):
-                                weight[r * line + j] = pairs[b, i0 + r, j0 + j] if j < wide else 0
-                    else:
-                        for p in range(p0, p1):
-                            for r in range(0, high, ROWS):
-                                product(
-                                    g, (b * g.shape[1] + i0 + r) * g.shape[2], g.shape[2], 1,
-                                    vt, (b * panels + p) * columns * width, width, columns,
-                                    weight, r * line + (p - p0) * width, line,
-                                )  # fmt: skip
-                    if diagonal >= 0:
-                        _clear_below(weight, line, high, padded, diagonal, width, real(0))
-                    elif skip_diagonal:
-                        for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
-                            weight[(i - i0) * line + i - j0] = 0
-
-                v_at = b * panels * width + j0
-                if general:
-                    _mix_all(
-                        d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                        keep_total, diagonal, vt, v_at, minus_one, want_value, want_pull, want_parameters, row_shift,
-                        i0, moments, row_sums, parameters[b, chunk], 2.0 if symmetric else 1.0,
-                    )  # fmt: skip
-                else:
-                    g_block = g_column[b, i0 : i0 + high]
-                    if want_pull and minus_one:
-                        _mix_less_pulls(
-                            d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                            keep_total, want_value, diagonal, g_block, vt, v_at, outer, row_sums,
-                        )  # fmt: skip
-                    elif want_pull:
-                        _mix_pulls(
-                            d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                            keep_total, want_value, diagonal, g_block, vt, v_at, outer, row_sums,
-                        )  # fmt: skip
-                    elif minus_one:
-                        _mix_less(
-                            d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                            keep_total, want_value, diagonal, g_block, vt, v_at, outer, row_sums,
-                        )  # fmt: skip
-                    else:
-                        _mix_values(
-                            d2, weight, totals, line, high, padded, b, scale, squarings, weights, pull_weights,
-                            keep_total, want_value, diagonal, g_block, vt, v_at, outer, row_sums,
-                        )  # fmt: skip
-                if want_value and not keep_total:
+                    _weights(block, g, v, pairs, weight)
+                    _leave_out(block, skip_diagonal, width, weight, real(0))
+                _mix(
+                    block, plan, d2, weight, totals, keep_total, g.rows, v.columns, outer, general, row_shift,
+                    minus_one, want_value, want_pull, want_parameters, moments, row_sums, parameters[b, chunk],
+                    2.0 if symmetric else 1.0,
+                )  # fmt: skip
+                if want_value and keep_total:
+                    _add_values(block, totals, v, twice, tile, value)
+                elif want_value:
                     for r in range(high):
                         value[b, i0 + r, 0] += np.float64(twice * row_sums[r])
-                if want_pull and diagonal >= 0:
-                    _clear_below(weight, line, high, padded, diagonal, width, real(0))
-                elif want_pull and skip_diagonal:
-                    for i in range(max(i0, j0), min(i0 + high, j0 + wide)):
-                        weight[(i - i0) * line + i - j0] = 0
-
-                if want_value and keep_total:
-                    if columns <= _FEW_VALUES:
-                        for r in range(high):
-                            for e in range(columns):
-                                sum_e = zero
-                                for j in range(_begin(diagonal, r, width), padded, lanes):
-                                    p = p0 + j // width
-                                    ve = load(vt, ((b * panels + p) * columns + e) * width + j % width)
-                                    sum_e = fma(load(totals, r * line + j), ve, sum_e)
-                                value[b, i0 + r, e] += np.float64(twice * total(sum_e))
-                    else:
-                        for e0 in range(0, columns, width):
-                            for r in range(0, high, ROWS):
-                                _add_product(
-                                    totals, r * line, line, 1, v, (b * v.shape[1] + j0) * v.shape[2] + e0, v.shape[2],
-                                    wide, tile, width, i0 + r, high - r, e0, columns, value[b],
-                                )  # fmt: skip
                 if want_column_value:
-                    if columns <= _FEW_VALUES:
-                        for e in range(columns):
-                            for j in range(0, padded, lanes):
-                                sum_e = zero
-                                for r in range(_end(diagonal, j, width, high)):
-                                    ge = splat(g[b, i0 + r, e])
-                                    sum_e = fma(load(totals, r * line + j), ge, sum_e)
-                                store(tile, 0, sum_e)
-                                for q in range(min(lanes, wide - j)):
-                                    column_value[b, chunk, j0 + j + q, e] += np.float64(tile[q])
-                    else:
-                        for e0 in range(0, columns, width):
-                            for j in range(0, wide, ROWS):
-                                _add_product(
-                                    totals, j, 1, line, g, (b * g.shape[1] + i0) * g.shape[2] + e0, g.shape[2], high,
-                                    tile, width, j0 + j, wide - j, e0, columns, column_value[b, chunk],
-                                )  # fmt: skip
-
-                # the columns that pull rows, and those that rows pull: pairs of the block's own rows do so once
-                pulling, pulled = 0, 0
-                if diagonal >= 0:
-                    pulling, pulled = diagonal, diagonal + high
-                if want_pull and not differences:
-                    # near pairs one by one, by their difference: in a product it would cancel
-                    for p in range(p0, p1):
-                        for r0 in range(0, high, ROWS):
-                            if (p - p0) * width >= _begin(diagonal, r0, width) and some_near[r0 // ROWS, p - p0]:
-                                for r in range(r0, min(r0 + ROWS, high)):
-                                    for j in range((p - p0) * width, min((p - p0 + 1) * width, wide)):
-                                        at = r * line + j
-                                        if d2[at] <= pull_near and weight[at] != 0:
-                                            if d2[at] > 0:
-                                                _pull_one(
-                                                    weight[at], x_pull, y_pull, b, i0 + r, j0 + j, dx, dy, chunk,
-                                                    want_dx, want_dy, j < pulled, dims,
-                                                )  # fmt: skip
-                                            weight[at] = 0
-                if want_pull and diagonal >= 0:
-                    _mirror(weight, line, diagonal, high)
-                if want_dx:
-                    y_at = (b * y.shape[1] + j0 + pulling) * row
-                    for k0 in range(0, dims, width):
-                        if differences:
-                            for r in range(0, high, ROWS // 2):
-                                _add_pull(
-                                    weight, r * line + pulling, line, 1, y_pull, y_at + k0, row, wide - pulling,
-                                    x_pull, (b * x.shape[1] + i0 + r) * row + k0,
-                                    tile, width, i0 + r, high - r, k0, dims, dx[b],
-                                )  # fmt: skip
-                        else:
-                            for r in range(0, high, ROWS):
-                                _add_product(
-                                    weight, r * line + pulling, line, 1, y, y_at + k0, row, wide - pulling,
-                                    tile, width, i0 + r, high - r, k0, dims, dx[b],
-                                )  # fmt: skip
+                    _add_column_values(block, totals, g, columns, width, tile, column_value)
+                if want_pull:
+                    _leave_out(block, skip_diagonal, width, weight, real(0))
                     if not differences:
-                        for r in range(high):
-                            sum_r = zero
-                            for j in range(wide, padded):
-                                weight[r * line + j] = 0
-                            for j in range(pulling, padded, lanes):
-                                sum_r = sum_r + load(weight, r * line + j)
-                            row_weights[i0 + r] += np.float64(total(sum_r))
+                        _pull_near(
+                            block, d2, some_near, pull_near, weight, x_pull, y_pull, width, dims, want_dx, want_dy,
+                            dx, dy,
+                        )  # fmt: skip
+                    if diagonal >= 0:
+                        _mirror(weight, line, diagonal, high)
+                if want_dx:
+                    _pull_rows(block, weight, x_pull, y_pull, differences, dims, width, tile, dx, row_weights)
                 if want_dy:
-                    x_at = (b * x.shape[1] + i0) * row
-                    for k0 in range(0, dims, width):
-                        if differences:
-                            for j in range(pulled, wide, ROWS // 2):
-                                _add_pull(
-                                    weight, j, 1, line, x_pull, x_at + k0, row, high,
-                                    y_pull, (b * y.shape[1] + j0 + j) * row + k0,
-                                    tile, width, j0 + j, wide - j, k0, dims, dy[b, chunk],
-                                )  # fmt: skip
-                        else:
-                            for j in range(pulled, wide, ROWS):
-                                _add_product(
-                                    weight, j, 1, line, x, x_at + k0, row, high,
-                                    tile, width, j0 + j, wide - j, k0, dims, dy[b, chunk],
-                                )  # fmt: skip
-                    # rows that are not a full block are the last, and pull no more columns
-                    if not differences and pulled < wide:
-                        for j in range(pulled, padded, lanes):
-                            sum_j = zero
-                            for r in range(high):
-                                sum_j = sum_j + load(weight, r * line + j)
-                            add_to(column_weights, j0 + j, sum_j)
+                    _pull_columns(
+                        block, weight, x_pull, y_pull, differences, dims, width, tile, dy[b, chunk], column_weights
+                    )
         if not differences:
             if want_dx:
-                _subtract_own(x, b, start, stop, row_weights, dx[b])
+                _subtract_own(x_pull, b, start, stop, row_weights, dx[b])
             if want_dy:
-                _subtract_own(y, b, 0, m, column_weights, dy[b, chunk])
+                _subtract_own(y_pull, b, 0, m, column_weights, dy[b, chunk])
 
 
 @inner
@@ -600,13 +647,15 @@ def _bounds(n, chunks, block_rows, symmetric):
 
 
 @inner
-def _zeros(arena, shape):
+def _part(arena, shape, some):
+    """To be filled in for some pairs; or zeros."""
     size = 1
     for length in shape:
         size *= length
-    zeros = take(arena, size, np.empty(0))
-    zeros[:] = 0
-    return zeros.reshape(shape)
+    part = take(arena, size, np.empty(0))
+    if not some:
+        part[:] = 0
+    return part.reshape(shape)
 
 
 @inner
@@ -629,11 +678,12 @@ def prepared(
     most = max(2, _CHUNK_BYTES // (8 * batch * m * (dims * want_dy + columns * want_column_value) + 1))
     work = n * m * (dims * (1 + want_dx + want_dy) + 10 * count + columns) // (1 + symmetric)
     chunks = max(1, min(n // least, most, work // CHUNK_WORK, _MOST_CHUNKS))
+    some = n > 0 and m > 0
     parts = Parts(
-        _zeros(arena, (batch, n, columns if want_value else 0)),
-        _zeros(arena, (batch, chunks, m if want_column_value else 0, columns)),
-        _zeros(arena, (batch, n, dims if want_dx else 0)),
-        _zeros(arena, (batch, chunks, m if want_dy else 0, dims)),
+        _part(arena, (batch, n, columns if want_value else 0), some),
+        _part(arena, (batch, chunks, m if want_column_value else 0, columns), some),
+        _part(arena, (batch, n, dims if want_dx else 0), some),
+        _part(arena, (batch, chunks, m if want_dy else 0, dims), some),
         np.zeros((batch, chunks, 2 * count if want_parameters else 0)),
     )
     x_pull, y_pull = x.rows, y.rows
@@ -645,7 +695,7 @@ def prepared(
         chunks, _bounds(n, chunks, block_rows, symmetric), plan, x, x_pull, y, y_pull, v, g, pairs, row_shift, modes,
         wants, (block_rows, block_columns), parts,
     )  # fmt: skip
-    return task, batch * chunks if n and m else 0
+    return task, batch * chunks if some else 0
 
 
 @cache
