@@ -261,11 +261,13 @@ def _rbf_pull(
     g: Array, points: Sequence[Array], kept: Sequence[Array], wants: Sequence[bool], **options: Any
 ) -> list[Array]:
     """Gradients of sum_ij g_ij K_ij to x, or to x and y."""
+    from_numpy = sys.modules["torch"].from_numpy
+    g, *points = (tensor.detach().numpy() for tensor in (g, *points))
     p = _worked_out(_problem_of, points, **options)
     x, y = (*map(p.rows, points), None)[:2]
     wants = (*wants, False, False, False)[:4]
     found = p.run.rbf_backward(p.rows(g), x, y, *p.bandwidths(), wants)
-    return [None if d is None else p.give(d) for d in found[: len(points)]]
+    return [None if d is None else from_numpy(p.give(d)) for d in found[: len(points)]]
 
 
 @lru_cache(maxsize=32)
@@ -340,8 +342,11 @@ _MOST_REMEMBERED = 1 << 20
 
 
 def _holds_tensors(values: Sigma | None) -> bool:
+    if values is None or type(values) is float:
+        return False
     if isinstance(values, list | tuple):
-        return any(checks.is_tensor(value) for value in values)
+        # numbers of one kind in a moment
+        return {*map(type, values)} != {float} and any(checks.is_tensor(value) for value in values)
     return checks.is_tensor(values)
 
 
@@ -716,7 +721,8 @@ def _samples_of(shapes: Sequence[tuple[int, ...]], dtype: Any, **options: Any) -
 def _scaled(g: Array, points: Sequence[Array], kept: Sequence[Array], wants: Sequence[bool]) -> list[Array | None]:
     """What was kept are gradients of a scalar for each of a batch."""
     found = iter(kept)
-    return [next(found) * g[..., None, None] if want else None for want in wants]
+    times = g[..., None, None] if g.ndim else g
+    return [next(found) * times if want else None for want in wants]
 
 
 class Samples(NamedTuple):

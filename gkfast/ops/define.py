@@ -99,10 +99,12 @@ def plain(arguments: Sequence[Any]) -> bool:
     if watched:
         return False
     # no generator: it takes longer
-    for argument in arguments:
-        if isinstance(argument, Tensor) and _keys(argument).raw_repr() not in _PLAIN:
-            return False
-    return True
+    return all(not (isinstance(argument, Tensor) and not plain_tensor(argument)) for argument in arguments)
+
+
+def plain_tensor(tensor: Tensor) -> bool:
+    """No more than numbers in memory, on the CPU."""
+    return _keys(tensor).raw_repr() in _PLAIN
 
 
 def folded(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkfast.ops.define import Wants, array, plain, transforms
+from gkfast.ops.define import Wants, array, plain, plain_tensor, transforms
 
 # (arrays, which of their gradients will be wanted) -> the value, and what the gradients will be made of
 Value = Callable[[Sequence[np.ndarray], Wants], tuple[np.ndarray, Sequence[np.ndarray]]]
-# (g, the arrays, what Value kept, which gradients are wanted) -> gradients of sum g . value, None where not wanted
-Pull = Callable[[np.ndarray, Sequence[np.ndarray], Sequence[np.ndarray], Wants], Sequence[np.ndarray | None]]
+# (g, the tensors, what Value kept, which gradients are wanted) -> gradients of sum g . value, None where not wanted
+Pull = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Wants], Sequence[Tensor | None]]
 
 
 def possible(tensors: Sequence[Tensor]) -> bool:
@@ -27,16 +27,18 @@ def possible(tensors: Sequence[Tensor]) -> bool:
 
 def call(tensors: Sequence[Tensor], value: Value, pull: Pull, again: Callable[..., Tensor]) -> Tensor:
     """The value, for which backward calls pull; again(*tensors) is the same value by operators, to any order."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        # apply less its look at forward's signature, which takes longer than a small kernel
-        return super(torch.autograd.Function, _Recorded).apply(value, pull, again, *tensors)
-    return torch.from_numpy(value(_arrays(tensors), (False,) * len(tensors))[0])
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t.requires_grad:
+                # apply less its look at forward's signature, which takes longer than a small kernel
+                return super(torch.autograd.Function, _Recorded).apply(value, pull, again, *tensors)
+    return torch.from_numpy(value([array(t) for t in tensors], (False,) * len(tensors))[0])
 
 
 class _Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Value, pull: Pull, again: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        result, kept = value(_arrays(tensors), ctx.needs_input_grad[3:])
+        result, kept = value([array(t) for t in tensors], ctx.needs_input_grad[3:])
         ctx.pull, ctx.again, ctx.count = pull, again, len(tensors)
         ctx.save_for_backward(*tensors, *map(torch.from_numpy, kept))
         return torch.from_numpy(result)
@@ -47,16 +49,11 @@ class _Recorded(torch.autograd.Function):
         tensors, kept = saved[: ctx.count], saved[ctx.count :]
         wants = ctx.needs_input_grad[3:]
         differentiable = torch.is_grad_enabled()
-        if not differentiable and possible((g,)):
-            found = ctx.pull(array(g), _arrays(tensors), _arrays(kept), wants)
-            return None, None, None, *(None if d is None else torch.from_numpy(d) for d in found)
+        if not differentiable and plain_tensor(g):
+            return None, None, None, *ctx.pull(g, tensors, kept, wants)
         # gradients must themselves be differentiable, or come many at a time
         with torch.enable_grad():
             value = ctx.again(*tensors)
         needed = [t for t, want in zip(tensors, wants, strict=True) if want]
         found = iter(torch.autograd.grad(value, needed, g, create_graph=differentiable))
         return None, None, None, *(next(found) if want else None for want in wants)
-
-
-def _arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    return [array(t) for t in tensors]
