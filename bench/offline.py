@@ -37,7 +37,7 @@ TENSOR_CORE = r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|DMMA)\b"
 
 
 # Triton's own, where a launch names none
-DEFAULTS = {"num_warps": 4, "num_stages": 3, "maxnreg": None}
+DEFAULTS = {"num_warps": 4, "num_stages": 3, "maxnreg": None, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)

@@ -839,6 +839,31 @@ def test_launches(name, monkeypatch):
     assert not found.torch
 
 
+def all_kernels():
+    modules = [module for name, module in sys.modules.items() if name.startswith("gkfast.kernels.gpu.")]
+    named = (name for module in modules for name in vars(module))
+    return {name for name in named if name.startswith("_") and name.endswith("_kernel")}
+
+
+def test_no_launch_leaves_contraction_to_the_environment(small_panels, monkeypatch):
+    """TRITON_DEFAULT_FP_FUSION, or Triton's version, would decide whether products that are added are contracted."""
+    owner = GridExecutor if triton.knobs.runtime.interpret else triton.runtime.jit.JITFunction
+    named = {}
+
+    def recorded(self, *arguments, **options):
+        named.setdefault(self.fn.__name__, set()).add(options.get("enable_fp_fusion"))
+
+    monkeypatch.setattr(owner, "__call__" if owner is GridExecutor else "run", recorded)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.log_density"], "splits", lambda *_: 2)
+    x, y = sample(1, 9, 8, 100, torch.float32)
+    v, w = columns(1, 8, 1, torch.float32), columns(1, 8, 3, torch.float32)
+    gpu.rbf_backward(columns(1, 9, 8, torch.float32), x, y, ONE, ONE, (True,) * 4)
+    gpu.rbf_matmul(x, y, w, ONE, ONE)
+    gpu.rbf_matmul_backward(columns(1, 9, 1, torch.float32), x, y, v, ONE, ONE, (True,) * 5)
+    gpu.log_density(x, y, ONE, ONE, v[..., 0], False, "high")
+    assert named == {name: {True} for name in all_kernels()}
+
+
 def test_every_sum_is_written(monkeypatch):
     x, y = sample(1, 33, 65, 6, torch.float32)
     g, v = columns(1, 33, 1, torch.float32), columns(1, 65, 1, torch.float32)
@@ -968,10 +993,7 @@ def test_kernels_compile_without_spills(compiled, architecture):
 
 
 def test_every_kernel_is_compiled(compiled):
-    modules = [module for name, module in sys.modules.items() if name.startswith("gkfast.kernels.gpu.")]
-    named = (name for module in modules for name in vars(module))
-    kernels = {name for name in named if name.startswith("_") and name.endswith("_kernel")}
-    assert {row["kernel"] for row in compiled} == kernels
+    assert {row["kernel"] for row in compiled} == all_kernels()
 
 
 def test_float32_uses_the_fast_exponential(compiled):

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .tiles import FUSION
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 # bandwidths given as numbers travel as arguments of a kernel: a copy from the host could not be captured in a graph
 _NUMBERS = 8
@@ -178,7 +180,8 @@ class Table:
         if self.batch:
             with torch.cuda.device_of(self.rows):
                 _table_kernel[(self.different,)](
-                    self.rows, *self.pointers, self.limit, self.count, *self.numbers, **self.constants, num_warps=1
+                    self.rows, *self.pointers, self.limit, self.count, *self.numbers, **self.constants, num_warps=1,
+                    **FUSION,
                 )  # fmt: skip
         return self
 

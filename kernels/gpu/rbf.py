@@ -169,8 +169,7 @@ def _matrix(name, table, split, x, y, out, g=None, moments=None, same=False):
                 WEIGHT=g is not None, MOMENTS=moments is not None, ONE_BANDWIDTH=table.count == 1, SAME=same,
                 DOT=products, LIMIT=limit, SCALED=table.scaled, BN=found.bn, BM=found.bm, BD=found.bd,
                 BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if products else 0,
-                ACC=triton_dtype(table.dtype), num_warps=found.warps, num_stages=found.stages,
-                maxnreg=found.registers,
+                ACC=triton_dtype(table.dtype), **found.options,
             )  # fmt: skip
 
 
@@ -228,6 +227,6 @@ def _pull(table, split, w, x, y, row_stride, col_stride, both):
                 n, m, dims, table.stride, row_stride, col_stride,
                 BOTH=both, DOT=products, LIMIT=limit, BN=found.bn, BM=found.bm, BD=found.bd,
                 DP=split.dims if products else 0, ACC=triton_dtype(table.dtype),
-                num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+                **found.options,
             )  # fmt: skip
     return dx

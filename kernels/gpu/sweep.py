@@ -684,7 +684,7 @@ def sweep(
                     BN=found.bn, BM=found.bm, BD=bd, BE=be,
                     BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if split else 0,
                     EP=split.columns if products else 0, ACC=triton_dtype(table.dtype),
-                    num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+                    **found.options,
                 )  # fmt: skip
             if panel and products:
                 pull_by_panel(of, place, table, a, b, n, m, pulls, operands, products, limit, pull)

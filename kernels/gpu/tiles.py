@@ -11,6 +11,11 @@ import torch
 _OFFLINE = "offline compilation"
 
 
+# products that are added are contracted to multiply-adds, as when the tiles were chosen: Triton's default differs
+# between versions, and where TRITON_DEFAULT_FP_FUSION is set, and gives other bits
+FUSION = {"enable_fp_fusion": True}
+
+
 class Tile(NamedTuple):
     bn: int
     bm: int
@@ -22,6 +27,11 @@ class Tile(NamedTuple):
     stages: int = 1
     # coordinates of a product at a time
     bk: int = 32
+
+    @property
+    def options(self):
+        """What a launch passes to the compiler."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers} | FUSION
 
 
 class _Row(NamedTuple):
