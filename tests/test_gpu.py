@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed on this p
 
 from triton.runtime.interpreter import GridExecutor  # noqa: E402
 
+import gkfast  # noqa: E402  (after triton)
 from gkfast.kernels import gpu, reference  # noqa: E402  (needs triton)
 from gkfast.kernels.gpu import packed  # noqa: E402
 
@@ -31,6 +33,7 @@ TOLERANCE = {  # kernel absolute, gradients relative to the norm
     torch.float16: (2**-10, 2**-10),
 }
 ONE = torch.ones(1, 1, dtype=torch.float64)
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 
 
 def sample(batch, n, m, dims, dtype, scale=1.0, offset=0.0):
@@ -918,27 +921,138 @@ def test_operators_give_what_they_promise():
             torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
-def test_public_functions_on_the_device():
-    import gkfast
-
-    x, y = sample(1, 300, 200, 17, torch.float32)
-    x, y = x[0].requires_grad_(), y[0].requires_grad_()
-    functions = (
-        lambda a, b: gkfast.rbf(a, b, 0.9).square().sum(),
-        lambda a, b: gkfast.rbf_matmul(a, b, b, 0.9).square().sum(),
-        lambda a, b: gkfast.mmd2(a, b, [0.5, 1.0]),
-        lambda a, b: gkfast.log_density(a, b, 0.9).sum(),
-        lambda a, b: gkfast.score(a, b, 0.9).square().sum(),
-    )
-    for function in functions:
-        ours = torch.autograd.grad(function(x, y), (x, y))
-        truth = torch.autograd.grad(function(x.cpu().double(), y.cpu().double()), (x, y))
-        for gradient, exact in zip(ours, truth, strict=True):
-            assert (gradient - exact).norm() <= 1e-5 * exact.norm()
+# of x, y and a bandwidth
+PUBLIC = {
+    "rbf": lambda x, y, s: gkfast.rbf(x, y, s).square().sum(),
+    "rbf_matmul": lambda x, y, s: gkfast.rbf_matmul(x, y, y, s).square().sum(),
+    "mmd2": lambda x, y, s: gkfast.mmd2(x, y, s),
+    "kernel_means": lambda x, y, s: torch.stack(gkfast.kernel_means(x, y, s)).sum(),
+    "mmd2_and_variance": lambda x, y, s: torch.stack(gkfast.mmd2_and_variance(x, y, s)).sum(),
+    "witness": lambda x, y, s: gkfast.witness(x, x + 1, y, s).square().sum(),
+    "log_density": lambda x, y, s: gkfast.log_density(x, y, s).sum(),
+    "score": lambda x, y, s: gkfast.score(x, y, s).square().sum(),
+}
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+def two_samples(n=300, m=200, dims=17):
+    x, y = sample(1, n, m, dims, torch.float32)
+    return x[0].requires_grad_(), (y[0] + 0.3).requires_grad_()
+
+
+def close(ours, truth, relative=1e-5):
+    for found, exact in zip(ours, truth, strict=True):
+        assert (found.detach().cpu() - exact.cpu()).norm() <= relative * exact.norm()
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_functions_on_the_device(name):
+    x, y = two_samples()
+    ours = torch.autograd.grad(PUBLIC[name](x, y, 0.9), (x, y))
+    truth = torch.autograd.grad(PUBLIC[name](x.cpu().double(), y.cpu().double(), 0.9), (x, y))
+    close(ours, truth)
+    # the same bits again
+    for found, again in zip(ours, torch.autograd.grad(PUBLIC[name](x, y, 0.9), (x, y)), strict=True):
+        assert torch.equal(found, again)
+
+
+@needs_gpu
+def test_a_permutation_test_on_the_device():
+    x, y = (t.detach() for t in two_samples())
+    ours, truth = (gkfast.mmd_test(a, b, 0.9, permutations=200, seed=0) for a, b in ((x, y), (x.cpu(), y.cpu())))
+    close(ours, truth)
+
+
+# inductor warns of what torch deprecates, and of tensor cores that float32 does not use
+@pytest.mark.filterwarnings("ignore")
+@needs_gpu
+@pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "mmd2", "log_density"])
+def test_compiled_on_the_device(name):
+    torch._dynamo.reset()
+    x, y = two_samples()
+    compiled = torch.compile(lambda x, y: PUBLIC[name](x, y, 0.9), fullgraph=True)
+    found = compiled(x, y)
+    exact = PUBLIC[name](x, y, 0.9)
+    close([found, *torch.autograd.grad(found, (x, y))], [exact, *torch.autograd.grad(exact, (x, y))])
+
+
+@needs_gpu
+def test_autocast_on_the_device():
+    x, y = two_samples()
+    layer = torch.nn.Linear(17, 16, device=DEVICE)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        features, others = layer(x), layer(y)
+        assert features.dtype == torch.bfloat16
+        loss = gkfast.mmd2(features, others, 0.9)
+    assert loss.dtype == torch.float32
+    exact = gkfast.mmd2(features.float(), others.float(), 0.9)
+    ours, truth = ([t, *torch.autograd.grad(t, x, retain_graph=True)] for t in (loss, exact))
+    close(ours, truth, 2**-7)
+
+
+@needs_gpu
+@pytest.mark.parametrize("place", sorted({0, max(0, torch.cuda.device_count() - 1)}))
+def test_in_another_thread(place):
+    """The gradient of what was computed here, and all of it; the thread's own device stays the first."""
+    x, y = (t.detach().to(f"{DEVICE}:{place}").requires_grad_() for t in two_samples())
+    value = PUBLIC["mmd2"](x, y, 0.9)
+    expected = torch.autograd.grad(value, (x, y), retain_graph=True)
+    found, failures = [], []
+
+    def work():
+        try:
+            found.append(torch.autograd.grad(value, (x, y)))
+            found.append(torch.autograd.grad(PUBLIC["mmd2"](x, y, 0.9), (x, y)))
+            torch.cuda.synchronize(place)
+        except Exception as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures
+    for gradients in found:
+        for ours, exact in zip(gradients, expected, strict=True):
+            assert torch.equal(ours, exact)
+
+
+def needs_memory(gigabytes):
+    if torch.cuda.mem_get_info()[0] < gigabytes << 30:
+        pytest.skip(f"needs {gigabytes} GiB of a GPU's memory")
+
+
+@needs_gpu
+def test_more_than_2_31_entries():
+    needs_memory(24)
+    n = 46_400
+    x, y = sample(1, n, n, 3, torch.bfloat16)
+    k = gpu.rbf(x, y, ONE, ONE)
+    assert k.numel() > 2**31
+    rows = [0, n // 2, n - 1]
+    exact = reference.rbf(x[:, rows].double(), y.double(), ONE, ONE)
+    assert (k[:, rows].double() - exact).abs().max() <= 2**-8
+    ones = torch.ones(1, n, 1, device=DEVICE, dtype=torch.bfloat16)
+    g = ones.mT.expand(1, n, n).contiguous()
+    dx = gpu.rbf_backward(g, x, y, ONE, ONE, (True, False, False, False))[0]
+    truth = gpu.rbf_matmul_backward(ones, x, y, ones, ONE, ONE, (True, False, False, False, False))[0]
+    assert (dx.float() - truth.float())[:, rows].norm() <= 2**-6 * truth[:, rows].float().norm()
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", PRECISION)
+def test_more_than_2_31_coordinates(precision):
+    needs_memory(40)
+    n, dims = 2**22, 520
+    x = torch.randn(1, n, dims, device=DEVICE, dtype=torch.bfloat16)
+    y = torch.randn(1, 3, dims, device=DEVICE, dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    v, sigma, rows = torch.ones(1, 3, 1, device=DEVICE, dtype=torch.bfloat16), 30 * ONE, [0, n // 2, n - 1]
+    found = gpu.rbf_matmul(x, y, v, sigma, ONE, precision=precision)
+    exact = reference.rbf_matmul(x[:, rows].double(), y.double(), v.double(), sigma, ONE)
+    assert (found[:, rows].double() - exact).abs().max() <= (2**-6 + 2 * PRECISION[precision][0]) * exact.max()
+
+
+@needs_gpu
 def test_streams_graphs_and_devices():
     x, y = sample(1, 300, 200, 17, torch.float32)
     v, a = torch.rand(1, 200, 1).to(DEVICE), torch.rand(1, 300).to(DEVICE)
