@@ -67,7 +67,7 @@ class There(torch.Tensor):
         tensors = [t for t in tree_leaves((arguments, options)) if isinstance(t, torch.Tensor)]
         # a number of the host goes along as an argument of the kernel
         elsewhere = [tuple(t.shape) for t in tensors if not isinstance(t, There) and t.ndim]
-        if name in ("copy_", "_local_scalar_dense", "equal", "nonzero") and (elsewhere or name != "copy_"):
+        if name in ("_local_scalar_dense", "equal", "nonzero") or (elsewhere and name in ("copy_", "index")):
             cls.waits.append(name)
         elif elsewhere:
             raise RuntimeError(f"{function} of tensors on cuda:0 and of those on cpu, of shapes {elsewhere}")
