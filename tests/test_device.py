@@ -150,6 +150,14 @@ FUNCTIONS = {
     "rbf": gkfast.rbf,
     "rbf of x with itself": lambda x, y, s: gkfast.rbf(x, None, s),
     "rbf_matmul": lambda x, y, s: gkfast.rbf_matmul(x, y, y, s),
+    "mmd2": gkfast.mmd2,
+    "kernel_means": lambda x, y, s: torch.stack(gkfast.kernel_means(x, y, s)),
+    "linear": lambda x, y, s: gkfast.mmd2(x, y[:-1], s, estimator="linear"),
+    "log_density": gkfast.log_density,
+    "log_density of weighted rows": lambda x, y, s: gkfast.log_density(x, y, s, data_weights=y[:, 0].abs()),
+    "log_density of the others": lambda x, y, s: gkfast.log_density(x, x, s, leave_one_out=True),
+    "log_density, high": lambda x, y, s: gkfast.log_density(x, y, s, precision="high"),
+    "score": gkfast.score,
     "mmd2 of weighted rows": lambda x, y, s: gkfast.mmd2(
         x, y, s, x_weights=x[:, 0].abs(), y_weights=y[:, 0].abs(), weights=[0.5] * 2
     ),
@@ -199,6 +207,40 @@ def test_values_are_those_of_the_cpu(name, kind, launched):
     truth = value_and_gradients(FUNCTIONS[name], *points, BANDWIDTHS[kind]("cpu"))
     for found, exact in zip(ours, truth, strict=True):
         torch.testing.assert_close(here(found), exact, rtol=1e-5, atol=1e-6)
+
+
+MODULES = {
+    "of the median": lambda: gkfast.nn.MMDLoss("median"),
+    "of the mean, its root": lambda: gkfast.nn.MMDLoss("mean", estimator="biased", root=True),
+    "of given bandwidths": lambda: gkfast.nn.MMDLoss([0.8, 1.7]),
+    "of densities": lambda: gkfast.nn.KDERatioLoss(),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_step_of_a_loss_waits(name, launched):
+    launched.run = True
+    points = sample(9, 3)
+    losses = MODULES[name](), MODULES[name]()
+    for module in losses[1].modules():
+        for own, buffer in module._buffers.items():
+            module._buffers[own] = There(buffer)
+    for step in range(2):
+        # the first of a bandwidth's rule is before the graph
+        There.waits.clear()
+        truth, ours = (
+            (value.detach(), torch.autograd.grad(value, x)[0])
+            for value, x in (
+                (loss(x, y), x)
+                for loss, x, y in (
+                    (losses[0], (points[0] + step).requires_grad_(), points[1]),
+                    (losses[1], There(points[0] + step).requires_grad_(), There(points[1].clone())),
+                )
+            )
+        )
+        for found, exact in zip(ours, truth, strict=True):
+            torch.testing.assert_close(here(found), exact, rtol=1e-5, atol=1e-6)
+    assert not There.waits
 
 
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])

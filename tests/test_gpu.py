@@ -1019,6 +1019,61 @@ def test_in_another_thread(place):
             assert torch.equal(ours, exact)
 
 
+@needs_gpu
+@pytest.mark.parametrize("rule", ["median", [0.5, 1.0, 2.0]], ids=["median", "given"])
+def test_a_captured_step_of_an_mmd_gan(rule):
+    """Generator, critic, MMD^2 of its features, backward and the optimiser, replayed with other data."""
+
+    def networks():
+        torch.manual_seed(0)
+        generator, critic = torch.nn.Linear(8, 17, device=DEVICE), torch.nn.Linear(17, 16, device=DEVICE)
+        return generator, critic, gkfast.nn.MMDLoss(rule).to(DEVICE), torch.optim.SGD(generator.parameters(), lr=0.1)
+
+    def step(networks, noise, real):
+        generator, critic, loss, optimiser = networks
+        optimiser.zero_grad(set_to_none=True)
+        value = loss(critic(generator(noise)), critic(real))
+        value.backward()
+        optimiser.step()
+        return value
+
+    batches = [(torch.randn(64, 8, device=DEVICE), torch.randn(64, 17, device=DEVICE)) for _ in range(6)]
+    eager, graphed = networks(), networks()
+    expected = [step(eager, *batch).item() for batch in batches]
+    noise, real = (t.clone() for t in batches[0])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        found = []
+        for batch in batches[:3]:
+            noise.copy_(batch[0])
+            real.copy_(batch[1])
+            found.append(step(graphed, noise, real).item())
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = step(graphed, noise, real)
+    for batch in batches[3:]:
+        noise.copy_(batch[0])
+        real.copy_(batch[1])
+        graph.replay()
+        found.append(value.item())
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for ours, exact in zip(graphed[0].parameters(), eager[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_bandwidth_on_the_device(name):
+    x, y = two_samples()
+    sigma = torch.tensor([0.8, 1.2], dtype=torch.float64)
+    inputs = [x, y, sigma.to(DEVICE).requires_grad_()]
+    ours = torch.autograd.grad(PUBLIC[name](*inputs), inputs)
+    wide = [t.detach().cpu().double().requires_grad_() for t in inputs]
+    close(ours, torch.autograd.grad(PUBLIC[name](*wide), wide))
+
+
 def needs_memory(gigabytes):
     if torch.cuda.mem_get_info()[0] < gigabytes << 30:
         pytest.skip(f"needs {gigabytes} GiB of a GPU's memory")
