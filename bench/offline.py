@@ -6,8 +6,8 @@
 The launchers themselves are called, with tensors on the CPU; their launches are recorded instead of run, and each is
 compiled with the constants and types that it had: with the tiles of its architecture, and with those that an unknown
 one takes. Exit status 1 if a kernel spills, needs more registers or shared memory than leave room, lacks the
-tensor-core instructions that it should have, computes float32 exponentials the slow way, or if a row of the table of
-tiles was never compiled.
+tensor-core instructions that it should have, or has those that round float32, computes float32 exponentials the slow
+way, or if a row of the table of tiles was never compiled.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TENSOR_CORE = r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|DMMA)\b"
 
 
 # Triton's own, where a launch names none
-DEFAULTS = {"num_warps": 4, "num_stages": 3, "maxnreg": None}
+DEFAULTS = {"num_warps": 4, "num_stages": 3, "maxnreg": None, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class Row:
             "registers": self.registers > most,
             "shared memory": self.shared > MOST_SHARED[self.tiles],
             "no tensor core": self.expects_tensor_core and not self.tensor_core,
+            # tl.dot of float32 rounds to TensorFloat32 unless it is told otherwise
+            "TensorFloat32": self.dtype != "float64" and self.tensor_core > 0 and not self.expects_tensor_core,
             "slow ex2": self.dtype != "float64" and self.slow_ex2 > 0,
         }
         return ", ".join(name for name, fault in faults.items() if fault)
@@ -107,6 +109,9 @@ def call(case):
     v, a = torch.zeros(1, n, case.columns, dtype=dtype), torch.zeros(1, n, dtype=dtype)
     one = torch.ones(1, 1, dtype=torch.float64)
     shift = torch.zeros(1, n, 1, dtype=dtype)
+    ladder = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]], dtype=torch.float64)
+    # of a size that asks for the unit
+    scaled = ladder * 2.0**40 if dtype != torch.float64 else ladder * 2.0**300
     if case.op == "rbf":
         kernels.rbf(x, y, one, one, **by)
     elif case.op == "rbf_backward":
@@ -117,8 +122,17 @@ def call(case):
         kernels.rbf_matmul_backward(v, x, y, v, one, one, (True,) * 5, **by)
     elif case.op == "density_backward":
         kernels.rbf_matmul_backward(v, x, y, v, one, one, (True,) * 5, shift=shift, skip_diagonal=True)
+    elif case.op == "rbf_of_bandwidths":
+        kernels.rbf(x, y, scaled, ladder, **by)
+    elif case.op == "kernel_sums_of_bandwidths":
+        kernels.mmd2(x, y, a, a, one.expand(1, 3), scaled, ladder, 1, **by)
+    elif case.op == "mmd2_of_everything":
+        kernels.kernel_sums_with_gradients(
+            one.expand(1, 1, 3), x, y, a, a, scaled, ladder, 1, True, (True,) * 6, **by
+        )
+    elif case.op == "signs":
+        kernels.rbf_matmul(x, x, v, one, one, None, True, True, **by)
     elif case.op == "mmd2":
-        ladder = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]], dtype=torch.float64)
         wants = (True, True, False, False, False, False)
         kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, ladder, ladder, 1, True, wants, **by)
     elif case.op == "mmd2_of_x":
@@ -225,6 +239,7 @@ def _run(*command):
 
 
 OPS = ["rbf", "rbf_backward", "rbf_matmul", "rbf_matmul_backward", "mmd2", "mmd2_of_x", "kernel_sums"]
+OPS += ["rbf_of_bandwidths", "kernel_sums_of_bandwidths", "mmd2_of_everything"]
 BY_PRODUCTS = [op for op in OPS if op != "mmd2_of_x"]
 
 
@@ -236,6 +251,8 @@ def cases(brief):
         Case(op, dtype, 16, 10) for op in ("rbf_matmul", "rbf_matmul_backward") for dtype in ("float32", "float64")
     ]
     full += [Case("rbf_matmul", "float32", 16, 200), Case("density_backward", "float64", 16)]
+    # relabellings of a permutation test
+    full += [Case("signs", "float32", 16, 512), Case("signs", "float32", 64, 512, "highest")]
     full += [Case(op, dtype, 64) for op in ("rbf", "rbf_matmul") for dtype in ("bfloat16", "float16")]
     full.append(Case("mmd2_of_parameters", "float32", 64, 1, "highest"))
     full += [

@@ -112,10 +112,12 @@ class Problem:
     def bandwidths(self, count: int | None = None) -> tuple[Array, Array]:
         """sigma and weights for each of a batch, (B, S), by default this problem's batch."""
         count = self.count if count is None else count
-        if count == 1:
-            return self.sigma[None], self.weights[None]
-        shape = (count, len(self.sigma))
-        return self.xp.broadcast_to(self.sigma, shape), self.xp.broadcast_to(self.weights, shape)
+        return self.for_each(self.sigma, count), self.for_each(self.weights, count)
+
+    def for_each(self, numbers: Array, count: int | None = None) -> Array:
+        """(S,) as (B, S)."""
+        count = self.count if count is None else count
+        return numbers[None] if count == 1 else self.xp.broadcast_to(numbers, (count, len(numbers)))
 
     def rows(self, array: Array) -> Array:
         """(..., R, C) as (B, R, C) in the dtype that is computed in."""
@@ -553,18 +555,22 @@ def _density(
     p = Problem(op, named, sigma, weights, precision, backend)
     checks.positive_weights(weights)
     xp, dims = p.xp, x.shape[-1]
-    s, w = (double(p, numbers) for numbers in p.bandwidths())
-    log_weights = xp.log(w / w.sum(-1)[:, None]) - dims * xp.log(s) - 0.5 * dims * np.log(2 * np.pi)
-    greatest = checks.detached(xp.amax(log_weights, -1))[:, None]
+    s, w = double(p, p.sigma), double(p, p.weights)
+    if xp is not np and s.device != w.device:
+        # numbers beside a bandwidth that is on the device, or the other way round; equal ones are made there
+        home = w.device if checks.on_cpu(s) else s.device
+        s, w = s.to(home), (xp.ones_like(s) if weights is None else w.to(home))
+    log_weights = xp.log(w / w.sum()) - dims * xp.log(s) - 0.5 * dims * np.log(2 * np.pi)
+    # a number, which goes with tensors of any device
+    greatest = checks.detached(xp.amax(log_weights, -1))
     x3, data3 = p.rows(x), p.rows(data)
     if data_weights is None:
         share = xp.full(data3.shape[:2], 1 / data.shape[-2], dtype=xp.float64, **on(p, data3))
     else:
         a = double(p, p.rows(named["data_weights"])[..., 0])
         share = a / a.sum(-1)[..., None]
-    arguments = (x3, data3, s, log_weights - greatest, share)
-    constant = greatest if xp is np else greatest.to(share.device)
-    return p, arguments, constant - xp.log1p(-share) if leave_one_out else constant
+    arguments = (x3, data3, p.for_each(s), p.for_each(log_weights - greatest), share)
+    return p, arguments, greatest - xp.log1p(-share) if leave_one_out else greatest
 
 
 def double(p: Problem, array: Array) -> Array:
@@ -802,7 +808,11 @@ def samples(
 def _float64(p: Problem, values: list[list[float]], like: Array) -> Array:
     if p.xp is np:
         return np.array(values)
-    return p.xp.tensor(values, dtype=p.xp.float64, device=like.device)
+    if checks.on_cpu(like):
+        return p.xp.tensor(values, dtype=p.xp.float64)
+    # set there: a copy from the host would wait for the device, and no CUDA graph could capture it
+    numbers = [like.new_full((), value, dtype=p.xp.float64) for row in values for value in row]
+    return p.xp.stack(numbers).reshape(len(values), -1)
 
 
 def _row_weights(p: Problem, given: Array | None, like: Array) -> Array:

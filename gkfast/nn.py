@@ -94,6 +94,7 @@ class _Bandwidth(torch.nn.Module):
     """Bandwidths that are given, or follow the data: a running average of their median or mean distance."""
 
     running: Tensor
+    factors: Tensor
 
     def __init__(self, sigma: Bandwidth, scales: Sequence[float], momentum: float) -> None:
         super().__init__()
@@ -106,6 +107,8 @@ class _Bandwidth(torch.nn.Module):
         else:
             given = [float(s) for s in sigma] if isinstance(sigma, Sequence) else [float(sigma)]
         self.register_buffer("running", torch.tensor(given, dtype=torch.float64))
+        # beside it wherever the module goes: a copy from the host would wait, and no graph could capture it
+        self.register_buffer("factors", torch.tensor(self.scales, dtype=torch.float64), persistent=False)
         self.seen = self.rule is None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -129,7 +132,7 @@ class _Bandwidth(torch.nn.Module):
         return torch.where(found > 0, found, self.running if self.seen else 1.0)
 
     def _scaled(self, sigma: Tensor) -> Tensor:
-        return sigma * torch.tensor(self.scales, dtype=torch.float64, device=sigma.device)
+        return sigma * self.factors.to(sigma.device, torch.float64)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *arguments)

@@ -248,7 +248,8 @@ def _sums(p: Problem, x: Array, y: Array, skip_diagonal: bool = False) -> _Sums:
     inverse = sigma**-2
     widths = ((inverse[:, :, None] + inverse[:, None, :]) ** -0.5).reshape((x.shape[0], -1))
     products = (weights[:, :, None] * weights[:, None, :]).reshape((x.shape[0], -1))
-    squares = rows(widths, products).sum(-1) - 2 * weights.sum(-1) * sums.sum(-1)
+    # the weights' sum is one number for the whole batch, wherever they are
+    squares = rows(widths, products).sum(-1) - 2 * double(p, p.weights).sum() * sums.sum(-1)
     return _Sums(sums, squares)
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed on this p
 
 from triton.runtime.interpreter import GridExecutor  # noqa: E402
 
+import gkfast  # noqa: E402  (after triton)
 from gkfast.kernels import gpu, reference  # noqa: E402  (needs triton)
 from gkfast.kernels.gpu import packed  # noqa: E402
 
@@ -31,6 +33,7 @@ TOLERANCE = {  # kernel absolute, gradients relative to the norm
     torch.float16: (2**-10, 2**-10),
 }
 ONE = torch.ones(1, 1, dtype=torch.float64)
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 
 
 def sample(batch, n, m, dims, dtype, scale=1.0, offset=0.0):
@@ -40,24 +43,27 @@ def sample(batch, n, m, dims, dtype, scale=1.0, offset=0.0):
     return x.to(DEVICE, dtype), y.to(DEVICE, dtype)
 
 
+def doubled(t):
+    """As the oracle takes it: on the CPU, where bandwidths are, in float64."""
+    return t.detach().cpu().double()
+
+
 def check(x, y, sigma, weights):
     """Kernel and all gradients against float64; sigma and weights (S,) serve the whole batch."""
     sigma, weights = (t.expand(x.shape[0], -1).contiguous() for t in (sigma, weights))
     absolute, relative = TOLERANCE[x.dtype]
-    wide = [
-        t.detach().double().requires_grad_() for t in ((x, sigma, weights) if y is None else (x, y, sigma, weights))
-    ]
+    wide = [doubled(t).requires_grad_() for t in ((x, sigma, weights) if y is None else (x, y, sigma, weights))]
     truth = reference.rbf(wide[0], None if y is None else wide[1], *wide[-2:])
     ours = gpu.rbf(x, y, sigma, weights)
     assert ours.dtype == x.dtype
     if truth.numel():
-        assert (ours.double() - truth).abs().max() <= absolute * float(weights[0].abs().sum())
-    g = torch.randn_like(truth).to(x.dtype)
+        assert (doubled(ours) - truth).abs().max() <= absolute * float(weights[0].abs().sum())
+    g = torch.randn_like(truth).to(DEVICE, x.dtype)
     # without coordinates nothing depends on x
-    expected = torch.autograd.grad((truth * g.double()).sum(), wide, allow_unused=True, materialize_grads=True)
+    expected = torch.autograd.grad((truth * doubled(g)).sum(), wide, allow_unused=True, materialize_grads=True)
     gradients = gpu.rbf_backward(g, x, y, sigma, weights, (True, y is not None, True, True))
     for gradient, exact in zip((t for t in gradients if t is not None), expected, strict=True):
-        assert (gradient.double() - exact).norm() <= relative * exact.norm()
+        assert (doubled(gradient) - exact).norm() <= relative * exact.norm()
         assert not gradient.isnan().any()
 
 
@@ -139,12 +145,12 @@ def test_many_bandwidths(count):
 
 def test_many_coordinates():
     x, y = sample(1, 5, 6, 520, torch.float32)
-    assert (gpu.rbf(x, y, ONE, ONE) - reference.rbf(x.double(), y.double(), ONE, ONE)).abs().max() <= 1e-6
+    assert (doubled(gpu.rbf(x, y, ONE, ONE)) - reference.rbf(doubled(x), doubled(y), ONE, ONE)).abs().max() <= 1e-6
     v, ones = torch.ones(1, 6, 1, device=DEVICE), torch.ones(1, 5, 1, device=DEVICE)
     dx = gpu.rbf_matmul_backward(ones, x, y, v, ONE, ONE, (True, False, False, False, False))[0]
-    wide = x.double().requires_grad_()
-    exact = torch.autograd.grad(reference.rbf(wide, y.double(), ONE, ONE).sum(), wide)[0]
-    assert (dx - exact).norm() <= 1e-5 * exact.norm()
+    wide = doubled(x).requires_grad_()
+    exact = torch.autograd.grad(reference.rbf(wide, doubled(y), ONE, ONE).sum(), wide)[0]
+    assert (doubled(dx) - exact).norm() <= 1e-5 * exact.norm()
 
 
 # the interpreter is NumPy, which warns where a GPU only returns infinity or NaN
@@ -157,8 +163,8 @@ def test_points_at_all_scales_between_two_bandwidths(spread):
     torch.manual_seed(0)
     x = torch.cat([torch.randn(12, 1) * spread**p for p in (-0.5, -0.25, 0, 0.25, 0.5)])[None].to(DEVICE)
     sigma, weights = torch.tensor([[spread**-0.5, spread**0.5]]).double(), torch.ones(1, 2).double()
-    truth = reference.rbf(x.double(), None, sigma, weights)
-    assert (gpu.rbf(x, None, sigma, weights) - truth).abs().max() <= 2e-6
+    truth = reference.rbf(doubled(x), None, sigma, weights)
+    assert (doubled(gpu.rbf(x, None, sigma, weights)) - truth).abs().max() <= 2e-6
 
 
 @overflows
@@ -166,7 +172,7 @@ def test_huge_values():
     x = torch.tensor([[[1e20, -3e38], [1e20, 3e38], [1e-30, 0.0]]], device=DEVICE)
     for sigma in (1e-38, 1e-20, 1.0, 1e20, 1e38):
         k = gpu.rbf(x, None, sigma * ONE, ONE)
-        assert (k - reference.rbf(x.double(), None, sigma * ONE, ONE)).abs().max() <= 1e-6
+        assert (doubled(k) - reference.rbf(doubled(x), None, sigma * ONE, ONE)).abs().max() <= 1e-6
         gradients = gpu.rbf_backward(torch.ones_like(k), x, None, sigma * ONE, ONE, (True, False, True, True))
         assert all(t.isfinite().all() for t in gradients if t is not None)
 
@@ -242,16 +248,16 @@ def check_gradients(ours, truth, inputs, relative):
     expected = torch.autograd.grad(truth, inputs, allow_unused=True, materialize_grads=True)
     for gradient, exact in zip(ours, expected, strict=True):
         assert gradient.shape == exact.shape
-        assert (gradient.double() - exact).norm() <= relative * exact.norm()
+        assert (doubled(gradient) - exact).norm() <= relative * exact.norm()
 
 
 def check_matmul(x, y, v, sigma, weights, shift=None, relative=None, **modes):
     """K v and its gradients against float64."""
     relative = TOLERANCE[x.dtype][1] if relative is None else relative
-    wide = [t.detach().double().requires_grad_() for t in (x, y, v, sigma, weights)]
+    wide = [doubled(t).requires_grad_() for t in (x, y, v, sigma, weights)]
     truth = reference.log_kernels(*wide[:2], wide[3])
     if shift is not None:
-        truth = truth - shift.double().mT[..., None]
+        truth = truth - doubled(shift).mT[..., None]
     k = truth.expm1() if modes.get("minus_one") else truth.exp()
     k = torch.einsum("bs,bsnm->bnm", wide[4], k)
     if modes.get("skip_diagonal"):
@@ -259,10 +265,10 @@ def check_matmul(x, y, v, sigma, weights, shift=None, relative=None, **modes):
     truth = k @ wide[2]
     ours = gpu.rbf_matmul(x, y, v, sigma, weights, shift, **modes)
     assert ours.dtype == x.dtype
-    assert (ours.double() - truth).norm() <= relative * truth.norm()
-    g = torch.randn_like(truth).to(x.dtype)
+    assert (doubled(ours) - truth).norm() <= relative * truth.norm()
+    g = torch.randn_like(truth).to(DEVICE, x.dtype)
     gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, (True,) * 5, shift, **modes)
-    check_gradients(gradients, (truth * g.double()).sum(), wide, relative)
+    check_gradients(gradients, (truth * doubled(g)).sum(), wide, relative)
 
 
 def columns(batch, rows, count, dtype):
@@ -374,16 +380,16 @@ def test_kernel_sums(dims, minus_one, drop):
     a, b = (torch.rand(batch, rows).to(DEVICE, dtype) for rows in (n, m))
     sigma, weights = two_bandwidths(batch)
     scale = torch.randn(batch, 2, 3, dtype=torch.float64, device=DEVICE)
-    wide = [t.detach().double().requires_grad_() for t in (x, y, a, b, sigma, weights)]
+    wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     kernel = reference.rbf_minus_one if minus_one else reference.rbf
     truth = reference._three_sums(lambda p, q: kernel(p, q, *wide[4:]), *wide[:4], drop)
     sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_one, (True,) * 6)
-    assert (sums - truth).norm() <= (2e-6 if dtype == torch.float32 else 1e-13) * truth.norm()
+    assert (doubled(sums) - truth).norm() <= (2e-6 if dtype == torch.float32 else 1e-13) * truth.norm()
     for r in range(2):
-        total = (scale[:, r] * truth).sum()
+        total = (doubled(scale)[:, r] * truth).sum()
         expected = torch.autograd.grad(total, wide, retain_graph=True)
         for gradient, exact in zip(gradients, expected, strict=True):
-            assert (gradient[:, r].double() - exact).norm() <= TOLERANCE[dtype][1] * exact.norm()
+            assert (doubled(gradient[:, r]) - exact).norm() <= TOLERANCE[dtype][1] * exact.norm()
 
 
 @pytest.mark.parametrize(
@@ -394,19 +400,19 @@ def test_kernel_sums_of_nothing(n, m, batch, dims):
     a, b = (torch.rand(batch, rows).to(DEVICE) for rows in (n, m))
     sigma, weights = two_bandwidths(batch)
     scale = torch.randn(batch, 1, 3, dtype=torch.float64, device=DEVICE)
-    wide = [t.double().requires_grad_() for t in (x, y, a, b, sigma, weights)]
+    wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     truth = reference._three_sums(lambda p, q: reference.rbf(p, q, *wide[4:]), *wide[:4], 0)
     for wants in ((True,) * 6, (False,) * 6):
         sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 0, False, wants)
-        assert (sums - truth).abs().sum() <= 1e-5
+        assert (doubled(sums) - truth).abs().sum() <= 1e-5
         if wants[0]:
             gradients = [g[:, 0] for g in gradients]
             expected = torch.autograd.grad(
-                (scale[:, 0] * truth).sum(), wide, allow_unused=True, materialize_grads=True
+                (doubled(scale)[:, 0] * truth).sum(), wide, allow_unused=True, materialize_grads=True
             )
             for gradient, exact in zip(gradients, expected, strict=True):
                 assert gradient.shape == exact.shape
-                assert (gradient - exact).abs().sum() <= 1e-5
+                assert (doubled(gradient) - exact).abs().sum() <= 1e-5
 
 
 def test_kernel_sums_wants():
@@ -433,11 +439,11 @@ def check_sums(x, y, sigma, weights, drop=1, minus_one=True, relative=2e-6):
     """The sums, with weights and without gradients, so by halves; the same bits again."""
     a, b = (torch.rand(t.shape[:2]).to(DEVICE, t.dtype) for t in (x, y))
     kernel = reference.rbf_minus_one if minus_one else reference.rbf
-    wide = [t.double() for t in (x, y, a, b)]
+    wide = [doubled(t) for t in (x, y, a, b)]
     truth = reference._three_sums(lambda p, q: kernel(p, q, sigma, weights), *wide, drop)
     arguments = (None, x, y, a, b, sigma, weights, drop, minus_one, (False,) * 6)
     sums = gpu.kernel_sums_with_gradients(*arguments)[0]
-    assert ((sums - truth).abs() <= relative * truth.abs()).all()
+    assert ((doubled(sums) - truth).abs() <= relative * truth.abs()).all()
     assert torch.equal(sums, gpu.kernel_sums_with_gradients(*arguments)[0])
 
 
@@ -462,16 +468,16 @@ def test_moments_by_halves():
     x, y = sample(1, 70, 130, 3, torch.float32)
     a, b = (torch.rand(t.shape[:2]).to(DEVICE) for t in (x, y))
     scale = torch.randn(1, 2, 3, dtype=torch.float64, device=DEVICE)
-    wide = [t.double().requires_grad_() for t in two_bandwidths(1)]
+    wide = [doubled(t).requires_grad_() for t in two_bandwidths(1)]
 
     def truth():
-        return reference._three_sums(lambda p, q: reference.rbf(p, q, *wide), *(t.double() for t in (x, y, a, b)), 1)
+        return reference._three_sums(lambda p, q: reference.rbf(p, q, *wide), *(doubled(t) for t in (x, y, a, b)), 1)
 
     wants = (False, False, False, False, True, True)
     arguments = (scale, x, y, a, b, *(t.detach() for t in wide), 1, False, wants)
     *_, dsigma, dweights = gpu.kernel_sums_with_gradients(*arguments)
     for r in range(2):
-        check_gradients((dsigma[:, r], dweights[:, r]), (scale[:, r] * truth()).sum(), wide, 1e-5)
+        check_gradients((dsigma[:, r], dweights[:, r]), (doubled(scale)[:, r] * truth()).sum(), wide, 1e-5)
 
 
 # bandwidths, and the squarings that lead from each to the next narrower one: for sums, for stored kernels
@@ -501,8 +507,8 @@ def test_ladders(name, dtype):
         assert found[3].tolist() == (found[3].tolist() if expected is None else expected)
         assert sigma[0, found[4].long().cpu()].tolist() == sorted(ladder, reverse=True)
     absolute, _ = TOLERANCE[dtype]
-    truth = reference.rbf(x.double(), y.double(), sigma, weights)
-    assert (gpu.rbf(x, y, sigma, weights) - truth).abs().max() <= absolute * weights.sum()
+    truth = reference.rbf(doubled(x), doubled(y), sigma, weights)
+    assert (doubled(gpu.rbf(x, y, sigma, weights)) - truth).abs().max() <= absolute * weights.sum()
     check_sums(x, y, sigma, weights, relative=2e-6 if dtype == torch.float32 else 1e-13)
     check_matmul(x, y, columns(1, 35, 1, dtype), sigma, weights)
     # the same squarings where the device alone knows the bandwidths
@@ -524,13 +530,13 @@ def test_products(dims, count, precision, by_products):
     x, y = sample(1, 67, 34, dims, torch.float32, scale=dims**0.5, offset=3)
     v, sigma, weights = torch.rand(1, 34, count).to(DEVICE), *two_bandwidths(1)
     sigma = sigma * 1.5 * dims**0.5
-    wide = [t.detach().double().requires_grad_() for t in (x, y, v, sigma, weights)]
+    wide = [doubled(t).requires_grad_() for t in (x, y, v, sigma, weights)]
     truth = reference.rbf_matmul(*wide)
     ours = gpu.rbf_matmul(x, y, v, sigma, weights, precision=precision)
-    assert (ours - truth).norm() <= of_value * truth.norm()
-    g = torch.rand_like(truth).float()
+    assert (doubled(ours) - truth).norm() <= of_value * truth.norm()
+    g = torch.rand_like(truth).to(DEVICE, torch.float32)
     gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, (True,) * 5, precision=precision)
-    check_gradients(gradients, (truth * g).sum(), wide, of_gradient)
+    check_gradients(gradients, (truth * doubled(g)).sum(), wide, of_gradient)
     if dims <= 4:
         # so few coordinates are products only for the sake of many columns
         return
@@ -543,8 +549,8 @@ def test_products(dims, count, precision, by_products):
             own, x, other, sigma, weights, (True, other is not None, True, True), precision=precision
         )
         gradients = [t for t in gradients if t is not None]
-        check_gradients(gradients, (exact * own).sum(), (*arguments, *wide[3:]), of_gradient)
-    assert (k - reference.rbf(x.double(), y.double(), sigma, weights)).abs().max() <= 2 * of_value
+        check_gradients(gradients, (exact * doubled(own)).sum(), (*arguments, *wide[3:]), of_gradient)
+    assert (doubled(k) - reference.rbf(doubled(x), doubled(y), sigma, weights)).abs().max() <= 2 * of_value
     # of less precision are other numbers: the test would not see a mode that is not passed on
     assert torch.equal(k, gpu.rbf(x, y, sigma, weights)) == (precision == "highest")
 
@@ -575,16 +581,16 @@ def test_products_in_kernel_sums(wants, precision, by_products):
     y += 0.3
     a, b = torch.rand(1, 40).to(DEVICE), torch.rand(1, 67).to(DEVICE)
     scale = torch.tensor([[[1.0, 1.0, -2.0]]], dtype=torch.float64, device=DEVICE)
-    wide = [t.detach().double().requires_grad_() for t in (x, y)]
-    truth = reference.mmd2(*wide, a.double(), b.double(), scale[:, 0], 2 * ONE, ONE, 1)
+    wide = [doubled(t).requires_grad_() for t in (x, y)]
+    truth = reference.mmd2(*wide, doubled(a), doubled(b), doubled(scale)[:, 0], 2 * ONE, ONE, 1)
     sums, *gradients = gpu.kernel_sums_with_gradients(
         scale, x, y, a, b, 2 * ONE, ONE, 1, True, (*wants, False, False, False, False), precision
     )
-    assert ((scale[:, 0] * sums).sum(-1) - truth).abs() <= 2 * of_value * sums.abs().max()
+    assert ((scale[:, 0] * sums).sum(-1).cpu() - truth).abs() <= 2 * of_value * sums.abs().max().cpu()
     for gradient, exact, want in zip(gradients, torch.autograd.grad(truth, wide), wants, strict=False):
         assert (gradient is not None) == want
         if want:
-            assert (gradient[:, 0] - exact).norm() <= 5 * of_gradient * exact.norm()
+            assert (doubled(gradient[:, 0]) - exact).norm() <= 5 * of_gradient * exact.norm()
 
 
 @pytest.fixture
@@ -622,7 +628,7 @@ def test_panels(dims, n, m, batch, drop, wants, dtype, small_panels):
     a, b = (torch.rand(batch, rows).to(DEVICE, dtype) for rows in (n, m))
     sigma, weights = two_bandwidths(batch)
     scale = torch.randn(batch, 1, 3, dtype=torch.float64, device=DEVICE)
-    wide = [t.detach().double().requires_grad_() for t in (x, y, a, b, sigma, weights)]
+    wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     truth = reference._three_sums(lambda p, q: reference.rbf_minus_one(p, q, *wide[4:]), *wide[:4], drop)
     arguments = (scale, x, y, a, b, sigma, weights, drop, True, wants)
     sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
@@ -630,12 +636,12 @@ def test_panels(dims, n, m, batch, drop, wants, dtype, small_panels):
     blocks, windows = batch * triton.cdiv(max(n, m), 128), triton.cdiv(max(n, m), 128)
     found = [(first + k, start // 128) for first, count, start in small_panels for k in range(count)]
     assert sorted(found) == [(i, j) for i in range(blocks) for j in range(windows)]
-    assert (sums - truth).norm() <= 2e-6 * truth.norm()
-    expected = torch.autograd.grad((scale[:, 0] * truth).sum(), wide)
+    assert (doubled(sums) - truth).norm() <= 2e-6 * truth.norm()
+    expected = torch.autograd.grad((doubled(scale)[:, 0] * truth).sum(), wide)
     for gradient, exact, want in zip(gradients, expected, wants, strict=True):
         assert (gradient is not None) == want
         if want:
-            assert (gradient[:, 0].double() - exact).norm() <= TOLERANCE[dtype][1] * exact.norm()
+            assert (doubled(gradient[:, 0]) - exact).norm() <= TOLERANCE[dtype][1] * exact.norm()
 
 
 @pytest.mark.parametrize("columns_of_v", [1, 3])
@@ -711,14 +717,14 @@ def check_density(x, y, sigma, weights, leave_one_out):
     data_weights = torch.rand(y.shape[:2]).to(DEVICE, x.dtype)
     # a row without weight counts for nothing
     data_weights[:, 0] = 0
-    arguments = (sigma, log_weights, data_weights.double(), leave_one_out)
-    truth = reference.log_density(x.double(), y.double(), *arguments)
+    arguments = (sigma, log_weights, doubled(data_weights), leave_one_out)
+    truth = reference.log_density(doubled(x), doubled(y), *arguments)
     ours = gpu.log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
     assert ours.dtype == torch.float64
-    assert (ours - truth).abs().max() <= 1e-13 * (1 + truth.abs().max())
-    exact = reference.score(x.double(), y.double(), *arguments)
+    assert (doubled(ours) - truth).abs().max() <= 1e-13 * (1 + truth.abs().max())
+    exact = reference.score(doubled(x), doubled(y), *arguments)
     found = gpu.score(x, y, sigma, log_weights, data_weights, leave_one_out)
-    assert (found.double() - exact).norm() <= TOLERANCE[x.dtype][1] * exact.norm()
+    assert (doubled(found) - exact).norm() <= TOLERANCE[x.dtype][1] * exact.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -770,15 +776,15 @@ def test_density_of_less_precision(precision, products, monkeypatch):
     centre = torch.cat([x, y], 1).mean(1)
     greatest = (torch.cat([x, y], 1) - centre).square().sum(-1).max() / (2 * sigma.min() ** 2)
     weights = torch.rand(1, 67).to(DEVICE)
-    arguments = (sigma, sigma.log(), weights.double(), False)
-    truth = reference.log_density(x.double(), y.double(), *arguments)
+    arguments = (sigma, sigma.log(), doubled(weights), False)
+    truth = reference.log_density(doubled(x), doubled(y), *arguments)
     ours = gpu.log_density(x, y, sigma, sigma.log(), weights, False, precision=precision)
-    assert (ours - truth).abs().max() <= bound * greatest
-    exact = reference.score(x.double(), y.double(), *arguments)
+    assert (doubled(ours) - truth).abs().max() <= bound * greatest
+    exact = reference.score(doubled(x), doubled(y), *arguments)
     score = gpu.score(x, y, sigma, sigma.log(), weights, False, precision=precision)
-    assert (score - exact).norm() <= bound * greatest * exact.norm()
+    assert (doubled(score) - exact).norm() <= bound * greatest * exact.norm()
     # other numbers than in float64, whose error is far below
-    assert (ours - truth).abs().max() > 1e-9
+    assert (doubled(ours) - truth).abs().max() > 1e-9
 
 
 class Launches(TorchDispatchMode):
@@ -839,6 +845,31 @@ def test_launches(name, monkeypatch):
     assert not found.torch
 
 
+def all_kernels():
+    modules = [module for name, module in sys.modules.items() if name.startswith("gkfast.kernels.gpu.")]
+    named = (name for module in modules for name in vars(module))
+    return {name for name in named if name.startswith("_") and name.endswith("_kernel")}
+
+
+def test_no_launch_leaves_contraction_to_the_environment(small_panels, monkeypatch):
+    """TRITON_DEFAULT_FP_FUSION, or Triton's version, would decide whether products that are added are contracted."""
+    owner = GridExecutor if triton.knobs.runtime.interpret else triton.runtime.jit.JITFunction
+    named = {}
+
+    def recorded(self, *arguments, **options):
+        named.setdefault(self.fn.__name__, set()).add(options.get("enable_fp_fusion"))
+
+    monkeypatch.setattr(owner, "__call__" if owner is GridExecutor else "run", recorded)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.log_density"], "splits", lambda *_: 2)
+    x, y = sample(1, 9, 8, 100, torch.float32)
+    v, w = columns(1, 8, 1, torch.float32), columns(1, 8, 3, torch.float32)
+    gpu.rbf_backward(columns(1, 9, 8, torch.float32), x, y, ONE, ONE, (True,) * 4)
+    gpu.rbf_matmul(x, y, w, ONE, ONE)
+    gpu.rbf_matmul_backward(columns(1, 9, 1, torch.float32), x, y, v, ONE, ONE, (True,) * 5)
+    gpu.log_density(x, y, ONE, ONE, v[..., 0], False, "high")
+    assert named == {name: {True} for name in all_kernels()}
+
+
 def test_every_sum_is_written(monkeypatch):
     x, y = sample(1, 33, 65, 6, torch.float32)
     g, v = columns(1, 33, 1, torch.float32), columns(1, 65, 1, torch.float32)
@@ -884,7 +915,7 @@ def test_operators_give_what_they_promise():
         ]
     for on_gpu, on_cpu, arguments in pairs:
         moved = [t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in arguments]
-        ours, theirs = on_gpu(*moved), on_cpu(*arguments)
+        ours, theirs = on_gpu(*moved), on_cpu(*(t.cpu() if isinstance(t, torch.Tensor) else t for t in arguments))
         if isinstance(ours, torch.Tensor):
             ours, theirs = (ours,), (theirs,)
         for found, expected in zip(ours, theirs, strict=True):
@@ -893,27 +924,193 @@ def test_operators_give_what_they_promise():
             torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
-def test_public_functions_on_the_device():
-    import gkfast
-
-    x, y = sample(1, 300, 200, 17, torch.float32)
-    x, y = x[0].requires_grad_(), y[0].requires_grad_()
-    functions = (
-        lambda a, b: gkfast.rbf(a, b, 0.9).square().sum(),
-        lambda a, b: gkfast.rbf_matmul(a, b, b, 0.9).square().sum(),
-        lambda a, b: gkfast.mmd2(a, b, [0.5, 1.0]),
-        lambda a, b: gkfast.log_density(a, b, 0.9).sum(),
-        lambda a, b: gkfast.score(a, b, 0.9).square().sum(),
-    )
-    for function in functions:
-        ours = torch.autograd.grad(function(x, y), (x, y))
-        truth = torch.autograd.grad(function(x.cpu().double(), y.cpu().double()), (x, y))
-        for gradient, exact in zip(ours, truth, strict=True):
-            assert (gradient - exact).norm() <= 1e-5 * exact.norm()
+# of x, y and a bandwidth
+PUBLIC = {
+    "rbf": lambda x, y, s: gkfast.rbf(x, y, s).square().sum(),
+    "rbf_matmul": lambda x, y, s: gkfast.rbf_matmul(x, y, y, s).square().sum(),
+    "mmd2": lambda x, y, s: gkfast.mmd2(x, y, s),
+    "kernel_means": lambda x, y, s: torch.stack(gkfast.kernel_means(x, y, s)).sum(),
+    "mmd2_and_variance": lambda x, y, s: torch.stack(gkfast.mmd2_and_variance(x, y, s)).sum(),
+    "witness": lambda x, y, s: gkfast.witness(x, x + 1, y, s).square().sum(),
+    "log_density": lambda x, y, s: gkfast.log_density(x, y, s).sum(),
+    "score": lambda x, y, s: gkfast.score(x, y, s).square().sum(),
+}
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+def two_samples(n=300, m=200, dims=17):
+    x, y = sample(1, n, m, dims, torch.float32)
+    return x[0].requires_grad_(), (y[0] + 0.3).requires_grad_()
+
+
+def close(ours, truth, relative=1e-5):
+    for found, exact in zip(ours, truth, strict=True):
+        assert (found.detach().cpu() - exact.cpu()).norm() <= relative * exact.norm()
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_functions_on_the_device(name):
+    x, y = two_samples()
+    ours = torch.autograd.grad(PUBLIC[name](x, y, 0.9), (x, y))
+    truth = torch.autograd.grad(PUBLIC[name](x.cpu().double(), y.cpu().double(), 0.9), (x, y))
+    close(ours, truth)
+    # the same bits again
+    for found, again in zip(ours, torch.autograd.grad(PUBLIC[name](x, y, 0.9), (x, y)), strict=True):
+        assert torch.equal(found, again)
+
+
+@needs_gpu
+def test_a_permutation_test_on_the_device():
+    x, y = (t.detach() for t in two_samples())
+    ours, truth = (gkfast.mmd_test(a, b, 0.9, permutations=200, seed=0) for a, b in ((x, y), (x.cpu(), y.cpu())))
+    close(ours, truth)
+
+
+# inductor warns of what torch deprecates, and of tensor cores that float32 does not use
+@pytest.mark.filterwarnings("ignore")
+@needs_gpu
+@pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "mmd2", "log_density"])
+def test_compiled_on_the_device(name):
+    torch._dynamo.reset()
+    x, y = two_samples()
+    compiled = torch.compile(lambda x, y: PUBLIC[name](x, y, 0.9), fullgraph=True)
+    found = compiled(x, y)
+    exact = PUBLIC[name](x, y, 0.9)
+    close([found, *torch.autograd.grad(found, (x, y))], [exact, *torch.autograd.grad(exact, (x, y))])
+
+
+@needs_gpu
+def test_autocast_on_the_device():
+    x, y = two_samples()
+    layer = torch.nn.Linear(17, 16, device=DEVICE)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        features, others = layer(x), layer(y)
+        assert features.dtype == torch.bfloat16
+        loss = gkfast.mmd2(features, others, 0.9)
+    assert loss.dtype == torch.float32
+    exact = gkfast.mmd2(features.float(), others.float(), 0.9)
+    ours, truth = ([t, *torch.autograd.grad(t, x, retain_graph=True)] for t in (loss, exact))
+    close(ours, truth, 2**-7)
+
+
+@needs_gpu
+@pytest.mark.parametrize("place", sorted({0, max(0, torch.cuda.device_count() - 1)}))
+def test_in_another_thread(place):
+    """The gradient of what was computed here, and all of it; the thread's own device stays the first."""
+    x, y = (t.detach().to(f"{DEVICE}:{place}").requires_grad_() for t in two_samples())
+    value = PUBLIC["mmd2"](x, y, 0.9)
+    expected = torch.autograd.grad(value, (x, y), retain_graph=True)
+    found, failures = [], []
+
+    def work():
+        try:
+            found.append(torch.autograd.grad(value, (x, y)))
+            found.append(torch.autograd.grad(PUBLIC["mmd2"](x, y, 0.9), (x, y)))
+            torch.cuda.synchronize(place)
+        except Exception as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures
+    for gradients in found:
+        for ours, exact in zip(gradients, expected, strict=True):
+            assert torch.equal(ours, exact)
+
+
+@needs_gpu
+@pytest.mark.parametrize("rule", ["median", [0.5, 1.0, 2.0]], ids=["median", "given"])
+def test_a_captured_step_of_an_mmd_gan(rule):
+    """Generator, critic, MMD^2 of its features, backward and the optimiser, replayed with other data."""
+
+    def networks():
+        torch.manual_seed(0)
+        generator, critic = torch.nn.Linear(8, 17, device=DEVICE), torch.nn.Linear(17, 16, device=DEVICE)
+        return generator, critic, gkfast.nn.MMDLoss(rule).to(DEVICE), torch.optim.SGD(generator.parameters(), lr=0.1)
+
+    def step(networks, noise, real):
+        generator, critic, loss, optimiser = networks
+        optimiser.zero_grad(set_to_none=True)
+        value = loss(critic(generator(noise)), critic(real))
+        value.backward()
+        optimiser.step()
+        return value
+
+    batches = [(torch.randn(64, 8, device=DEVICE), torch.randn(64, 17, device=DEVICE)) for _ in range(6)]
+    eager, graphed = networks(), networks()
+    expected = [step(eager, *batch).item() for batch in batches]
+    noise, real = (t.clone() for t in batches[0])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        found = []
+        for batch in batches[:3]:
+            noise.copy_(batch[0])
+            real.copy_(batch[1])
+            found.append(step(graphed, noise, real).item())
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = step(graphed, noise, real)
+    for batch in batches[3:]:
+        noise.copy_(batch[0])
+        real.copy_(batch[1])
+        graph.replay()
+        found.append(value.item())
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for ours, exact in zip(graphed[0].parameters(), eager[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_bandwidth_on_the_device(name):
+    x, y = two_samples()
+    sigma = torch.tensor([0.8, 1.2], dtype=torch.float64)
+    inputs = [x, y, sigma.to(DEVICE).requires_grad_()]
+    ours = torch.autograd.grad(PUBLIC[name](*inputs), inputs)
+    wide = [t.detach().cpu().double().requires_grad_() for t in inputs]
+    close(ours, torch.autograd.grad(PUBLIC[name](*wide), wide))
+
+
+def needs_memory(gigabytes):
+    if torch.cuda.mem_get_info()[0] < gigabytes << 30:
+        pytest.skip(f"needs {gigabytes} GiB of a GPU's memory")
+
+
+@needs_gpu
+def test_more_than_2_31_entries():
+    needs_memory(24)
+    n = 46_400
+    x, y = sample(1, n, n, 3, torch.bfloat16)
+    k = gpu.rbf(x, y, ONE, ONE)
+    assert k.numel() > 2**31
+    rows = [0, n // 2, n - 1]
+    exact = reference.rbf(doubled(x[:, rows]), doubled(y), ONE, ONE)
+    assert (doubled(k[:, rows]) - exact).abs().max() <= 2**-8
+    ones = torch.ones(1, n, 1, device=DEVICE, dtype=torch.bfloat16)
+    g = ones.mT.expand(1, n, n).contiguous()
+    dx = gpu.rbf_backward(g, x, y, ONE, ONE, (True, False, False, False))[0]
+    truth = gpu.rbf_matmul_backward(ones, x, y, ones, ONE, ONE, (True, False, False, False, False))[0]
+    assert (dx.float() - truth.float())[:, rows].norm() <= 2**-6 * truth[:, rows].float().norm()
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", PRECISION)
+def test_more_than_2_31_coordinates(precision):
+    needs_memory(40)
+    n, dims = 2**22, 520
+    x = torch.randn(1, n, dims, device=DEVICE, dtype=torch.bfloat16)
+    y = torch.randn(1, 3, dims, device=DEVICE, dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    v, sigma, rows = torch.ones(1, 3, 1, device=DEVICE, dtype=torch.bfloat16), 30 * ONE, [0, n // 2, n - 1]
+    found = gpu.rbf_matmul(x, y, v, sigma, ONE, precision=precision)
+    exact = reference.rbf_matmul(doubled(x[:, rows]), doubled(y), doubled(v), sigma, ONE)
+    assert (doubled(found[:, rows]) - exact).abs().max() <= (2**-6 + 2 * PRECISION[precision][0]) * exact.max()
+
+
+@needs_gpu
 def test_streams_graphs_and_devices():
     x, y = sample(1, 300, 200, 17, torch.float32)
     v, a = torch.rand(1, 200, 1).to(DEVICE), torch.rand(1, 300).to(DEVICE)
@@ -968,10 +1165,7 @@ def test_kernels_compile_without_spills(compiled, architecture):
 
 
 def test_every_kernel_is_compiled(compiled):
-    modules = [module for name, module in sys.modules.items() if name.startswith("gkfast.kernels.gpu.")]
-    named = (name for module in modules for name in vars(module))
-    kernels = {name for name in named if name.startswith("_") and name.endswith("_kernel")}
-    assert {row["kernel"] for row in compiled} == kernels
+    assert {row["kernel"] for row in compiled} == all_kernels()
 
 
 def test_float32_uses_the_fast_exponential(compiled):

@@ -79,12 +79,21 @@ def _density_gradients(
         data_weights[..., None].to(wide),
         sigma.double(),
         torch.ones_like(log_weights),
-        (log_p[..., None] - log_weights.to(log_p.device)[:, None]).to(wide),
+        _less_weights(log_p, log_weights).to(wide),
         leave_one_out,
         False,
         wants,
         precision,
     )
+
+
+def _less_weights(log_p: Tensor, log_weights: Tensor) -> Tensor:
+    """log_p (B, N) less each of log_weights (B, S), (B, N, S)."""
+    shared = log_weights.shape[0] == 1 or log_weights.stride(0) == 0
+    if log_weights.device != log_p.device and shared and not log_weights.requires_grad:
+        # a number goes along as an argument; a copy of numbers would wait, and no graph could capture it
+        return torch.stack([log_p - weight for weight in log_weights[0]], -1)
+    return log_p[..., None] - log_weights.to(log_p.device)[:, None]
 
 
 def _wide(x: Tensor, precision: str) -> torch.dtype:
@@ -187,7 +196,7 @@ class _LogDensity(torch.autograd.Function):
         x, y, sigma, log_weights, data_weights, log_p = saved
         tx, ty, tsigma, tlog_weights, tdata_weights = double(*tangents[:5])
         # the shares sum to one, so log p changes by the mean change of the exponents
-        shift = log_p[..., None] - log_weights.to(log_p.device)[:, None]
+        shift = _less_weights(log_p, log_weights)
         tv = None if tdata_weights is None else tdata_weights[..., None]
         directions = (tx, ty, tv, tsigma, tlog_weights)
         one = torch.ones_like(log_weights)

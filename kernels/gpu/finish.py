@@ -18,6 +18,7 @@ import triton.language as tl
 
 from .distances import cast
 from .sweep import Swept
+from .tiles import FUSION
 
 # entries of an output that a program computes
 _BLOCK = 256
@@ -192,7 +193,7 @@ def finish(
                 0 if swept.moments is None else swept.moments.shape[2], swept.stride,
                 PARTS=parts, DX=outputs[0] is not None, DY=outputs[1] is not None, DA=outputs[2] is not None,
                 DB=outputs[3] is not None, TOTAL=sums is not None, MOMENTS=dsigma is not None,
-                SP=triton.next_power_of_2(count), BLOCK=_BLOCK, num_warps=4,
+                SP=triton.next_power_of_2(count), BLOCK=_BLOCK, num_warps=4, **FUSION,
             )  # fmt: skip
     return Finished(sums, *outputs, dsigma, dweights)
 

@@ -17,7 +17,7 @@ from .distances import distances_by_products, squared_distances
 from .packed import LOG2_E, Table, triton_dtype
 from .rbf_matmul import rbf_matmul_backward
 from .split import Split, forms, other_form, worth_splitting
-from .tiles import splits, tile
+from .tiles import FUSION, splits, tile
 
 
 @triton.jit(do_not_specialize=["N", "M", "D", "S", "B", "table_stride", "SPLITS"])
@@ -121,13 +121,13 @@ def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision
                 SKIP_DIAGONAL=leave_one_out, DOT=form, LIMIT=limit, SCALED=table.scaled,
                 BN=found.bn, BM=found.bm, BD=found.bd, BK=math.gcd(split.dims, found.bk) if form else 0,
                 DP=split.dims if form else 0, SP=table.constants["SP"], ACC=triton_dtype(wide),
-                num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+                **found.options,
             )  # fmt: skip
     if parted == 1 or not batch * n:
         return partial[0]
     out, block = x.new_empty(batch, n, dtype=torch.float64), 256
     with torch.cuda.device_of(x):
-        _add_logs_kernel[(triton.cdiv(batch * n, block),)](partial, out, batch * n, parted, BLOCK=block)
+        _add_logs_kernel[(triton.cdiv(batch * n, block),)](partial, out, batch * n, parted, BLOCK=block, **FUSION)
     return out
 
 

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .tiles import FUSION
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 # bandwidths given as numbers travel as arguments of a kernel: a copy from the host could not be captured in a graph
 _NUMBERS = 8
@@ -63,14 +65,16 @@ def fill_table(
     row, sigma_ptr, weights_ptr, S, s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7,
     HOST: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr, SQUARES: tl.constexpr,
 ):  # fmt: skip
-    """Writes a row of the table, see Table; HOST: bandwidths and weights are numbers s0 ... and w0 ..."""
+    """Writes a row of the table, see Table; bits of HOST: the bandwidths are numbers s0 ..., the weights w0 ..."""
     k = tl.arange(0, SP)
     inside = k < S
-    if HOST:
+    if HOST & 1:
         sigma = _number(k, s0, s1, s2, s3, s4, s5, s6, s7)
-        weights = _number(k, w0, w1, w2, w3, w4, w5, w6, w7)
     else:
         sigma = tl.load(sigma_ptr + k, mask=inside, other=1.0).to(tl.float64)
+    if HOST & 2:
+        weights = _number(k, w0, w1, w2, w3, w4, w5, w6, w7)
+    else:
         weights = tl.load(weights_ptr + k, mask=inside, other=0.0).to(tl.float64)
     # the exponent that the bits of a positive float64 hold
     exponent = (sigma.to(tl.int64, bitcast=True) >> 52) - 1023
@@ -143,23 +147,27 @@ class Table:
         self.rows = self.limit = None
         moderate = _MODERATE[self.dtype]
         self.scaled = True
-        numbers = [0] * (2 * _NUMBERS)
-        host = sigma.device.type == weights.device.type == "cpu" and self.count <= _NUMBERS and shared
         if sigma.device.type == "cpu" and self.batch:
             values = [v for row in (sigma[:1] if shared else sigma).tolist() for v in row]
             self.scaled = not all(2.0 ** (1 - moderate) < v < 2.0 ** (moderate - 1) for v in values)
-        if host and self.batch:
-            numbers = _bits(sigma[0].tolist()) + _bits(weights[0].tolist())
-            # of the kind that the table has, since a kernel is compiled for each
-            pointers = [x.new_empty(0, dtype=self.dtype)] * 2
-            strides = 0, 0
-        else:
-            # numbers for each of a batch, or more than fit into arguments, are copied; a graph cannot capture that
-            pointers = [t.to(x.device) for t in (sigma, weights)]
-            pointers = [t if t.stride(-1) == 1 else t.contiguous() for t in pointers]
-            strides = [0 if shared else t.stride(0) for t in pointers]
+        few = shared and self.count <= _NUMBERS and self.batch > 0
+        host, strides, numbers, self.pointers = 0, [], [], []
+        for bit, given in ((1, sigma), (2, weights)):
+            # a bandwidth found on the device may have weights that are numbers
+            if few and given.device.type == "cpu":
+                host |= bit
+                numbers += _bits(given[0].tolist())
+                # of the kind that the table has, since a kernel is compiled for each
+                there = x.new_empty(0, dtype=self.dtype)
+            else:
+                # numbers for each of a batch, or more than fit into arguments, are copied: no graph can capture that
+                numbers += [0] * _NUMBERS
+                there = given.to(x.device)
+                there = there if there.stride(-1) == 1 else there.contiguous()
+            strides.append(0 if shared else there.stride(0))
+            self.pointers.append(there)
         # as the kernels take them
-        self.pointers, self.numbers = pointers, (*strides, *numbers)
+        self.numbers = (*strides, *numbers)
         self.constants = {
             "HOST": host,
             "SP": triton.next_power_of_2(max(1, self.count)),
@@ -178,7 +186,8 @@ class Table:
         if self.batch:
             with torch.cuda.device_of(self.rows):
                 _table_kernel[(self.different,)](
-                    self.rows, *self.pointers, self.limit, self.count, *self.numbers, **self.constants, num_warps=1
+                    self.rows, *self.pointers, self.limit, self.count, *self.numbers, **self.constants, num_warps=1,
+                    **FUSION,
                 )  # fmt: skip
         return self
 

@@ -171,5 +171,5 @@ def pull_by_panel(of: Panels, place, table, a, b, n, m, pulls, operands, product
             n, m, batch, table.stride, parted, first, start, of.window,
             PARTS=parts, PULL=pull, ONE_COLUMN=b.shape[2] == 1, DOT=products, LIMIT=limit,
             BN=found.bn, BM=found.bm, BD=found.bd, BK=found.bk, DP=width,
-            num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+            **found.options,
         )  # fmt: skip

@@ -37,6 +37,12 @@ def _tile(N, M, BN: tl.constexpr, BM: tl.constexpr):
     return pid // (tiles_n * tiles_m), (tile // tiles_m) * BN, (tile % tiles_m) * BM
 
 
+@triton.jit
+def _places(b, i0, j0, rows, cols, N, M):
+    """Of a tile's entries in (B, N, M)."""
+    return (b * N + i0 + rows)[:, None] * M + (j0 + cols)[None, :]
+
+
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def _rbf_kernel(
     g_ptr, x_ptr, y_ptr, out_ptr, moments_ptr, table_ptr, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr,
@@ -67,10 +73,9 @@ def _rbf_kernel(
         unit = tl.load(table_ptr)
         d2 = squared_distances(first, second, rows, cols, row_in, col_in, unit, D, BN, BM, BD, SCALED, ACC)
     inside = row_in[:, None] & col_in[None, :]
-    place = (b * N + i0 + rows)[:, None] * M + (j0 + cols)[None, :]
     total = tl.zeros([BN, BM], ACC)
     if WEIGHT:
-        g = tl.load(g_ptr + place, mask=inside, other=0.0).to(ACC)
+        g = tl.load(g_ptr + _places(b, i0, j0, rows, cols, N, M), mask=inside, other=0.0).to(ACC)
         own_tile = tl.program_id(0) % (tl.cdiv(N, BN) * tl.cdiv(M, BM))
         moments_ptr += (b * moments_stride + own_tile) * 2 * S
     k = total
@@ -91,7 +96,8 @@ def _rbf_kernel(
             tl.store(moments_ptr + S + own + one, tl.sum(tl.sum(spread, 1).to(tl.float64)[:, None], 0))
     if WEIGHT:
         total *= g
-    tl.store(out_ptr + place, cast(total, out_ptr), mask=inside)
+    # not before they are wanted: int64 places of a tile take more registers than its numbers
+    tl.store(out_ptr + _places(b, i0, j0, rows, cols, N, M), cast(total, out_ptr), mask=inside)
 
 
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
@@ -169,8 +175,7 @@ def _matrix(name, table, split, x, y, out, g=None, moments=None, same=False):
                 WEIGHT=g is not None, MOMENTS=moments is not None, ONE_BANDWIDTH=table.count == 1, SAME=same,
                 DOT=products, LIMIT=limit, SCALED=table.scaled, BN=found.bn, BM=found.bm, BD=found.bd,
                 BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if products else 0,
-                ACC=triton_dtype(table.dtype), num_warps=found.warps, num_stages=found.stages,
-                maxnreg=found.registers,
+                ACC=triton_dtype(table.dtype), **found.options,
             )  # fmt: skip
 
 
@@ -228,6 +233,6 @@ def _pull(table, split, w, x, y, row_stride, col_stride, both):
                 n, m, dims, table.stride, row_stride, col_stride,
                 BOTH=both, DOT=products, LIMIT=limit, BN=found.bn, BM=found.bm, BD=found.bd,
                 DP=split.dims if products else 0, ACC=triton_dtype(table.dtype),
-                num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+                **found.options,
             )  # fmt: skip
     return dx

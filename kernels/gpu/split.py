@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .tiles import FUSION
+
 # the interpreter has no bfloat16 products: float32 holds them exactly, and sums as the hardware does
 EMULATED = tl.constexpr(triton.knobs.runtime.interpret)
 _LOG_2 = tl.constexpr(math.log(2))
@@ -247,7 +249,7 @@ class Split:
                 x, y, table.rows, self.x, self.y, self.x_norms, self.y_norms, self.greatest,
                 n, m, dims, table.count, table.stride,
                 DP=self.dims, DOT=self.products, BN=bn, BK=self.bk, SP=triton.next_power_of_2(table.count),
-                num_warps=8,
+                num_warps=8, **FUSION,
             )  # fmt: skip
         self.a = self.b = None
         columns = next((v.shape[2] for v in (a, b) if v is not None), 1)
@@ -265,7 +267,7 @@ class Split:
             with torch.cuda.device_of(x):
                 _split_columns_kernel[(batch * sum(triton.cdiv(r, bn) for r in rows),)](
                     first, first if second is None else second, there[0], there[-1], self.greatest, *rows, columns,
-                    EP=self.columns, DOT=self.products, BN=bn, BK=bk, num_warps=8,
+                    EP=self.columns, DOT=self.products, BN=bn, BK=bk, num_warps=8, **FUSION,
                 )  # fmt: skip
 
     def _room(self, points, length):

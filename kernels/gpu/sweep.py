@@ -121,7 +121,7 @@ def _sweep_kernel(
     pull_ptr += place * width
     f = _row_coefficients(f_ptr, rows, row_in, ONE_COLUMN and (PULL > 0 or MOMENTS or TOTAL), BN, ACC)
     p = _row_points(p_ptr, p_norms + b * n + i0, rows, row_in, DOT, DIMS, ACC)
-    BY_TILE: tl.constexpr = DOT > 0 and PULL > 0
+    BY_TILE: tl.constexpr = DOT > 0 and (PULL > 0 or not ONE_BANDWIDTH)
     value = tl.zeros([BN] if ONE_COLUMN else [BN, BE], tl.float64)
     pull, tug_sum = tl.zeros([BN, BD], tl.float64), tl.zeros([BN], tl.float64)
     mass, spread = tl.zeros([BN, SP], tl.float64), tl.zeros([BN, SP], tl.float64)
@@ -660,7 +660,8 @@ def sweep(
     for products, limit, operands in forms(split, rows_of_table) if batch * height and (columns or not value) else ():
         found = tile(kind, dims, table.dtype, x.device)
         if products:
-            found = _by_products("panel" if panel else kind, columns, parts, dims, table, x, products)
+            of_panel = "panel with moments" if moments else "panel"
+            found = _by_products(of_panel if panel else kind, columns, parts, dims, table, x, products)
         bd = triton.next_power_of_2(few) if few and not products else found.bd
         # the places of launches, and the programs for a block of rows of each
         of, tiles = Panels([(0, batch * triton.cdiv(height, found.bn), 0)], 0, None), 1
@@ -684,7 +685,7 @@ def sweep(
                     BN=found.bn, BM=found.bm, BD=bd, BE=be,
                     BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if split else 0,
                     EP=split.columns if products else 0, ACC=triton_dtype(table.dtype),
-                    num_warps=found.warps, num_stages=found.stages, maxnreg=found.registers,
+                    **found.options,
                 )  # fmt: skip
             if panel and products:
                 pull_by_panel(of, place, table, a, b, n, m, pulls, operands, products, limit, pull)
@@ -693,7 +694,9 @@ def sweep(
 
 
 def _by_products(kind, columns, parts, dims, table, x, products):
-    """The tile of a form by products: there are others for several columns, and for the parts of MMD^2."""
+    """The tile of a form by products: there are others for several columns, parts of MMD^2, and bandwidths."""
     if kind == "moments" and (columns > 1 or parts > 1):
         kind += " of columns" if columns > 1 else " of sets"
+    if kind == "value" and table.count > 1:
+        kind += " of bandwidths"
     return tile(kind, dims, table.dtype, x.device, products)

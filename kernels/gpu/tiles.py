@@ -11,6 +11,11 @@ import torch
 _OFFLINE = "offline compilation"
 
 
+# products that are added are contracted to multiply-adds, as when the tiles were chosen: Triton's default differs
+# between versions, and where TRITON_DEFAULT_FP_FUSION is set, and gives other bits
+FUSION = {"enable_fp_fusion": True}
+
+
 class Tile(NamedTuple):
     bn: int
     bm: int
@@ -22,6 +27,11 @@ class Tile(NamedTuple):
     stages: int = 1
     # coordinates of a product at a time
     bk: int = 32
+
+    @property
+    def options(self):
+        """What a launch passes to the compiler."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers} | FUSION
 
 
 class _Row(NamedTuple):
@@ -47,7 +57,7 @@ TILES = [
     _Row("weight", 0, True, _ANY, Tile(32, 32, 4, 4, None), _OFFLINE),
     _Row("pull", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
     _Row("pull", 0, True, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
-    _Row("value", 0, False, 4, Tile(64, 64, 4, 8, 168), _OFFLINE),
+    _Row("value", 0, False, 4, Tile(64, 64, 4, 8, 200), _OFFLINE),
     _Row("value", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
     _Row("value", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
     _Row("columns", 0, False, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
@@ -71,7 +81,10 @@ TILES = [
     _Row("value by products", 100, False, 16, Tile(64, 32, 64, 8, 200, 2), _OFFLINE),
     _Row("value by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
     _Row("value by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
-    _Row("columns by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2), _OFFLINE),
+    _Row("value of bandwidths by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2), _OFFLINE),
+    _Row("value of bandwidths by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2), _OFFLINE),
+    _Row("value of bandwidths by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
+    _Row("columns by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2, 16), _OFFLINE),
     _Row("columns by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2), _OFFLINE),
     _Row("columns by products", 0, False, _ANY, Tile(32, 32, 64, 4, 255, 2, 16), _OFFLINE),
     _Row("moments by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
@@ -92,6 +105,9 @@ TILES = [
     _Row("panel by products", 90, False, _ANY, Tile(128, 32, 4, 8, 200, 2), _OFFLINE),
     _Row("panel by products", 100, False, _ANY, Tile(128, 32, 4, 8, 200, 2, 16), _OFFLINE),
     _Row("panel by products", 0, False, _ANY, Tile(64, 32, 4, 4, 255, 2, 16), _OFFLINE),
+    _Row("panel with moments by products", 90, False, _ANY, Tile(64, 32, 4, 8, 200, 2), _OFFLINE),
+    _Row("panel with moments by products", 100, False, _ANY, Tile(64, 32, 4, 8, 200, 2, 16), _OFFLINE),
+    _Row("panel with moments by products", 0, False, _ANY, Tile(32, 32, 4, 4, 255, 2, 16), _OFFLINE),
     _Row("panel pull by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2), _OFFLINE),
     _Row("panel pull by products", 100, False, _ANY, Tile(64, 32, 128, 8, 200, 2, 64), _OFFLINE),
     _Row("panel pull by products", 0, False, _ANY, Tile(64, 32, 32, 4, 255, 2), _OFFLINE),

@@ -1,0 +1,65 @@
+"""bench/gpu.py without a GPU: its cases, made small, are right against its own float64, whatever runs them."""
+
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed on this platform")
+
+# bench/ is not installed, and plain `pytest` leaves the checkout off the path
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from bench import gpu as bench
+from gkfast.kernels import gpu
+from gkfast.kernels.gpu import split
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="python bench/gpu.py runs on the GPU itself")
+
+
+def small(case):
+    d = case.d if case.d <= 4 else 20
+    return replace(case, n=40, m=40 if case.n == case.m else 67, d=d, columns=min(case.columns, 3), graph=False)
+
+
+# one of each kind
+SMALL = {(c.op, c.d > 4, c.columns, c.ladder, c.runs): c for c in map(small, bench.cases())}
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """By products, as large cases are; nothing is compiled, and every time is a second."""
+    monkeypatch.setattr(bench, "DEVICE", "cpu")
+    monkeypatch.setattr(bench, "compiled", lambda function: function)
+    monkeypatch.setattr(bench, "seconds", lambda run: 1.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(split, "_SMALL", 0)
+
+
+@pytest.mark.parametrize("case", SMALL.values(), ids=lambda case: f"{case.name} {len(case.runs)}")
+def test_every_run_is_right(case, on_the_cpu):
+    rows = list(bench.rows_of(case, gpu, (1e12, 1e12, 1e12)))
+    assert not [(row["run"], row["wrong"]) for row in rows if "wrong" in row]
+    # KeOps where it is installed
+    assert {row["run"] for row in rows} >= {*case.runs} - {"keops"}
+    assert all(0 < row["share"] < 1 for row in rows)
+
+
+def test_what_is_wrong_has_no_time(on_the_cpu, monkeypatch):
+    monkeypatch.setattr(gpu, "rbf", lambda x, *_, **by: torch.full((1, 40, 40), torch.nan))
+    case = small(bench.Case("matrix", 1, 1, 3, ("highest", "eager")))
+    ours, rival = bench.rows_of(case, gpu, (1e12, 1e12, 1e12))
+    assert ours["wrong"].startswith("WRONG: error nan")
+    assert "ms" not in ours
+    assert rival["ms"] == 1000
+
+
+def test_rows_of_other_cases_stay(tmp_path):
+    place = tmp_path / "results" / "gpu.csv"
+    bench.write([{"case": "a", "run": "high", "ms": 1.0}, {"case": "b", "run": "high", "ms": 2.0}], place)
+    bench.write([{"case": "b", "run": "high", "ms": 3.0}, {"case": "b", "run": "eager", "ms": 4.0}], place)
+    with place.open(newline="") as file:
+        found = [(row["case"], row["run"], row["ms"]) for row in csv.DictReader(file)]
+    assert found == [("a", "high", "1.0"), ("b", "high", "3.0"), ("b", "eager", "4.0")]

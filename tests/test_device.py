@@ -1,0 +1,267 @@
+"""The operators and what calls them, on tensors that say they are on a GPU while their numbers are in memory here.
+
+A GPU refuses an operation on tensors of two places, a kernel that gets a pointer into the host's memory, and, while
+a CUDA graph is captured, whatever waits for the host or the device. All three can be seen without one.
+"""
+
+import contextlib
+import importlib
+import sys
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+
+import gkfast
+import gkfast.nn
+
+pytest.importorskip("triton", reason="Triton is not installed on this platform")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py has the GPU itself")
+
+OPERATORS = {
+    "rbf": ("rbf", "_rbf_gpu"),
+    "rbf_out": ("rbf", "_rbf_out_gpu"),
+    "rbf_backward": ("rbf", "_rbf_backward_gpu"),
+    "rbf_matmul": ("rbf_matmul", "_rbf_matmul_gpu"),
+    "rbf_matmul_backward": ("rbf_matmul", "_rbf_matmul_backward_gpu"),
+    "kernel_sums": ("kernel_sums", "_kernel_sums_gpu"),
+    "kernel_sums_with_gradients": ("kernel_sums", "_with_gradients_gpu"),
+    "log_density": ("log_density", "_log_density_gpu"),
+}
+FACTORIES = ("as_tensor", "asarray", "empty", "eye", "full", "ones", "tensor", "zeros")
+# these bring numbers along from the host
+COPYING = ("as_tensor", "asarray", "tensor")
+
+
+class There(torch.Tensor):
+    """Of a GPU, as far as Python can tell."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    device = property(lambda self: torch.device("cuda", 0))
+    is_cuda = property(lambda self: True)
+    # what a CUDA graph could not capture
+    waits: ClassVar[list[str]] = []
+
+    @staticmethod
+    def __new__(cls, here):
+        self = torch.Tensor._make_wrapper_subclass(
+            cls, here.shape, here.stride(), here.storage_offset(), dtype=here.dtype, device=here.device
+        )
+        self.here = here
+        return self
+
+    def tolist(self):
+        self.waits.append("tolist")
+        return self.here.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), options=None):
+        name, options = function.overloadpacket.__name__, options or {}
+        if function.namespace == "gkfast":
+            module, own = OPERATORS[name]
+            with torch.no_grad():
+                return getattr(importlib.import_module(f"gkfast.ops.{module}"), own)(*arguments)
+        tensors = [t for t in tree_leaves((arguments, options)) if isinstance(t, torch.Tensor)]
+        # a number of the host goes along as an argument of the kernel
+        elsewhere = [tuple(t.shape) for t in tensors if not isinstance(t, There) and t.ndim]
+        if name in ("_local_scalar_dense", "equal", "nonzero") or (elsewhere and name in ("copy_", "index")):
+            cls.waits.append(name)
+        elif elsewhere:
+            raise RuntimeError(f"{function} of tensors on cuda:0 and of those on cpu, of shapes {elsewhere}")
+        found = function(*tree_map(here, arguments), **tree_map(here, options))
+        found = tree_map(lambda t: There(t) if isinstance(t, torch.Tensor) else t, found)
+        return return_and_correct_aliasing(function, arguments, options, found)
+
+
+def here(value):
+    return value.here if isinstance(value, There) else value
+
+
+class Move(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        There.waits.append(f"a copy of {tuple(tensor.shape)}")
+        return tensor.here.clone() if isinstance(tensor, There) else There(tensor.detach().clone())
+
+    @staticmethod
+    def backward(ctx, g):
+        return Move.apply(g)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """A GPU that is none; the names of the kernels that it was given, which run where `launched.run` is set."""
+    from triton.runtime.interpreter import GridExecutor
+
+    from gkfast.kernels import gpu  # noqa: F401  (loads the modules that are changed below)
+
+    found = SimpleNamespace(kernels=[], run=False)
+    launch, to = GridExecutor.__call__, torch.Tensor.to
+
+    def on_device(self, *arguments, **options):
+        found.kernels.append(self.fn.__name__)
+        for t in (*arguments, *options.values()):
+            # Triton asks the driver what a pointer is; none has no memory
+            if isinstance(t, torch.Tensor) and not isinstance(t, There) and t.numel():
+                raise ValueError(f"{self.fn.__name__} got a tensor on the CPU, of shape {tuple(t.shape)}")
+        if found.run:
+            launch(self, *map(here, arguments), **{name: here(value) for name, value in options.items()})
+
+    def moved(tensor, *places, device=None, dtype=None, **options):
+        for place in places:
+            if isinstance(place, torch.Tensor):
+                device, dtype = place.device, place.dtype
+            elif isinstance(place, torch.dtype):
+                dtype = place
+            else:
+                device = place
+        tensor = tensor if dtype in (None, tensor.dtype) else to(tensor, dtype)
+        if device is None or torch.device(device).type == tensor.device.type:
+            return tensor
+        return Move.apply(tensor)
+
+    def made(name, make):
+        def call(*arguments, device=None, **options):
+            if device is None or torch.device(device).type != "cuda":
+                return make(*arguments, device=device, **options)
+            if name in COPYING:
+                There.waits.append(name)
+            wanted = options.pop("requires_grad", False)
+            return There(make(*arguments, **options)).requires_grad_(wanted)
+
+        return call
+
+    There.waits.clear()
+    monkeypatch.setattr(GridExecutor, "__call__", on_device)
+    monkeypatch.setattr(torch.Tensor, "to", moved)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: moved(t, "cpu"))
+    for name in FACTORIES:
+        monkeypatch.setattr(torch, name, made(name, getattr(torch, name)))
+    monkeypatch.setattr(torch.cuda, "device_of", lambda t: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(multi_processor_count=132))
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.tiles"], "architecture", lambda device: 90)
+    return found
+
+
+FUNCTIONS = {
+    "rbf": gkfast.rbf,
+    "rbf of x with itself": lambda x, y, s: gkfast.rbf(x, None, s),
+    "rbf_matmul": lambda x, y, s: gkfast.rbf_matmul(x, y, y, s),
+    "mmd2": gkfast.mmd2,
+    "kernel_means": lambda x, y, s: torch.stack(gkfast.kernel_means(x, y, s)),
+    "linear": lambda x, y, s: gkfast.mmd2(x, y[:-1], s, estimator="linear"),
+    "log_density": gkfast.log_density,
+    "log_density of weighted rows": lambda x, y, s: gkfast.log_density(x, y, s, data_weights=y[:, 0].abs()),
+    "log_density of the others": lambda x, y, s: gkfast.log_density(x, x, s, leave_one_out=True),
+    "log_density, high": lambda x, y, s: gkfast.log_density(x, y, s, precision="high"),
+    "score": gkfast.score,
+    "mmd2 of weighted rows": lambda x, y, s: gkfast.mmd2(
+        x, y, s, x_weights=x[:, 0].abs(), y_weights=y[:, 0].abs(), weights=[0.5] * 2
+    ),
+    "witness": lambda x, y, s: gkfast.witness(x, x + 1, y, s),
+    "mmd2_and_variance": lambda x, y, s: torch.stack(gkfast.mmd2_and_variance(x, y, s)),
+}
+# numbers; found on the device; learned there; learned on the host, whose gradient must come back to it
+BANDWIDTHS = {
+    "numbers": lambda place: [0.8, 1.7],
+    "found": lambda place: torch.full((2,), 0.9, device=place),
+    "learned": lambda place: torch.full((2,), 0.9, dtype=torch.float64, device=place).requires_grad_(),
+    "learned on the host": lambda place: torch.full((2,), 0.9).requires_grad_(),
+}
+
+
+def sample(n, dims):
+    torch.manual_seed(n)
+    return torch.randn(n, dims), torch.randn(n + 1, dims)
+
+
+def value_and_gradients(function, x, y, sigma):
+    needed = [x, y, sigma] if isinstance(sigma, torch.Tensor) and sigma.requires_grad else [x, y]
+    value = function(x.requires_grad_(), y.requires_grad_(), sigma)
+    gradients = torch.autograd.grad(value.sum(), needed, allow_unused=True, materialize_grads=True)
+    return value.detach(), *gradients
+
+
+@pytest.mark.parametrize("size", [64, 2100])
+@pytest.mark.parametrize("kind", BANDWIDTHS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_nothing_waits(name, kind, size, launched):
+    """Small, and by products of pieces: values and gradients could be captured in a graph."""
+    x, y = map(There, sample(size, 17))
+    value_and_gradients(FUNCTIONS[name], x, y, BANDWIDTHS[kind]("cuda"))
+    assert launched.kernels
+    # a gradient of the host must be brought to it
+    if kind != "learned on the host":
+        assert not There.waits
+
+
+@pytest.mark.parametrize("kind", BANDWIDTHS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_values_are_those_of_the_cpu(name, kind, launched):
+    launched.run = True
+    points = sample(9, 3)
+    ours = value_and_gradients(FUNCTIONS[name], *(There(t.clone()) for t in points), BANDWIDTHS[kind]("cuda"))
+    truth = value_and_gradients(FUNCTIONS[name], *points, BANDWIDTHS[kind]("cpu"))
+    for found, exact in zip(ours, truth, strict=True):
+        torch.testing.assert_close(here(found), exact, rtol=1e-5, atol=1e-6)
+
+
+MODULES = {
+    "of the median": lambda: gkfast.nn.MMDLoss("median"),
+    "of the mean, its root": lambda: gkfast.nn.MMDLoss("mean", estimator="biased", root=True),
+    "of given bandwidths": lambda: gkfast.nn.MMDLoss([0.8, 1.7]),
+    "of densities": lambda: gkfast.nn.KDERatioLoss(),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_step_of_a_loss_waits(name, launched):
+    launched.run = True
+    points = sample(9, 3)
+    losses = MODULES[name](), MODULES[name]()
+    for module in losses[1].modules():
+        for own, buffer in module._buffers.items():
+            module._buffers[own] = There(buffer)
+    for step in range(2):
+        # the first of a bandwidth's rule is before the graph
+        There.waits.clear()
+        truth, ours = (
+            (value.detach(), torch.autograd.grad(value, x)[0])
+            for value, x in (
+                (loss(x, y), x)
+                for loss, x, y in (
+                    (losses[0], (points[0] + step).requires_grad_(), points[1]),
+                    (losses[1], There(points[0] + step).requires_grad_(), There(points[1].clone())),
+                )
+            )
+        )
+        for found, exact in zip(ours, truth, strict=True):
+            torch.testing.assert_close(here(found), exact, rtol=1e-5, atol=1e-6)
+    assert not There.waits
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_a_permutation_test_is_that_of_the_cpu(estimator, launched):
+    launched.run = True
+    x, y = sample(9, 3)
+    arguments = {"permutations": 20, "seed": 0, "estimator": estimator}
+    ours = gkfast.mmd_test(There(x), There(y), 0.9, **arguments)
+    truth = gkfast.mmd_test(x, y, 0.9, **arguments)
+    for found, exact in zip(ours, truth, strict=True):
+        torch.testing.assert_close(here(found), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_refused(launched):
+    """A GPU would refuse it too: otherwise the tests above see nothing."""
+    from gkfast.kernels import gpu
+
+    x, y = map(There, sample(5, 3))
+    with pytest.raises(RuntimeError, match="of those on cpu"):
+        x + y.here[:5]
+    with pytest.raises(ValueError, match="_table_kernel got a tensor on the CPU"):
+        gpu.rbf(x.here[None], y[None], torch.ones(1, 9), torch.ones(1, 9))
+    x.sum().item()
+    assert There.waits == ["_local_scalar_dense"]
