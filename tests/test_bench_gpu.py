@@ -56,6 +56,27 @@ def test_what_is_wrong_has_no_time(on_the_cpu, monkeypatch):
     assert rival["ms"] == 1000
 
 
+def test_targets_are_held_against_the_largest_case_that_ran():
+    def row(case, run, ms, rate=1.0):
+        return {"case": case, "run": run, "ms": ms, "Tp/s": rate}
+
+    large, small = "matmul N=1000000 M=1000000 D=3", "matmul N=10000 M=10000 D=3"
+    assert not list(bench.targets([{"case": large, "run": "highest", "wrong": "WRONG"}]))
+    found = list(bench.targets([row(small, "highest", 1.0, 9.0), row(large, "highest", 2.0, 2.0)]))
+    assert found == [f"MISSED  {large} highest, Tp/s: 2, wanted 2.9"]
+    found = list(bench.targets([row(large, "highest", 2.0, 3.0), row(large, "keops", 4.0)]))
+    assert found == [
+        f"met     {large} highest, Tp/s: 3, wanted 2.9",
+        f"met     {large} highest, times as fast as keops: 2, wanted 1.4",
+    ]
+    value, both = (f"{op} N=16384 M=16384 D=64" for op in ("mmd2", "mmd2 gradient"))
+    (found,) = bench.targets([row(value, "high", 1.0), row(both, "high", 3.0)])
+    assert found.startswith("MISSED  mmd2 gradient") and found.endswith("times as long as the value: 3, wanted 2.2")
+    # every target names a case that there is
+    names = {(case.op, case.d, run) for case in bench.cases() for run in case.runs}
+    assert {*bench.TARGETS, *bench.FASTER} <= names
+
+
 def test_rows_of_other_cases_stay(tmp_path):
     place = tmp_path / "results" / "gpu.csv"
     bench.write([{"case": "a", "run": "high", "ms": 1.0}, {"case": "b", "run": "high", "ms": 2.0}], place)

@@ -4,7 +4,7 @@ packed   the data as the tiles read it, and which pairs are near
 tile     the register tile: products, distances, pulls
 vector   vector registers as values in Numba code, and 2**t
 sums     one sweep over all pairs: values and gradient moments
-threads, memory, compiled   who runs which rows, in what memory, and how it was compiled
+calls, threads, memory, compiled   who runs which rows, in what memory, and how it was compiled
 rbf, rbf_matmul, log_density, kernel_sums   the operations
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).
