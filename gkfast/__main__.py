@@ -1,4 +1,4 @@
-"""The command line: gkfast train, gkfast info."""
+"""The command line: gkfast train, gkfast compile, gkfast info."""
 
 import argparse
 import math
@@ -88,12 +88,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     train.add_argument("--no-control", action="store_true", help="do not train the same GAN without the kernel")
     commands.add_parser(
+        "compile",
+        help="compile the CPU kernels for this machine now, not at the first call of each: a minute, once",
+        description="Compile every CPU kernel for this machine, to be kept on disk, where later processes find them.",
+        allow_abbrev=False,
+    )
+    commands.add_parser(
         "info",
         help="print what will run here: vectors, threads, cache, GPU, versions",
         description="Print what will run on this machine.",
         allow_abbrev=False,
     )
     options = parser.parse_args(arguments)
+    if options.command == "compile":
+        from gkfast.kernels.cpu import ahead, compiled
+
+        for name, seconds in ahead.compile_everything():
+            print(f"{seconds:6.1f} s  {name}", flush=True)
+        print(f"kept in {compiled.folder()}")
+        return 0
     if options.command == "info":
         from gkfast import info
 

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+import gkfast
 from gkfast.__main__ import main
 from gkfast.gan import metrics
+from gkfast.kernels.cpu import compiled
 
 FILES = [
     "checkpoints",
@@ -263,6 +265,34 @@ def test_help_and_version_do_not_load_torch():
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert (version("gkfast") if argument == "--version" else "train") in done.stdout
+
+
+def test_after_compile_no_call_compiles(capsys):
+    assert main(["compile"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 15
+    assert "rbf, float32" in said[0]
+    assert said[-1] == f"kept in {compiled.folder()}"
+    before = compiled.compiled_here()
+    for dtype in (torch.float32, torch.float64):
+        x, y = (torch.randn(2, 5, 3, dtype=dtype).requires_grad_() for _ in range(2))
+        sigma, weights = torch.tensor([1.0, 2.0]).requires_grad_(), torch.tensor([1.0, 0.5]).requires_grad_()
+        values = (
+            gkfast.rbf(x, y, sigma, weights=weights),
+            gkfast.rbf(x, sigma=2.0),
+            gkfast.rbf_matmul(x, y, y, sigma),
+            gkfast.rbf_matmul(x, y, y[..., :1], 1.0),
+            gkfast.log_density(x, y, sigma),
+            gkfast.score(x, y, sigma),
+            gkfast.mmd2(x, y, sigma, weights=weights),
+            gkfast.mmd2(x, y, 1.0),
+            *gkfast.kernel_means(x, y, sigma),
+        )
+        leaves = (x, y, sigma, weights)
+        first = torch.autograd.grad(sum(value.square().sum() for value in values), leaves, create_graph=True)
+        torch.autograd.grad(sum(gradient.square().sum() for gradient in first), leaves)
+        gkfast.log_density(x.detach(), y.detach(), 1.0)
+    assert compiled.compiled_here() == before
 
 
 def test_info_says_what_runs_here(capsys):
