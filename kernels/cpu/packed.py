@@ -52,7 +52,6 @@ _MODERATE = {np.dtype(np.float32): (30, 50, 125), np.dtype(np.float64): (200, 40
 
 _LIMITS = {np.dtype(t): tuple(float(v) for v in (np.finfo(t).eps, np.finfo(t).tiny, np.finfo(t).max)) for t in "fd"}
 
-_MANY = 1 << 17
 # a ladder: kernel s is kernel s - 1 squared this many times; 0 is a new exponential
 _FRESH = 0
 
@@ -315,8 +314,6 @@ def _packed(pack_points, workers, arena, x, centre, factors, as_rows, as_columns
     rows = take(arena, batch * count * row, x).reshape((batch, count, row))
     columns = take(arena, batch * wide * dims * width, x).reshape((batch, wide, dims, width))
     norms = np.empty((batch, panels * width + width), x.dtype)
-    # few numbers are packed before a second thread has woken up
-    workers = workers if x.size >= _MANY else (0, 1)
     _share_pack_points(pack_points, workers, (batch * panels,), ((x, centre, factors, rows, columns, norms, panels),))
     return Points(rows, columns, norms, n)
 
