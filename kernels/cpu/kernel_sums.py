@@ -1,7 +1,10 @@
 """The sums behind kernel means and MMD^2, and gradients of their combinations from the same sweeps."""
 
+from functools import cache
+
 import numpy as np
 
+from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, fresh, give_back
 from .packed import limits, pack, pack_addresses, packed_column
@@ -38,7 +41,7 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
     tolerances = ("sum", "gradient") if want_x or want_y or want_parameters else ("sum",)
     limit = limits(x.dtype, n * m, dims, *tolerances)
-    addresses = pack_addresses(x.dtype), sum_rows_address(x.dtype)
+    addresses = _addresses(x.dtype)
     arguments = (scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, limit, tuple(gradients))
     arena = borrow()
     values, sums, order, parameters = _kernel_sums(addresses, team(work), arena, *arguments)
@@ -119,16 +122,22 @@ def _kernel_sums(
     )
     # the longest first, if both sets are of one size: what is left at the end is short
     share_sum_rows(addresses[1], workers, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
-    values, sums = _combined(scale, a, b, plan.unit, xx[-1], yy[-1], xy[-1], gradients)
+    values, sums = _values(scale, a, b, xx[-1], yy[-1], xy[-1])
+    own, one = plan.unit, np.ones(len(x))
+    tasks = (
+        (scale, 0, own, _one_chunk(xx[-1].dx), xx[-1].dy, _one_chunk(xy[-1].dx), gradients[0]),
+        (scale, 1, own, _one_chunk(yy[-1].dx), yy[-1].dy, xy[-1].dy, gradients[1]),
+        (scale, 0, one, _one_chunk(xx[-1].value), xx[-1].column_value, _one_chunk(xy[-1].value), gradients[2]),
+        (scale, 1, one, _one_chunk(yy[-1].value), yy[-1].column_value, xy[-1].column_value, gradients[3]),
+    )
+    rows = (_pieces(gradients[0]), _pieces(gradients[1]), _pieces(gradients[2]), _pieces(gradients[3]))
+    _share_combine(addresses[2], workers, rows, tasks)
     return values, sums, plan.order, (xx[-1].parameters, yy[-1].parameters, xy[-1].parameters)
 
 
 @inner
-def _combined(scale, a, b, unit, xx, yy, xy, gradients):
-    """scale_r . sums (B, R) and the sums (B, 3) of three sweeps' Parts; fills in gradients (B, R, ...) to x, y, a, b.
-
-    Gradients of scale_r . sums are scale_r . (2 within, between): both ends of a pair within a set are its points.
-    """
+def _values(scale, a, b, xx, yy, xy):
+    """scale_r . sums (B, R) and the sums (B, 3) of three sweeps' Parts."""
     batch, combinations = scale.shape[0], scale.shape[1]
     sums, values = np.empty((batch, 3)), np.empty((batch, combinations), a.dtype)
     # the value of a pair within a set is with its row; where those to columns were wanted, with either end
@@ -138,14 +147,13 @@ def _combined(scale, a, b, unit, xx, yy, xy, gradients):
     for q in range(batch):
         for r in range(combinations):
             values[q, r] = scale[q, r, 0] * sums[q, 0] + scale[q, r, 1] * sums[q, 1] + scale[q, r, 2] * sums[q, 2]
-    dx, dy, da, db = gradients
-    for q in range(batch):
-        one = unit[q]
-        _combine(scale[q], 0, one, xx.dx[q : q + 1], xx.dy[q], xy.dx[q : q + 1], dx[q])
-        _combine(scale[q], 1, one, yy.dx[q : q + 1], yy.dy[q], xy.dy[q], dy[q])
-        _combine(scale[q], 0, 1.0, xx.value[q : q + 1], xx.column_value[q], xy.value[q : q + 1], da[q])
-        _combine(scale[q], 1, 1.0, yy.value[q : q + 1], yy.column_value[q], xy.column_value[q], db[q])
     return values, sums
+
+
+@inner
+def _one_chunk(rows):
+    """(B, N, D) as (B, 1, N, D)"""
+    return rows.reshape((rows.shape[0], 1, rows.shape[1], rows.shape[2]))
 
 
 @inner
@@ -160,23 +168,47 @@ def _dot(u, rows, columns, out):
             out[q] += u[q, i] * value
 
 
+# numbers of a gradient that are combined at a time, and stay in the cache meanwhile
+_AT_A_TIME = 1024
+
+
 @inner
-def _combine(scale, k, unit, rows, columns, between, out):
-    """out[r] = scale_r . (2 (rows + columns), between) / unit over their chunks (C, N, D), rounded once, (R, N D)."""
-    size = out.shape[1]
-    # a few at a time, which stay in the cache
-    within, others = np.empty(min(1024, size)), np.empty(min(1024, size))
-    for start in range(0, size, 1024):
-        count = min(1024, size - start)
+def _pieces(gradient):
+    return gradient.shape[0] * ((gradient.shape[2] + _AT_A_TIME - 1) // _AT_A_TIME)
+
+
+@inner
+def _combine(first, last, scale, k, unit, rows, columns, between, out):
+    """Pieces of out (B, R, N D), numbered through the batch: scale_r . (2 (rows + columns), between) / unit.
+
+    rows, columns and between are (B, chunks, N, D), float64; the result is rounded once. Both ends of a pair within a
+    set are its points: hence the 2.
+    """
+    size = out.shape[2]
+    pieces = (size + _AT_A_TIME - 1) // _AT_A_TIME
+    within, others = np.empty(min(_AT_A_TIME, size)), np.empty(min(_AT_A_TIME, size))
+    for number in range(first, last):
+        b, start = number // pieces, number % pieces * _AT_A_TIME
+        count = min(_AT_A_TIME, size - start)
         within[:] = 0
         others[:] = 0
         for total, parts in ((within, rows), (within, columns), (others, between)):
-            for chunk in range(len(parts) if parts.size else 0):
-                part = parts[chunk].reshape(-1)[start:]
+            for chunk in range(parts.shape[1] if parts.size else 0):
+                part = parts[b, chunk].reshape(-1)[start:]
                 for i in range(count):
                     total[i] += part[i]
-        for r in range(len(out)):
-            one, two = 2 * scale[r, k] / unit, scale[r, 2] / unit
-            row = out[r, start:]
+        for r in range(out.shape[1]):
+            one, two = 2 * scale[b, r, k] / unit[b], scale[b, r, 2] / unit[b]
+            row = out[b, r, start:]
             for i in range(count):
                 row[i] = one * within[i] + two * others[i]
+
+
+@cache
+def _addresses(dtype: np.dtype) -> tuple[tuple[int, int], int, int]:
+    part, scale, out = np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 3)), np.zeros((1, 1, 1), dtype)
+    combine = address_of(_combine, 0, 0, scale, 0, np.ones(1), part, part, part, out)
+    return pack_addresses(dtype), sum_rows_address(dtype), combine
+
+
+_share_combine = shared_at(_combine)

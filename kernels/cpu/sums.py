@@ -35,8 +35,8 @@ _FEW_ROWS, _MANY_ROWS = 2 * ROWS, 16 * ROWS
 _FEW_VALUES = 4
 # for the gradients to columns, which every chunk of rows keeps for itself
 _CHUNK_BYTES = 1 << 25
-# multiply-adds of a chunk at least
-CHUNK_WORK, _MOST_CHUNKS = 1 << 23, 32
+# multiply-adds and rows of a chunk at least; what columns receive is added up from all chunks
+_CHUNK_WORK, _CHUNK_ROWS, _MOST_CHUNKS = 1 << 21, 512, 32
 
 
 class Modes(NamedTuple):
@@ -673,11 +673,12 @@ def prepared(
     if symmetric and block_rows >= n:
         # in the only block all pairs are the rows' own
         want_dy = False
-    # at least so many rows a chunk: what columns receive is added up from all chunks
-    least = 256 if want_dy or want_column_value else 2 * block_rows
+    least = max(_CHUNK_ROWS if want_dy or want_column_value else 0, 2 * block_rows)
+    # two where there are rows for it, lest a second thread have nothing to do
+    by_rows = max(n // least, 2 if n >= 2 * block_rows else 1)
     most = max(2, _CHUNK_BYTES // (8 * batch * m * (dims * want_dy + columns * want_column_value) + 1))
     work = n * m * (dims * (1 + want_dx + want_dy) + 10 * count + columns) // (1 + symmetric)
-    chunks = max(1, min(n // least, most, work // CHUNK_WORK, _MOST_CHUNKS))
+    chunks = max(1, min(by_rows, most, work // _CHUNK_WORK, _MOST_CHUNKS))
     some = n > 0 and m > 0
     parts = Parts(
         _part(arena, (batch, n, columns if want_value else 0), some),
@@ -714,18 +715,38 @@ share_sum_rows = shared_at(_sum_rows)
 
 
 @inner
-def _rounded(parts, unit, like):
-    """The sum over chunks of parts (B, chunks, M, E), over unit (B,): (B, M, E) in the dtype of like."""
-    batch, chunks, m, count = parts.shape
-    sums = np.empty((batch, m, count), like.dtype)
-    for b in range(batch):
-        for j in range(m):
+def _round_rows(start, stop, parts, unit, out):
+    """Rows, numbered through the batch, of out (B, M, E): the sum of parts (B, chunks, M, E) over unit (B,)."""
+    chunks, m, count = parts.shape[1:]
+    total = np.empty(count)
+    for number in range(start, stop):
+        b, j = number // m, number % m
+        total[:] = 0
+        for chunk in range(chunks):
+            part = parts[b, chunk, j]
             for e in range(count):
-                total = parts[b, 0, j, e]
-                for chunk in range(1, chunks):
-                    total += parts[b, chunk, j, e]
-                sums[b, j, e] = total / unit[b]
-    return sums
+                total[e] += part[e]
+        for e in range(count):
+            out[b, j, e] = total[e] / unit[b]
+
+
+@cache
+def _sweep_addresses(dtype: np.dtype) -> tuple[tuple[int, int], int, int]:
+    part, one = np.zeros((1, 1, 1, 1)), np.ones(1)
+    round_rows = address_of(_round_rows, 0, 0, part, one, np.zeros((1, 1, 1), dtype))
+    return pack_addresses(dtype), sum_rows_address(dtype), round_rows
+
+
+_share_round_rows = shared_at(_round_rows)
+
+
+@inner
+def _rounded(round_rows, workers, parts, unit, like):
+    batch, _, m, count = parts.shape
+    out = np.empty((batch, m, count), like.dtype)
+    rows = batch * m if count else 0
+    _share_round_rows(round_rows, workers, (rows,), ((parts, unit, out),))
+    return out
 
 
 @inner
@@ -760,10 +781,11 @@ def _sweep(
                     parts.dy[b, 0, i, k] += parts.dx[b, i, k]
     dx = parts.dy if same else parts.dx.reshape((batch, 1, n, dims if wants[2] else 0))
     value = parts.value.reshape((batch, 1, n, v.shape[2] if wants[0] else 0))
-    return (
-        _rounded(value, one, x), _rounded(parts.column_value, one, x), _rounded(dx, plan.unit, x),
-        _rounded(parts.dy, plan.unit, x), plan.order, parts.parameters,
-    )  # fmt: skip
+    value = _rounded(addresses[2], workers, value, one, x)
+    column_value = _rounded(addresses[2], workers, parts.column_value, one, x)
+    dx = _rounded(addresses[2], workers, dx, plan.unit, x)
+    dy = _rounded(addresses[2], workers, parts.dy, plan.unit, x)
+    return value, column_value, dx, dy, plan.order, parts.parameters
 
 
 class Sums(NamedTuple):
@@ -801,7 +823,7 @@ def sweep(
     pulls = (want_x, want_x if same else want_y)
     work = batch * n * m * (dims * (1 + sum(pulls)) + 10 * count + columns)
     x, y, sigma, weights, v, g, pairs, shift = map(behaved, (x, y, sigma, weights, v, g, pairs, shift))
-    addresses = pack_addresses(x.dtype), sum_rows_address(x.dtype)
+    addresses = _sweep_addresses(x.dtype)
     limit = limits(x.dtype, n * m, dims, *tolerances)
     arena = borrow()
     value, column_value, dx, dy, order, parameters = _sweep(
