@@ -28,6 +28,11 @@ def is_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def floats(values: Any) -> bool:
+    """One number, or a list or tuple of numbers, all of them Python's floats: found out in a moment."""
+    return type(values) is float or (type(values) in (list, tuple) and {*map(type, values)} == {float})
+
+
 def on_cpu(array: Array) -> bool:
     return not is_tensor(array) or array.device.type == "cpu"
 

@@ -89,16 +89,13 @@ class Problem:
                 values = values.detach().cpu().numpy()
             else:
                 return values.reshape(-1)
+        if checks.floats(values):
+            values = [values] if type(values) is float else values
+            return np.array(values) if self.xp is np else self.xp.tensor(values, dtype=self.xp.float64)
         if self.xp is np:
-            if type(values) is float:
-                return np.array([values])
-            if type(values) is list and {*map(type, values)} == {float}:
-                return np.array(values)
             if isinstance(values, list | tuple):
                 values = [value.item() if checks.is_tensor(value) else value for value in values]
             return np.atleast_1d(np.asarray(values, dtype=np.float64))
-        if type(values) is list and {*map(type, values)} == {float}:
-            return self.xp.tensor(values, dtype=self.xp.float64)
         if isinstance(values, np.ndarray):
             values = values.tolist()
         values = list(values) if isinstance(values, list | tuple) else [values]
@@ -254,8 +251,7 @@ def rbf(
 
 
 def _rbf_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: Any) -> tuple[Array, list[Array]]:
-    p = _worked_out(_problem_of, points, **options)
-    x, y = (*map(p.rows, points), None)[:2]
+    p, x, y = _rbf_worked_out(points, **options)
     return p.give(p.run.rbf(x, y, *p.bandwidths())), []
 
 
@@ -265,11 +261,16 @@ def _rbf_pull(
     """Gradients of sum_ij g_ij K_ij to x, or to x and y."""
     from_numpy = sys.modules["torch"].from_numpy
     g, *points = (tensor.detach().numpy() for tensor in (g, *points))
-    p = _worked_out(_problem_of, points, **options)
-    x, y = (*map(p.rows, points), None)[:2]
+    p, x, y = _rbf_worked_out(points, **options)
     wants = (*wants, False, False, False)[:4]
     found = p.run.rbf_backward(p.rows(g), x, y, *p.bandwidths(), wants)
     return [None if d is None else from_numpy(p.give(d)) for d in found[: len(points)]]
+
+
+def _rbf_worked_out(points: Sequence[Array], **options: Any) -> tuple[Problem, Array, Array | None]:
+    p = _worked_out(_problem_of, points, **options)
+    x, y = (*map(p.rows, points), None)[:2]
+    return p, x, y
 
 
 @lru_cache(maxsize=32)
@@ -324,14 +325,11 @@ def _worked_out(what: Any, points: Sequence[Array], sigma: Sigma, weights: Sigma
     """what(shapes, dtype, ...) of arrays: from memory if it was worked out before, as in every step of a training."""
     sigma, weights = (tuple(values) if type(values) is list else values for values in (sigma, weights))
     shapes = tuple([a.shape for a in points])
-    if sum(map(math.prod, shapes)) > _MOST_REMEMBERED or not (_all_floats(sigma) and _all_floats(weights)):
+    known = checks.floats(sigma) and (weights is None or checks.floats(weights))
+    if not known or sum(map(math.prod, shapes)) > _MOST_REMEMBERED:
         # what is equal as a key need not be: True is 1.0
         what = what.__wrapped__
     return what(shapes, points[0].dtype, sigma=sigma, weights=weights, **options)
-
-
-def _all_floats(values: Any) -> bool:
-    return values is None or type(values) is float or (type(values) is tuple and {*map(type, values)} == {float})
 
 
 def _stand_ins(shapes: Sequence[tuple[int, ...]], dtype: Any) -> list[np.ndarray]:
@@ -344,12 +342,9 @@ _MOST_REMEMBERED = 1 << 20
 
 
 def _holds_tensors(values: Sigma | None) -> bool:
-    if values is None or type(values) is float:
+    if values is None or checks.floats(values):
         return False
-    if isinstance(values, list | tuple):
-        # numbers of one kind in a moment
-        return {*map(type, values)} != {float} and any(checks.is_tensor(value) for value in values)
-    return checks.is_tensor(values)
+    return any(checks.is_tensor(value) for value in (values if isinstance(values, list | tuple) else [values]))
 
 
 def _wants_gradient(p: Problem, *arrays: Array | None) -> bool:

@@ -5,7 +5,6 @@ a CUDA graph is captured, whatever waits for the host or the device. All three c
 """
 
 import contextlib
-import importlib
 import sys
 from types import SimpleNamespace
 from typing import ClassVar
@@ -17,20 +16,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import gkfast
 import gkfast.nn
+from gkfast.ops.define import gpu_kernels
 
 pytest.importorskip("triton", reason="Triton is not installed on this platform")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py has the GPU itself")
 
-OPERATORS = {
-    "rbf": ("rbf", "_rbf_gpu"),
-    "rbf_out": ("rbf", "_rbf_out_gpu"),
-    "rbf_backward": ("rbf", "_rbf_backward_gpu"),
-    "rbf_matmul": ("rbf_matmul", "_rbf_matmul_gpu"),
-    "rbf_matmul_backward": ("rbf_matmul", "_rbf_matmul_backward_gpu"),
-    "kernel_sums": ("kernel_sums", "_kernel_sums_gpu"),
-    "kernel_sums_with_gradients": ("kernel_sums", "_with_gradients_gpu"),
-    "log_density": ("log_density", "_log_density_gpu"),
-}
 FACTORIES = ("as_tensor", "asarray", "empty", "eye", "full", "ones", "tensor", "zeros")
 # these bring numbers along from the host
 COPYING = ("as_tensor", "asarray", "tensor")
@@ -61,9 +51,8 @@ class There(torch.Tensor):
     def __torch_dispatch__(cls, function, types, arguments=(), options=None):
         name, options = function.overloadpacket.__name__, options or {}
         if function.namespace == "gkfast":
-            module, own = OPERATORS[name]
             with torch.no_grad():
-                return getattr(importlib.import_module(f"gkfast.ops.{module}"), own)(*arguments)
+                return gpu_kernels[name](*arguments)
         tensors = [t for t in tree_leaves((arguments, options)) if isinstance(t, torch.Tensor)]
         # a number of the host goes along as an argument of the kernel
         elsewhere = [tuple(t.shape) for t in tensors if not isinstance(t, There) and t.ndim]

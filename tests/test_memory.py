@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 import gkfast
+from gkfast.kernels.cpu import memory
 
 MEASURED = """
 import resource, torch, gkfast
@@ -107,3 +109,21 @@ def test_arrays_that_compiled_code_does_not_take_as_they_are(kind, rng):
         out = np.empty(6 * 7 * 8 + 1, np.uint8)[1:].view(np.float64).reshape(6, 7)
         assert gkfast.rbf(x[0], y[0], 0.9, out=out) is out
         np.testing.assert_array_equal(out, gkfast.rbf(x[0], y[0], 0.9))
+
+
+def test_a_call_that_needed_more_finds_a_larger_arena(monkeypatch):
+    monkeypatch.setattr(memory, "_own", threading.local())
+    block, taken = memory.borrow()
+    # while it is lent there is another
+    other = memory.borrow()
+    assert other[0] is not block
+    memory.give_back(other)
+    taken[0] = 5000
+    memory.give_back((block, taken))
+    block, taken = memory.borrow()
+    assert len(block) == 8192
+    assert taken[0] == 0
+    # what is far too much is left to the allocator
+    taken[0] = memory._MOST_LENT + 1
+    memory.give_back((block, taken))
+    assert len(memory.borrow()[0]) == 8192

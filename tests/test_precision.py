@@ -12,19 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gkfast
 from gkfast import ops
 from gkfast.functional import Problem
+from gkfast.ops.define import gpu_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODES = ("highest", "high", "medium")
-OPERATORS = {
-    "rbf": ("rbf", "_rbf_gpu"),
-    "rbf_out": ("rbf", "_rbf_out_gpu"),
-    "rbf_backward": ("rbf", "_rbf_backward_gpu"),
-    "rbf_matmul": ("rbf_matmul", "_rbf_matmul_gpu"),
-    "rbf_matmul_backward": ("rbf_matmul", "_rbf_matmul_backward_gpu"),
-    "kernel_sums": ("kernel_sums", "_kernel_sums_gpu"),
-    "kernel_sums_with_gradients": ("kernel_sums", "_with_gradients_gpu"),
-    "log_density": ("log_density", "_log_density_gpu"),
-}
 # torch loads its own forward-mode formulas by what it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -35,9 +26,8 @@ class OnGpu(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         if function.namespace != "gkfast":
             return function(*arguments, **(options or {}))
-        module, name = OPERATORS[function._opname]
         with torch.no_grad():
-            return getattr(importlib.import_module(f"gkfast.ops.{module}"), name)(*arguments)
+            return gpu_kernels[function._opname](*arguments)
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 library = torch.library.Library("gkfast", "DEF")
+# what the dispatcher has been given: for calls that pass it by, and for tests without a GPU
 _cpu: dict[str, Callable[..., Any]] = {}
+gpu_kernels: dict[str, Callable[..., Any]] = {}
 
 # what the dispatcher sees in tensors that are no more than numbers in memory, for which it would call the CPU kernel
 _keys = torch._C._dispatch_keys
@@ -44,6 +46,7 @@ def define(
     _cpu[name] = cpu
     if gpu is not None:
         library.impl(name, gpu, "CUDA")
+        gpu_kernels[name] = gpu
 
 
 def derive(name: str, function: Any) -> None:
@@ -96,10 +99,7 @@ def plain(arguments: Sequence[Any]) -> bool:
         or torch._C._get_tracing_state()
         or torch._C._autograd._profiler_enabled()
     )
-    if watched:
-        return False
-    # no generator: it takes longer
-    return all(not (isinstance(argument, Tensor) and not plain_tensor(argument)) for argument in arguments)
+    return not watched and all(plain_tensor(a) for a in arguments if isinstance(a, Tensor))
 
 
 def plain_tensor(tensor: Tensor) -> bool:

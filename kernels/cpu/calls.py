@@ -93,7 +93,6 @@ def shared_at(dispatcher: Any) -> Any:
 
 # pieces end at different times; a thread that is done takes the next
 _PIECES_PER_THREAD = 4
-_INT, _UNSIGNED, _BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 # what the threads are told: the number of the next piece, whether one failed, the code; of each task its rows, its
 # pieces, and what the code takes besides
 _NEXT, _FAILED, _CODE, _ROWS, _PIECES, _TASKS = range(6)

@@ -7,7 +7,7 @@ import numpy as np
 from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, fresh, give_back
-from .packed import limits, pack, pack_addresses, packed_column
+from .packed import limits, pack, pack_addresses, packed_columns
 from .sums import parameters_of, prepared, share_sum_rows, sum_rows_address
 from .threads import team
 
@@ -64,62 +64,14 @@ def _kernel_sums(
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
     want_x, want_y, want_a, want_b, want_parameters = wanted
     plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, True, True, limit)
-    pa, pb = packed_column(a), packed_column(b)
+    pa, pb = packed_columns(_one_wide(a)), packed_columns(_one_wide(b))
     none = np.empty((len(x), 0, 1), x.dtype)
-    xx, xx_rows = prepared(
-        arena,
-        plan,
-        px,
-        px,
-        pa,
-        pa,
-        none,
-        none,
-        drop >= 1,
-        minus_one,
-        True,
-        True,
-        want_a,
-        want_x,
-        want_x,
-        want_parameters,
-    )
-    yy, yy_rows = prepared(
-        arena,
-        plan,
-        py,
-        py,
-        pb,
-        pb,
-        none,
-        none,
-        drop >= 1,
-        minus_one,
-        True,
-        True,
-        want_b,
-        want_y,
-        want_y,
-        want_parameters,
-    )
-    xy, xy_rows = prepared(
-        arena,
-        plan,
-        px,
-        py,
-        pb,
-        pa,
-        none,
-        none,
-        drop >= 2,
-        minus_one,
-        False,
-        True,
-        want_b,
-        want_x,
-        want_y,
-        want_parameters,
-    )
+    within_x = (drop >= 1, minus_one, True, True, want_a, want_x, want_x, want_parameters)
+    within_y = (drop >= 1, minus_one, True, True, want_b, want_y, want_y, want_parameters)
+    between = (drop >= 2, minus_one, False, True, want_b, want_x, want_y, want_parameters)
+    xx, xx_rows = prepared(arena, plan, px, px, pa, pa, none, none, *within_x)
+    yy, yy_rows = prepared(arena, plan, py, py, pb, pb, none, none, *within_y)
+    xy, xy_rows = prepared(arena, plan, px, py, pb, pa, none, none, *between)
     # the longest first, if both sets are of one size: what is left at the end is short
     share_sum_rows(addresses[1], workers, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
     values, sums = _values(scale, a, b, xx[-1], yy[-1], xy[-1])
@@ -148,6 +100,12 @@ def _values(scale, a, b, xx, yy, xy):
         for r in range(combinations):
             values[q, r] = scale[q, r, 0] * sums[q, 0] + scale[q, r, 1] * sums[q, 1] + scale[q, r, 2] * sums[q, 2]
     return values, sums
+
+
+@inner
+def _one_wide(u):
+    """(B, N) as (B, N, 1)"""
+    return u.reshape((u.shape[0], u.shape[1], 1))
 
 
 @inner

@@ -350,28 +350,13 @@ def pack(addresses, workers, arena, x, y, same, sigma, weights, x_columns, y_row
 
 
 @inner
-def packed_column(u):
-    """u (B, N), a single column, as it is."""
-    batch, n = u.shape
-    width = panel_width(u)
-    panels = (n + width - 1) // width
-    rows = np.zeros((batch, panels * width + ROWS, 1), u.dtype)
-    columns = np.zeros((batch, panels, 1, width), u.dtype)
-    for b in range(batch):
-        for i in range(n):
-            rows[b, i, 0] = columns[b, i // width, 0, i % width] = u[b, i]
-    return Points(rows, columns, np.empty((batch, 0), u.dtype), n)
-
-
-@inner
 def packed_columns(u):
     """u (B, N, E) as it is."""
     batch, n, count = u.shape
-    if count == 1:
-        return packed_column(u.reshape(batch, n))
     width = panel_width(u)
     panels = (n + width - 1) // width
-    rows = np.zeros((batch, panels * width + ROWS, _row(count, width)), u.dtype)
+    # of a single column no tile is made
+    rows = np.zeros((batch, panels * width + ROWS, _row(count, width) if count > 1 else 1), u.dtype)
     columns = np.zeros((batch, panels, count, width), u.dtype)
     for b in range(batch):
         for i in range(n):

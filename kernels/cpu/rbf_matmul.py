@@ -7,7 +7,7 @@ import numpy as np
 from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, give_back, room
-from .packed import limits, pack, pack_addresses, packed_column
+from .packed import limits, pack, pack_addresses, packed_columns
 from .sums import sweep
 from .threads import team
 from .tile import DEPTH, NOWHERE, ROWS, distances, gaussian_sums
@@ -78,7 +78,7 @@ _share_one_column = shared_at(_one_column_rows)
 
 @compiled
 def _one_column(addresses, workers, arena, x, y, v, sigma, weights, limit):
-    """K @ v, (B, N), for one bandwidth and v (B, M); and whether that is how to do it, or else None of it is done."""
+    """Whether that is how to do it, and K @ v, (B, N), for one bandwidth and v (B, M, 1); or else zeros."""
     (batch, n, dims), m = x.shape, y.shape[1]
     plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, False, False, limit)
     out = np.zeros((batch, n))
@@ -87,7 +87,7 @@ def _one_column(addresses, workers, arena, x, y, v, sigma, weights, limit):
             return False, out
     task = (
         px.rows, px.norms, n, py.columns, py.norms, plan.slope, plan.offset, plan.scale, plan.weights,
-        packed_column(v).columns, out,
+        packed_columns(v).columns, out,
     )  # fmt: skip
     rows = batch * ((n + ROWS - 1) // ROWS) if m else 0
     _share_one_column(addresses[1], workers, (rows,), (task,))
@@ -103,7 +103,7 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_o
     (batch, n, dims), m = x.shape, y.shape[1]
     if v.shape[2] == sigma.shape[1] == 1 and shift is None and not skip_diagonal and not minus_one:
         addresses = pack_addresses(x.dtype), _one_column_address(x.dtype)
-        arrays = map(behaved, (x, y, v[..., 0].astype(x.dtype, copy=False), sigma, weights))
+        arrays = map(behaved, (x, y, v.astype(x.dtype, copy=False), sigma, weights))
         workers = team(batch * n * m * (dims + 10))
         arena = borrow()
         done, out = _one_column(addresses, workers, arena, *arrays, limits(x.dtype, n * m, dims, "sum"))

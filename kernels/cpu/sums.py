@@ -784,7 +784,7 @@ def _sweep(
     value = _rounded(addresses[2], workers, value, one, x)
     column_value = _rounded(addresses[2], workers, parts.column_value, one, x)
     dx = _rounded(addresses[2], workers, dx, plan.unit, x)
-    dy = _rounded(addresses[2], workers, parts.dy, plan.unit, x)
+    dy = dx if same else _rounded(addresses[2], workers, parts.dy, plan.unit, x)
     return value, column_value, dx, dy, plan.order, parts.parameters
 
 
