@@ -1,6 +1,7 @@
 """The command line: gkfast train, gkfast compile, gkfast info."""
 
 import argparse
+import gc
 import math
 import os
 import sys
@@ -155,6 +156,8 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
             parser.error(str(error))
         finally:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # networks that are still held keep the group, and its threads would meet an interpreter that ends
+                gc.collect()
                 torch.distributed.destroy_process_group()
     # another process than the first has nothing to say
     if not summary:
