@@ -145,7 +145,7 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
         try:
             summary = runs.run(real, folder, settings, resume=options.resume, signals=signals)
         except (Stopped, KeyboardInterrupt) as stop:
-            said = stop if isinstance(stop, Stopped) else "stopped by SIGINT"
+            said = str(stop) if isinstance(stop, Stopped) else "stopped by SIGINT"
             print(f"\ngkfast train: {said}; go on with gkfast train --resume --out {folder}", file=sys.stderr)
             return 128 + (stop.number if isinstance(stop, Stopped) else 2)
         except FloatingPointError as error:
@@ -156,7 +156,7 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
             parser.error(str(error))
         finally:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
-                # networks that are still held keep the group, and its threads would meet an interpreter that ends
+                # networks that are still held, by a traceback for example, keep the group and its threads
                 gc.collect()
                 torch.distributed.destroy_process_group()
     # another process than the first has nothing to say

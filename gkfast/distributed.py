@@ -12,6 +12,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the process group of that moment as default argument. Imported by the first use of
+# DistributedDataParallel they would keep a group that is there by then, past destroy_process_group, and its threads
+# would abort the process when they meet an interpreter that ends.
+import torch.distributed.nn
 from torch import Tensor
 
 import gkfast

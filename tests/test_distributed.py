@@ -3,6 +3,7 @@
 Of gkfast.distributed's functions, of every GAN loss, and of whole trainings, stopped and resumed ones too.
 """
 
+import gc
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,7 +126,24 @@ def stopped_and_resumed(folder, rank, count):
     return train(checkpoints=folder, resume=True)
 
 
+def group_threads():
+    """The threads of gloo, which abort a process that ends while it has them."""
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 def work(rank, count, port, queue, folder):
+    results = compute(rank, count, port, folder)
+    queue.put((rank, results))
+    queue.close()
+    queue.join_thread()
+    dist.barrier()
+    gc.collect()
+    dist.destroy_process_group()
+    assert not group_threads()
+
+
+def compute(rank, count, port, folder):
     warnings.simplefilter("ignore")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     # as torchrun says it
@@ -159,11 +178,7 @@ def work(rank, count, port, queue, folder):
             results[name, dtype] = [(loss.item(), (flat(g) / count).tolist()) for loss, g in found]
     results["training"] = train()
     results["resumed"] = stopped_and_resumed(folder, rank, count)
-    queue.put((rank, results))
-    queue.close()
-    queue.join_thread()
-    dist.barrier()
-    dist.destroy_process_group()
+    return results
 
 
 def run(count, folder):
@@ -254,7 +269,13 @@ def test_the_command_line_under_torchrun(tmp_path):
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(90, 2)))
     options = ["train", "--data", str(tmp_path / "mine.npy"), "--loss", "gan+mmd", "--steps", "5", "--batch", "33"]
     options += ["--no-control", "--out"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gkfast"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "command.py")]
+    # what python -m gkfast does, and a look at what is left of the group
+    (tmp_path / "command.py").write_text(
+        "import sys\nfrom pathlib import Path\nfrom gkfast.__main__ import main\nstatus = main()\n"
+        "assert 'gloo' not in ''.join(path.read_text() for path in Path('/proc/self/task').glob('*/comm'))\n"
+        "sys.exit(status)\n"
+    )
     done = subprocess.run(
         [sys.executable, *launch, *options, str(tmp_path / "two")], capture_output=True, text=True, check=False
     )
