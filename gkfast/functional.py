@@ -230,8 +230,9 @@ def rbf(
     their norm, log densities 2^-14 and 2^-6 of the greatest exponent: for bandwidths of the data's scale, more where
     (x - centre)^2 / sigma^2 is large, and five times as much for gradients of MMD^2. Gradients have the precision of
     the value; the kernels' second derivatives, and forward mode, the highest.
-    NaN stays in the entries concerned. O(N M (D + S)) time; memory is the result's. Gradients to x, y, sigma and
-    weights, of every order. A sigma in a tensor is not checked, since that would wait for the device.
+    NaN stays in the entries concerned. O(N M (D + S)) time; memory is the result's, which on the CPU is kept for
+    backward where there is one bandwidth; it may be changed in place. Gradients to x, y, sigma and weights, of every
+    order. A sigma in a tensor is not checked, since that would wait for the device.
 
     Examples
     --------
@@ -252,7 +253,9 @@ def rbf(
 
 def _rbf_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: Any) -> tuple[Array, list[Array]]:
     p, x, y = _rbf_worked_out(points, **options)
-    return p.give(p.run.rbf(x, y, *p.bandwidths())), []
+    k = p.give(p.run.rbf(x, y, *p.bandwidths()))
+    # of one bandwidth K is what its gradients are made of
+    return k, [k] if any(wants) and len(p.sigma) == 1 else []
 
 
 def _rbf_pull(
@@ -260,11 +263,12 @@ def _rbf_pull(
 ) -> list[Array]:
     """Gradients of sum_ij g_ij K_ij to x, or to x and y."""
     from_numpy = sys.modules["torch"].from_numpy
-    g, *points = (tensor.detach().numpy() for tensor in (g, *points))
-    p, x, y = _rbf_worked_out(points, **options)
+    count = len(points)
+    g, *arrays = (tensor.detach().numpy() for tensor in (g, *points, *kept))
+    p, x, y = _rbf_worked_out(arrays[:count], **options)
     wants = (*wants, False, False, False)[:4]
-    found = p.run.rbf_backward(p.rows(g), x, y, *p.bandwidths(), wants)
-    return [None if d is None else from_numpy(p.give(d)) for d in found[: len(points)]]
+    found = p.run.rbf_backward(p.rows(g), x, y, *p.bandwidths(), wants, *map(p.rows, arrays[count:]))
+    return [None if d is None else from_numpy(p.give(d)) for d in found[:count]]
 
 
 def _rbf_worked_out(points: Sequence[Array], **options: Any) -> tuple[Problem, Array, Array | None]:

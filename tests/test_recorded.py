@@ -14,6 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 SIGMA = [0.7, 1.5]
 
 WAYS = {
+    "rbf of one bandwidth": lambda x, y, sigma: gkfast.rbf(x, y, sigma[1:], weights=[-0.5]),
     "rbf": lambda x, y, sigma: gkfast.rbf(x, y, sigma, weights=[1.0, 0.5]),
     "rbf of one set": lambda x, y, sigma: gkfast.rbf(x, sigma=sigma),
     "mmd2": lambda x, y, sigma: gkfast.mmd2(x, y, sigma),
@@ -109,6 +110,82 @@ def test_a_change_in_place_is_noticed(samples, call):
         moved.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.sum().backward()
+
+
+POINTS = {
+    "of few coordinates": (40, 3, 1.0, 0.0),
+    "of many": (200, 64, 1.0, 0.0),
+    "off the origin": (200, 64, 1.0, 30.0),
+    "with near pairs": (200, 64, 1e-3, 0.0),
+    "equal": (200, 64, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 100.0])
+@pytest.mark.parametrize(("rows", "dims", "apart", "offset"), POINTS.values(), ids=POINTS)
+def test_gradients_of_the_kernels_at_hand(rows, dims, apart, offset, sigma):
+    # apart is the distance of y from x; of 1 they are two samples
+    generator = torch.Generator().manual_seed(5)
+    x, other = (torch.randn(rows, dims, generator=generator) + offset for _ in range(2))
+    y = other if apart == 1.0 else x + apart * (other - offset)
+    g = torch.randn(rows, rows, generator=generator)
+    x, y = x.requires_grad_(), y.requires_grad_()
+    for points in ((x, y), (x,)):
+        exact = [t.detach().double().requires_grad_() for t in points]
+        value = gkfast.rbf(*exact, sigma=sigma * dims**0.5, weights=3.0, backend="reference")
+        truth = torch.autograd.grad(value, exact, g.double())
+        for changed in (False, True):
+            k = gkfast.rbf(*points, sigma=sigma * dims**0.5, weights=3.0)
+            if changed:
+                # backward then makes the kernels anew
+                with torch.no_grad():
+                    k.mul_(0)
+            for ours, theirs in zip(torch.autograd.grad(k, points, g), truth, strict=True):
+                assert (ours.double() - theirs).norm() <= 2e-6 * theirs.norm()
+
+
+def test_kernels_at_hand_are_read():
+    # or the test above compares kernels made anew with themselves
+    from gkfast.kernels.cpu.rbf import rbf_backward
+
+    generator = torch.Generator().manual_seed(6)
+    x, y = (torch.randn(1, 200, 64, generator=generator).numpy() for _ in range(2))
+    g = torch.randn(1, 200, 200, generator=generator).numpy()
+    sigma = torch.full((1, 1), 8.0).double().numpy()
+    arguments = (g, x, y, sigma, sigma, (True, True, False, False))
+    assert all(not d.any() for d in rbf_backward(*arguments, 0 * g)[:2])
+    # not where their rounding could be felt
+    narrow = (g, x, y, sigma / 8, sigma, (True, True, False, False))
+    assert all(d.any() for d in rbf_backward(*narrow, 0 * g)[:2])
+
+
+def test_a_result_may_be_changed_in_place(samples):
+    x, y = samples
+    truth = torch.autograd.grad(gkfast.rbf(x, y, 1.0), x, torch.ones(2, 9, 9, dtype=x.dtype))[0]
+    k = gkfast.rbf(x, y, 1.0)
+    alias = k.detach()
+    alias.zero_()
+    found = torch.autograd.grad(k, x, torch.ones_like(k), retain_graph=True)[0]
+    torch.testing.assert_close(found, truth)
+    k = gkfast.rbf(x, y, 1.0)
+    k.diagonal(dim1=1, dim2=2).zero_()
+    off = 1 - torch.eye(9, dtype=x.dtype)
+    expected = torch.autograd.grad(gkfast.rbf(x, y, 1.0), x, off.expand(2, 9, 9))[0]
+    torch.testing.assert_close(torch.autograd.grad(k.sum(), x)[0], expected)
+
+
+def test_a_matrix_is_let_go_after_backward(samples):
+    x, y = samples
+    for keep in (True, False):
+        k = gkfast.rbf(x, y, 1.0)
+        memory = weakref.ref(k.untyped_storage())
+        loss = (2 * k).sum()
+        del k
+        loss.backward(retain_graph=keep)
+        gc.collect()
+        assert (memory() is None) != keep
+        if keep:
+            loss.backward()
 
 
 def test_values_that_are_kept_hold_no_gradients(samples):

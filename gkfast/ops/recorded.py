@@ -14,9 +14,11 @@ from torch import Tensor
 
 from gkfast.ops.define import Wants, array, plain, plain_tensor, transforms
 
-# (arrays, which of their gradients will be wanted) -> the value, and what the gradients will be made of
+# (arrays, which of their gradients will be wanted) -> the value, and what the gradients will be made of: also of the
+# value, if it is the last of them
 Value = Callable[[Sequence[np.ndarray], Wants], tuple[np.ndarray, Sequence[np.ndarray]]]
-# (g, the tensors, what Value kept, which gradients are wanted) -> gradients of sum g . value, None where not wanted
+# (g, the tensors, what Value kept, which gradients are wanted) -> gradients of sum g . value, None where not wanted;
+# of what was kept a value that has been changed in place is missing
 Pull = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Wants], Sequence[Tensor | None]]
 
 
@@ -39,14 +41,24 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Value, pull: Pull, again: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         result, kept = value([array(t) for t in tensors], ctx.needs_input_grad[3:])
-        ctx.pull, ctx.again, ctx.count = pull, again, len(tensors)
+        found = torch.from_numpy(result)
+        ctx.pull, ctx.again, ctx.count, ctx.own = pull, again, len(tensors), None
+        if kept and kept[-1] is result:
+            # not saved as the others: whoever changes it in place later is free to
+            kept, ctx.own, ctx.version = kept[:-1], found.detach(), found._version
         ctx.save_for_backward(*tensors, *map(torch.from_numpy, kept))
-        return torch.from_numpy(result)
+        return found
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.count], saved[ctx.count :]
+        if ctx.own is not None:
+            if ctx.own._version == ctx.version:
+                kept = (*kept, ctx.own)
+            if not torch._C._autograd._get_current_graph_task_keep_graph():
+                # as saved tensors are let go
+                ctx.own = None
         wants = ctx.needs_input_grad[3:]
         differentiable = torch.is_grad_enabled()
         if not differentiable and plain_tensor(g):

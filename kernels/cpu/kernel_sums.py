@@ -69,9 +69,9 @@ def _kernel_sums(
     within_x = (drop >= 1, minus_one, True, True, want_a, want_x, want_x, want_parameters)
     within_y = (drop >= 1, minus_one, True, True, want_b, want_y, want_y, want_parameters)
     between = (drop >= 2, minus_one, False, True, want_b, want_x, want_y, want_parameters)
-    xx, xx_rows = prepared(arena, plan, px, px, pa, pa, none, none, *within_x)
-    yy, yy_rows = prepared(arena, plan, py, py, pb, pb, none, none, *within_y)
-    xy, xy_rows = prepared(arena, plan, px, py, pb, pa, none, none, *between)
+    xx, xx_rows = prepared(arena, plan, px, px, pa, pa, none, none, none, *within_x)
+    yy, yy_rows = prepared(arena, plan, py, py, pb, pb, none, none, none, *within_y)
+    xy, xy_rows = prepared(arena, plan, px, py, pb, pa, none, none, none, *between)
     # the longest first, if both sets are of one size: what is left at the end is short
     share_sum_rows(addresses[1], workers, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
     values, sums = _values(scale, a, b, xx[-1], yy[-1], xy[-1])

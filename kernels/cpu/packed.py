@@ -43,6 +43,8 @@ _TOLERANCE = {
 }
 # pairs nearer than this share of the norms are pulled by their difference: (y - c) - (x - c) cancels
 _PULL_NEAR = 4e-4
+# the exponent of a near pair, at least, where a stored kernel tells which pairs are near
+_TELLING = 1e-4
 # up to here the product saves less than its preparation costs, or nothing at all
 _FEW_COORDINATES = 4
 _FEW_PRODUCTS = 1 << 18
@@ -70,6 +72,7 @@ class Plan(NamedTuple):
     slope: np.ndarray  # (B,) see the module
     offset: np.ndarray  # (B,)
     pull_near: np.ndarray  # (B,) squared distances that are pulled one by one
+    reads_kernels: np.ndarray  # (B,) whether gradients of a stored K are as right as with its kernels made anew
     unit: np.ndarray  # (B,) lengths times unit are lengths in the caller's units
     scale: np.ndarray  # (B, S) log2(e) / (2 sigma^2)
     weights: np.ndarray  # (B, S)
@@ -224,6 +227,7 @@ def _plan(finite, x, y, dims, sigma, weights, exponents, bounds):
     few, eps, kernel, exponent, total, gradient, smallest, largest, squares = bounds
     batch, count = sigma.shape
     slope, offset, pull_near, unit = np.empty(batch), np.empty(batch), np.empty(batch), np.empty(batch)
+    reads_kernels = np.empty(batch, np.bool_)
     of_bandwidth, places = np.empty((3, batch, count), x.norms.dtype), np.empty((2, batch, count), np.int64)
     scale, sorted_weights, pull_weights = of_bandwidth[0], of_bandwidth[1], of_bandwidth[2]
     squarings, order = places[0], places[1]
@@ -254,6 +258,8 @@ def _plan(finite, x, y, dims, sigma, weights, exponents, bounds):
             run = run + steps if steps > 0 and run + steps <= squares else 0
             squarings[b, s] = steps if run > 0 else _FRESH
         slope[b], offset[b], pull_near[b] = 0.0, np.inf, -1.0
+        # a weight is taken out of K again
+        reads_kernels[b] = count == 1 and 2.0**-60 <= a[0] <= 2.0**60
         if not few:
             greatest_x, mean_x = _greatest_and_mean(x.norms[b], x.count)
             greatest_y, mean_y = _greatest_and_mean(y.norms[b], y.count)
@@ -268,7 +274,9 @@ def _plan(finite, x, y, dims, sigma, weights, exponents, bounds):
                 limit = max(limit, _near(c, a, error * greatest, total))
             if gradient > 0:
                 pull_near[b] = _PULL_NEAR * greatest
-                limit = max(limit, pull_near[b], _near(c, a * c, error * greatest, gradient))
+                least = _near(c, a * c, error * greatest, gradient)
+                reads_kernels[b] &= least < 0 and c[0] * pull_near[b] >= _TELLING
+                limit = max(limit, pull_near[b], least)
             if exponent > 0:
                 slope[b], offset[b] = error / exponent, 0.0
                 limit = slope[b] * mean
@@ -277,7 +285,8 @@ def _plan(finite, x, y, dims, sigma, weights, exponents, bounds):
             # the mean squared distance is about `mean`; how far others lie below it depends on D
             if not (limit <= mean * max(0.02, 1 - 3.5 * math.sqrt(2 / dims)) and greatest < np.inf):
                 slope[b], offset[b] = 0.0, np.inf
-    return Plan(finite, slope, offset, pull_near, unit, scale, sorted_weights, pull_weights, squarings, order)
+    of_pairs = (slope, offset, pull_near, reads_kernels)
+    return Plan(finite, *of_pairs, unit, scale, sorted_weights, pull_weights, squarings, order)
 
 
 @inner

@@ -127,8 +127,11 @@ def _matrix(addresses, workers, arena, x, y, sigma, weights, same, limit, out):
     _share_matrix_rows(addresses[1], workers, (rows,), (task,))
 
 
-def rbf_backward(g, x, y, sigma, weights, wants):
-    """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are None. y None: x is both."""
+def rbf_backward(g, x, y, sigma, weights, wants, kernels=None):
+    """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are None. y None: x is both.
+
+    kernels is K, if it is still at hand: what is made of it need not be made anew.
+    """
     want_x, want_y, *want_parameters = wants
     wants = (False, False, want_x, want_y and y is not None, *want_parameters)
-    return sweep(x, y, sigma, weights, ("gradient",), wants, pairs=g)[2:]
+    return sweep(x, y, sigma, weights, ("gradient",), wants, pairs=g, kernels=kernels)[2:]

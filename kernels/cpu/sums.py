@@ -9,6 +9,8 @@ steps whatever is wanted; `_sum_rows` reads from top to bottom:
     value   total @ v to the rows, total.T @ g to the columns
     pull    sum_j weight_ij (y_j - x_i) to row i, and its opposite to column j: products of tiles again
 
+Where a stored K is at hand, and good enough, its kernels are read: the first three steps are then one.
+
 Sums are float32 within a block and float64 from block to block. Rows belong to one task each; what columns receive
 is kept apart for every chunk of rows, and the chunks, whose number depends on the shapes alone, are added in their
 order: any number of threads gives the same bits.
@@ -26,7 +28,7 @@ from .memory import behaved, borrow, give_back, room, take
 from .packed import LOG2_E, Plan, Points, limits, pack, pack_addresses, packed_columns
 from .threads import team
 from .tile import NOWHERE, ROWS, add_product, add_pull, distances, product, pull
-from .vector import BYTES, add_to, at_least, exp2, exp2m1, fma, load, splat, store, total
+from .vector import BYTES, add_to, at_least, exp2, exp2m1, fma, lane_of, load, splat, store, total
 
 _COLUMNS = 256
 # rows of a block: few, so that a block stays in the first-level cache, unless products with it follow
@@ -384,6 +386,40 @@ def _weights(block, g, v, pairs, weight):
 
 
 @inner
+def _read_kernels(block, plan, pairs, kernels, weight, less_kernels, some_near):
+    """Of a block weight = c w k / sigma^2, for c in pairs and w k in kernels; -k; and whether any pairs are near."""
+    b, n, m, lanes = block.b, kernels.shape[1], kernels.shape[2], BYTES // weight.itemsize
+    real = weight.dtype.type
+    inverse = real(1) / plan.weights[b, 0]
+    pull = plan.pull_weights[b, 0]
+    zero, inverses, pulls = splat(real(0)), splat(inverse), splat(pull)
+    top, greatest = zero, real(0)
+    whole = block.wide // lanes * lanes
+    for r in range(block.high):
+        at, place = r * block.line, (b * n + block.i0 + r) * m + block.j0
+        for j in range(0, whole, lanes):
+            k = load(kernels, place + j) * inverses
+            top = at_least(top, k)
+            store(weight, at + j, k * pulls * load(pairs, place + j))
+            store(less_kernels, at + j, zero - k)
+        for j in range(whole, block.padded):
+            k = c = real(0)
+            if j < block.wide:
+                k, c = kernels[b, block.i0 + r, block.j0 + j] * inverse, pairs[b, block.i0 + r, block.j0 + j]
+            greatest = max(greatest, k)
+            weight[at + j], less_kernels[at + j] = k * pull * c, -k
+    for lane in range(lanes):
+        greatest = max(greatest, lane_of(top, lane))
+    some_near[:] = -greatest <= _near_kernel(plan, b)
+
+
+@inner
+def _near_kernel(plan, b):
+    """-k of a pair that is just near."""
+    return -(2.0 ** -(plan.scale[b, 0] * plan.pull_near[b]))
+
+
+@inner
 def _leave_out(block, skip_diagonal, width, tiles, value):
     """The pairs that are not visited, of a block of tiles: those on the diagonal, or with symmetric also below."""
     if block.diagonal >= 0:
@@ -453,11 +489,10 @@ def _pull_near(block, d2, some_near, near, weight, x, y, width, dims, want_dx, w
                 for j in range(p * width, min((p + 1) * width, block.wide)):
                     at = r * block.line + j
                     if d2[at] <= near and weight[at] != 0:
-                        if d2[at] > 0:
-                            _pull_one(
-                                weight[at], x, y, block.b, block.i0 + r, block.j0 + j, dx, dy, block.chunk,
-                                want_dx, want_dy, j < own, dims,
-                            )  # fmt: skip
+                        _pull_one(
+                            weight[at], x, y, block.b, block.i0 + r, block.j0 + j, dx, dy, block.chunk,
+                            want_dx, want_dy, j < own, dims,
+                        )  # fmt: skip
                         weight[at] = 0
 
 
@@ -522,11 +557,13 @@ def _pull_columns(block, weight, x, y, differences, dims, width, tile, dy, colum
 
 @inner
 def _sum_rows(
-    first, last, chunks, bounds, plan, x, x_pull, y, y_pull, v, g, pairs, row_shift, modes, wants, size, parts
-):
+    first, last, chunks, bounds, plan, x, x_pull, y, y_pull, v, g, pairs, kernels, row_shift, modes, wants, size,
+    parts,
+):  # fmt: skip
     """Chunks of rows, first to last, numbered through the batch, against all columns; fills in parts.
 
-    c_ij is g_i . v_j, or in pairs if that has rows. x_pull and y_pull are rows, finite; size is that of a block.
+    c_ij is g_i . v_j, or in pairs if that has rows. If kernels has rows it is K, and nothing but pulls is wanted.
+    x_pull and y_pull are rows, finite; size is that of a block.
 
     With modes.symmetric only tiles that reach above the diagonal are visited. The pairs above it count for rows and
     columns, without per-row results (the value only to be summed up) twice; the diagonal's kernels are known.
@@ -560,6 +597,9 @@ def _sum_rows(
         start, stop = bounds[chunk], bounds[chunk + 1]
         near_slope, near_offset, pull_near = real(plan.slope[b]), real(plan.offset[b]), plan.pull_near[b]
         differences = plan.offset[b] == np.inf
+        reading = kernels.shape[1] > 0 and plan.reads_kernels[b]
+        if reading:
+            pull_near = _near_kernel(plan, b)
         value[b, start:stop] = 0
         column_value[b, chunk] = 0
         dx[b, start:stop] = 0
@@ -582,17 +622,20 @@ def _sum_rows(
                 high = min(block_rows, stop - i0)
                 diagonal = i0 - j0 if symmetric and j0 <= i0 else -1
                 block = Block(b, chunk, i0, high, j0, wide, padded, line, diagonal)
-                _distances(block, x, y, near_slope, near_offset, symmetric or skip_diagonal, d2, some_near)
-                # a kernel of 0, or one less 1
-                _leave_out(block, skip_diagonal, width, d2, real(0 if minus_one else np.inf))
-                if want_c and not outer:
-                    _weights(block, g, v, pairs, weight)
-                    _leave_out(block, skip_diagonal, width, weight, real(0))
-                _mix(
-                    block, plan, d2, weight, totals, keep_total, g.rows, v.columns, outer, general, row_shift,
-                    minus_one, want_value, want_pull, want_parameters, moments, row_sums, parameters[b, chunk],
-                    2.0 if symmetric else 1.0,
-                )  # fmt: skip
+                if reading:
+                    _read_kernels(block, plan, pairs, kernels, weight, d2, some_near)
+                else:
+                    _distances(block, x, y, near_slope, near_offset, symmetric or skip_diagonal, d2, some_near)
+                    # a kernel of 0, or one less 1
+                    _leave_out(block, skip_diagonal, width, d2, real(0 if minus_one else np.inf))
+                    if want_c and not outer:
+                        _weights(block, g, v, pairs, weight)
+                        _leave_out(block, skip_diagonal, width, weight, real(0))
+                    _mix(
+                        block, plan, d2, weight, totals, keep_total, g.rows, v.columns, outer, general, row_shift,
+                        minus_one, want_value, want_pull, want_parameters, moments, row_sums, parameters[b, chunk],
+                        2.0 if symmetric else 1.0,
+                    )  # fmt: skip
                 if want_value and keep_total:
                     _add_values(block, totals, v, twice, tile, value)
                 elif want_value:
@@ -660,7 +703,7 @@ def _part(arena, shape, some):
 
 @inner
 def prepared(
-    arena, plan, x, y, v, g, pairs, row_shift, skip_diagonal, minus_one, symmetric,
+    arena, plan, x, y, v, g, pairs, kernels, row_shift, skip_diagonal, minus_one, symmetric,
     want_value, want_column_value, want_dx, want_dy, want_parameters,
 ):  # fmt: skip
     """What `share` takes for a sweep of Points x against Points y: its task, and the task's rows.
@@ -693,8 +736,8 @@ def prepared(
     modes = Modes(skip_diagonal, minus_one, symmetric)
     wants = Wants(want_value, want_column_value, want_dx, want_dy, want_parameters)
     task = (
-        chunks, _bounds(n, chunks, block_rows, symmetric), plan, x, x_pull, y, y_pull, v, g, pairs, row_shift, modes,
-        wants, (block_rows, block_columns), parts,
+        chunks, _bounds(n, chunks, block_rows, symmetric), plan, x, x_pull, y, y_pull, v, g, pairs, kernels,
+        row_shift, modes, wants, (block_rows, block_columns), parts,
     )  # fmt: skip
     return task, batch * chunks if some else 0
 
@@ -704,10 +747,10 @@ def sum_rows_address(dtype: np.dtype) -> int:
     """Where the code of `_sum_rows` begins: for `share_sum_rows`."""
     pairs, wide, places = np.zeros((1, 1, 1), dtype), np.zeros((1, 1)), np.zeros((1, 1), np.int64)
     points = Points(pairs, pairs[None], pairs[0], 1)
-    plan = Plan(True, *[wide[0]] * 4, *[pairs[0]] * 3, places, places)
+    plan = Plan(True, *[wide[0]] * 3, np.zeros(1, np.bool_), wide[0], *[pairs[0]] * 3, places, places)
     parts = Parts(*[np.zeros((1,) * dims) for dims in (3, 4, 3, 4, 3)])
     modes, wants = Modes(False, False, False), Wants(False, False, False, False, False)
-    of_points = (points, pairs, points, pairs, points, points, pairs, pairs)
+    of_points = (points, pairs, points, pairs, points, points, pairs, pairs, pairs)
     return address_of(_sum_rows, 0, 1, 1, places[0], plan, *of_points, modes, wants, (1, 1), parts)
 
 
@@ -763,12 +806,13 @@ def _shifts(plan, shift, like):
 
 @compiled
 def _sweep(
-    addresses, workers, arena, x, y, same, sigma, weights, limit, v, g, pairs, shift, skip_diagonal, minus_one, wants
+    addresses, workers, arena, x, y, same, sigma, weights, limit, v, g, pairs, kernels, shift, skip_diagonal,
+    minus_one, wants,
 ):  # fmt: skip
     plan, px, py = pack(addresses[0], workers, arena, x, y, same, sigma, weights, same, True, limit)
     pv, pg = packed_columns(v), packed_columns(g)
     task, rows = prepared(
-        arena, plan, px, py, pv, pg, pairs, _shifts(plan, shift, x), skip_diagonal, minus_one, False, *wants
+        arena, plan, px, py, pv, pg, pairs, kernels, _shifts(plan, shift, x), skip_diagonal, minus_one, False, *wants
     )
     share_sum_rows(addresses[1], workers, (rows,), (task,))
     parts, one = task[-1], np.ones(len(x))
@@ -800,12 +844,13 @@ class Sums(NamedTuple):
 
 
 def sweep(
-    x, y, sigma, weights, tolerances, wants, *, v=None, g=None, pairs=None, shift=None, skip_diagonal=False,
-    minus_one=False,
+    x, y, sigma, weights, tolerances, wants, *, v=None, g=None, pairs=None, kernels=None, shift=None,
+    skip_diagonal=False, minus_one=False,
 ):  # fmt: skip
     """Sums over all pairs of x (B, N, D) and y (B, M, D), or None for x, whose gradient is then that of both ends.
 
-    v (B, M, E), g (B, N, E), c_ij = g_i . v_j or pairs (B, N, M); shift (B, N, S) is taken from the exponents.
+    v (B, M, E), g (B, N, E), c_ij = g_i . v_j or pairs (B, N, M); kernels is K, if it is at hand; shift (B, N, S) is
+    taken from the exponents.
     tolerances are those of `limits`, wants for the fields of Sums.
     """
     want_value, want_column_value, want_x, want_y, want_sigma, want_weights = wants
@@ -816,19 +861,22 @@ def sweep(
     given = v if v is not None else g
     columns = 1 if given is None else given.shape[2]
     unknown = np.empty((batch, 0, columns), x.dtype)
-    v, g, pairs, shift = (
+    if want_value or want_column_value or want_sigma or want_weights:
+        kernels = None
+    v, g, pairs, kernels, shift = (
         missing if array is None else array.astype(x.dtype, copy=False)
-        for array, missing in ((v, unknown), (g, unknown), (pairs, none), (shift, none))
+        for array, missing in ((v, unknown), (g, unknown), (pairs, none), (kernels, none), (shift, none))
     )
     pulls = (want_x, want_x if same else want_y)
     work = batch * n * m * (dims * (1 + sum(pulls)) + 10 * count + columns)
-    x, y, sigma, weights, v, g, pairs, shift = map(behaved, (x, y, sigma, weights, v, g, pairs, shift))
+    arrays = (x, y, sigma, weights, v, g, pairs, kernels, shift)
+    x, y, sigma, weights, v, g, pairs, kernels, shift = map(behaved, arrays)
     addresses = _sweep_addresses(x.dtype)
     limit = limits(x.dtype, n * m, dims, *tolerances)
     arena = borrow()
     value, column_value, dx, dy, order, parameters = _sweep(
-        addresses, team(work), arena, x, y, same, sigma, weights, limit, v, g, pairs, shift, skip_diagonal, minus_one,
-        (want_value, want_column_value, *pulls, want_sigma or want_weights),
+        addresses, team(work), arena, x, y, same, sigma, weights, limit, v, g, pairs, kernels, shift, skip_diagonal,
+        minus_one, (want_value, want_column_value, *pulls, want_sigma or want_weights),
     )  # fmt: skip
     give_back(arena)
     dsigma = dweights = None
