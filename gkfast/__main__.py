@@ -102,8 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.command == "compile":
+        import logging
+
         from gkfast.kernels.cpu import ahead, compiled
 
+        # that compiling takes long is said below
+        logging.getLogger("gkfast").setLevel(logging.ERROR)
         for name, seconds in ahead.compile_everything():
             print(f"{seconds:6.1f} s  {name}", flush=True)
         print(f"kept in {compiled.folder()}")

@@ -7,6 +7,7 @@ number for both, and each would later load the other's code: whoever compiles or
 """
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 _this_process = threading.RLock()
 _depth = 0
+_told = False
 _dispatchers: list[Any] = []
 
 
@@ -53,7 +55,9 @@ def compiled(function: Callable[..., Any], **options: bool) -> Any:
 
     def compile_alone(signature: Any) -> Any:
         with _locked(folder()), _lightly():
-            return compile_one(signature)
+            found = compile_one(signature)
+        _tell_once()
+        return found
 
     # numba calls it for each new signature, also from within the compilation of a caller
     dispatcher.compile = compile_alone
@@ -69,6 +73,18 @@ def folder() -> Path:
 def compiled_here() -> int:
     """How many signatures this process has compiled itself, since the disk did not have them."""
     return sum(sum(dispatcher.stats.cache_misses.values()) for dispatcher in _dispatchers)
+
+
+def _tell_once() -> None:
+    """Why the first call takes so long, as soon as something has been compiled and more may have to be."""
+    global _told
+    if not _told and not _depth and compiled_here():
+        _told = True
+        logging.getLogger("gkfast").warning(
+            "gkfast compiles its CPU kernels for this machine, up to 20 s for an operation, and keeps them in %s; "
+            "the command `gkfast compile` does it beforehand",
+            folder(),
+        )
 
 
 @contextmanager
