@@ -14,11 +14,12 @@ from torch import Tensor
 
 
 def squared_distance(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2, (B, N, M), one coordinate after the other."""
-    total = x.new_zeros(x.shape[0], x.shape[1], y.shape[1])
-    for d in range(x.shape[2]):
-        total = total + (x[:, :, None, d] - y[:, None, :, d]).square()
-    return total
+    """|x_i - y_j|^2, (B, N, M), one half of the coordinates and the other, lest roundings add up."""
+    dims = x.shape[2]
+    if dims < 2:
+        return (x[:, :, None] - y[:, None]).square().sum(-1)
+    half = dims // 2
+    return squared_distance(x[..., :half], y[..., :half]) + squared_distance(x[..., half:], y[..., half:])
 
 
 def log_kernels(x: Tensor, y: Tensor, sigma: Tensor) -> Tensor:

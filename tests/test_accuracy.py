@@ -48,7 +48,18 @@ def huge(rng, dims):
     return 1e20 * rng.normal(size=(N, dims)), 1e20 * np.sqrt(dims)
 
 
-DATA = {f.__name__: f for f in (offset, far_clusters, duplicates, neighbours, narrow, wide, tiny, huge)}
+def grey(rng, dims):
+    # rows of equal coordinates, like plain pictures: roundings of a sum over them go the same way
+    return np.tile(rng.random((N, 1)), dims), 0.9 * np.sqrt(dims)
+
+
+def two_greys(rng, dims):
+    x, sigma = grey(rng, dims)
+    return x * np.where(rng.random(dims) < 0.5, -1.0, 0.37), 0.6 * sigma
+
+
+DATA = (offset, far_clusters, duplicates, neighbours, narrow, wide, tiny, huge, grey, two_greys)
+DATA = {f.__name__: f for f in DATA}
 DIMS = [1, 2, 3, 16, 17, 33, 64, 513, 784, 3072]
 
 

@@ -764,13 +764,15 @@ def _round_rows(start, stop, parts, unit, out):
     total = np.empty(count)
     for number in range(start, stop):
         b, j = number // m, number % m
+        # a power of two
+        inverse = 1 / unit[b]
         total[:] = 0
         for chunk in range(chunks):
-            part = parts[b, chunk, j]
+            # no view of the part: counting who refers to it would take longer than a short row
             for e in range(count):
-                total[e] += part[e]
+                total[e] += parts[b, chunk, j, e]
         for e in range(count):
-            out[b, j, e] = total[e] / unit[b]
+            out[b, j, e] = total[e] * inverse
 
 
 @cache

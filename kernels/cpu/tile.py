@@ -14,7 +14,9 @@ acc + a (b - x) pulls rows towards columns without cancellation. A step is one o
 register of pairs, and 8 x 2 of them are independent: enough to hide the latency of two units.
 
 Sums over k are restarted every DEPTH terms and added to a running total, so that rounding does not grow with depth;
-the order is the same for every tile and every row, so an entry's bits do not depend on its place.
+those of a distance by the product, whose terms may all be equal and all rounded the same way, every SPANS[0] terms,
+and the total every SPANS[1]. The order is the same for every tile and every row, so an entry's bits do not depend on
+its place.
 """
 
 from llvmlite import ir
@@ -40,6 +42,7 @@ ROWS = 8 if REGISTERS == 32 else 6
 VECTORS = 2
 WIDTH = {dtype: VECTORS * lanes for dtype, lanes in LANES.items()}
 DEPTH = 64
+SPANS = (16, 256)
 
 _INDEX = ir.IntType(64)
 # for `distances`: no entry of the tile is that of a point and itself, as far as the caller knows
@@ -47,11 +50,13 @@ NOWHERE = -(1 << 30)
 _SCALAR = types.intp
 
 
-def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, finish, one_block=False):
+def _emit_sums(
+    builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, finish, spans=(DEPTH,), one_block=False
+):  # fmt: skip
     """Calls finish({(r, v): sum_k step(a[r a_row + k a_step], b[k b_step + v lanes:])}), which emits the rest.
 
     It is called twice: for sums of one block, and of several. Were the two joined, their registers would not suffice.
-    one_block: the depth is known to be DEPTH at most.
+    one_block: the depth is known to be spans[0] at most.
     """
     lanes = LANES[dtype]
     vector = ir.VectorType(REAL[dtype], lanes)
@@ -65,6 +70,10 @@ def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, f
     def fill(slots, value):
         for slot in slots.values():
             builder.store(constant(vector, value), slot)
+
+    def add(acc, total):
+        for place in places:
+            builder.store(builder.fadd(builder.load(total[place]), builder.load(acc[place])), total[place])
 
     def block(acc, first, stop):
         fill(acc, 0.0)
@@ -82,21 +91,36 @@ def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, f
         block(acc, _INDEX(0), depth)
         finish({place: builder.load(acc[place]) for place in places})
         return
-    limit = _INDEX(DEPTH)
-    with builder.if_else(builder.icmp_signed("<=", depth, limit)) as (one, several):
+    span = _INDEX(spans[0])
+    with builder.if_else(builder.icmp_signed("<=", depth, span)) as (one, several):
         with one:
             acc = slots()
             block(acc, _INDEX(0), depth)
             finish({place: builder.load(acc[place]) for place in places})
         with several:
-            acc, sums = slots(), slots()
+            acc, sums, totals = slots(), slots(), slots()
             fill(sums, 0.0)
-            with cgutils.for_range_slice(builder, _INDEX(0), depth, limit, _INDEX) as (first, _):
-                stop = builder.add(first, limit)
-                block(acc, first, builder.select(builder.icmp_signed("<", stop, depth), stop, depth))
-                for place in places:
-                    builder.store(builder.fadd(builder.load(sums[place]), builder.load(acc[place])), sums[place])
-            finish({place: builder.load(sums[place]) for place in places})
+            # what it is worth to keep out of the memory: a tile of few coordinates needs no totals
+            deep = builder.icmp_signed(">", depth, _INDEX(spans[-1])) if len(spans) > 1 else None
+            if deep is not None:
+                with builder.if_then(deep):
+                    fill(totals, 0.0)
+            last = builder.mul(builder.sdiv(builder.sub(depth, _INDEX(1)), span), span)
+            with cgutils.for_range_slice(builder, _INDEX(0), last, span, _INDEX) as (first, _):
+                stop = builder.add(first, span)
+                block(acc, first, stop)
+                add(acc, sums)
+                if deep is not None:
+                    whole = builder.icmp_signed("==", builder.srem(stop, _INDEX(spans[1])), _INDEX(0))
+                    with builder.if_then(whole, likely=False):
+                        add(sums, totals)
+                        fill(sums, 0.0)
+            block(acc, last, depth)
+            add(sums, acc)
+            if deep is not None:
+                with builder.if_then(deep, likely=False):
+                    add(totals, acc)
+            finish({place: builder.load(acc[place]) for place in places})
 
 
 def _emit_store_tile(builder, dtype, tile, out, out_row):
@@ -137,9 +161,9 @@ def distances(
         zero, minus_two = constant(vector, 0.0), constant(vector, -2.0)
         found = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
 
-        def sums(step, finish):
+        def sums(step, finish, spans=(DEPTH,)):
             columns = _INDEX(WIDTH[dtype])
-            _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish)
+            _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish, spans)
 
         def slot(place):
             return _place(builder, dtype, out_, out_row, place)
@@ -189,7 +213,7 @@ def distances(
                     _square_of_difference(builder), lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row)
                 )
             with product:
-                sums(_multiply_add(builder), finish_product)
+                sums(_multiply_add(builder), finish_product, SPANS)
                 with builder.if_then(builder.load(found), likely=False):
                     here = builder.icmp_signed(">", own, _INDEX(-ROWS))
                     with builder.if_then(here, likely=False):
@@ -305,15 +329,15 @@ def _emit_kernels(context, builder, arrays, tile, scale, finish_row):
         with builder.if_then(builder.not_(near), likely=True):
             finish(squared)
 
-    def sums(step, finish, one_block):
+    def sums(step, finish, spans, one_block):
         columns = _INDEX(WIDTH[dtype])
-        _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish, one_block)
+        _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish, spans, one_block)
 
     with builder.if_else(builder.fcmp_ordered("==", offset, REAL[dtype](float("inf")))) as (differences, product):
         with differences:
-            sums(_square_of_difference(builder), finish, True)
+            sums(_square_of_difference(builder), finish, (DEPTH,), True)
         with product:
-            sums(_multiply_add(builder), finish_product, False)
+            sums(_multiply_add(builder), finish_product, SPANS, False)
     return builder.load(found)
 
 
