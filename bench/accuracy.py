@@ -101,8 +101,13 @@ def huge(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, fl
     return 1e20 * rng.normal(size=(rows, dims)), 1e20 * math.sqrt(dims)
 
 
+def grey(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
+    # rows of equal coordinates, like plain pictures: roundings of a sum over them go the same way
+    return np.tile(rng.random((rows, 1)), dims), 0.9 * math.sqrt(dims)
+
+
 DATASETS = {
-    f.__name__: f for f in (plain, offset, far_clusters, duplicates, narrow, sigma_200, sigma_1000, tiny, huge)
+    f.__name__: f for f in (plain, offset, far_clusters, duplicates, narrow, sigma_200, sigma_1000, tiny, huge, grey)
 }
 
 
