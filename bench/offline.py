@@ -112,8 +112,17 @@ def call(case):
     ladder = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]], dtype=torch.float64)
     # of a size that asks for the unit
     scaled = ladder * 2.0**40 if dtype != torch.float64 else ladder * 2.0**300
-    if case.op == "rbf":
+    if case.op.endswith("of_many"):
+        # so many that programs do not make their rows of the table themselves
+        x, y = x.expand(64, n, case.d), y.expand(64, n, case.d)
+        g = torch.zeros(1, n, n, dtype=dtype).expand(64, n, n)
+        one = one.expand(64, 1)
+    if case.op == "rbf" or case.op == "rbf_of_many":
         kernels.rbf(x, y, one, one, **by)
+    elif case.op == "rbf_backward_of_x":
+        kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, None, one, one, (True, False, True, True), **by)
+    elif case.op == "rbf_backward_of_many":
+        kernels.rbf_backward(g, x, y, one, one, (True,) * 4, **by)
     elif case.op == "rbf_backward":
         kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, y, one, one, (True,) * 4, **by)
     elif case.op == "rbf_matmul":
@@ -255,6 +264,11 @@ def cases(brief):
     full += [Case("signs", "float32", 16, 512), Case("signs", "float32", 64, 512, "highest")]
     full += [Case(op, dtype, 64) for op in ("rbf", "rbf_matmul") for dtype in ("bfloat16", "float16")]
     full.append(Case("mmd2_of_parameters", "float32", 64, 1, "highest"))
+    full += [Case("rbf_backward_of_x", dtype, 64) for dtype in ("float32", "float64")]
+    full += [Case("rbf_backward_of_x", "float32", d, 1, "highest") for d in (16, 64)]
+    full.append(Case("rbf_backward_of_x", "float32", 64, 1, "high"))
+    full += [Case(op, "float32", 64) for op in ("rbf_of_many", "rbf_backward_of_many")]
+    full += [Case("rbf_of_many", "float64", 64), Case("rbf_of_many", "float32", 64, 1, "highest")]
     full += [
         Case(op, "float32", d, 1, precision)
         for op in BY_PRODUCTS

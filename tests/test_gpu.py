@@ -23,6 +23,7 @@ from triton.runtime.interpreter import GridExecutor  # noqa: E402
 import gkfast  # noqa: E402  (after triton)
 from gkfast.kernels import gpu, reference  # noqa: E402  (needs triton)
 from gkfast.kernels.gpu import packed  # noqa: E402
+from gkfast.ops.define import gpu_kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {  # kernel absolute, gradients relative to the norm
@@ -383,10 +384,16 @@ def test_kernel_sums(dims, minus_one, drop):
     wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     kernel = reference.rbf_minus_one if minus_one else reference.rbf
     truth = reference._three_sums(lambda p, q: kernel(p, q, *wide[4:]), *wide[:4], drop)
-    sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_one, (True,) * 6)
+    values, sums, *gradients = gpu.kernel_sums_with_gradients(
+        scale, x, y, a, b, sigma, weights, drop, minus_one, (True,) * 6
+    )
     assert (doubled(sums) - truth).norm() <= (2e-6 if dtype == torch.float32 else 1e-13) * truth.norm()
+    assert values.dtype == dtype
     for r in range(2):
         total = (doubled(scale)[:, r] * truth).sum()
+        # they may cancel
+        rounding = (doubled(scale)[:, r] * truth).abs().sum()
+        assert (doubled(values)[:, r].sum() - total).abs() <= (2e-6 if dtype == torch.float32 else 1e-13) * rounding
         expected = torch.autograd.grad(total, wide, retain_graph=True)
         for gradient, exact in zip(gradients, expected, strict=True):
             assert (doubled(gradient[:, r]) - exact).norm() <= TOLERANCE[dtype][1] * exact.norm()
@@ -403,7 +410,7 @@ def test_kernel_sums_of_nothing(n, m, batch, dims):
     wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     truth = reference._three_sums(lambda p, q: reference.rbf(p, q, *wide[4:]), *wide[:4], 0)
     for wants in ((True,) * 6, (False,) * 6):
-        sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 0, False, wants)
+        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 0, False, wants)
         assert (doubled(sums) - truth).abs().sum() <= 1e-5
         if wants[0]:
             gradients = [g[:, 0] for g in gradients]
@@ -422,11 +429,11 @@ def test_kernel_sums_wants():
     everything = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, True, (True,) * 6)
     for k in range(6):
         wants = tuple(j == k for j in range(6))
-        sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, True, wants)
+        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, True, wants)
         # a set without gradients meets itself by halves, which adds in another order
-        torch.testing.assert_close(sums, everything[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(sums, everything[1], rtol=1e-6, atol=0)
         assert [t is not None for t in gradients] == list(wants)
-        assert torch.equal(gradients[k], everything[1 + k])
+        assert torch.equal(gradients[k], everything[2 + k])
 
 
 @pytest.fixture
@@ -442,9 +449,9 @@ def check_sums(x, y, sigma, weights, drop=1, minus_one=True, relative=2e-6):
     wide = [doubled(t) for t in (x, y, a, b)]
     truth = reference._three_sums(lambda p, q: kernel(p, q, sigma, weights), *wide, drop)
     arguments = (None, x, y, a, b, sigma, weights, drop, minus_one, (False,) * 6)
-    sums = gpu.kernel_sums_with_gradients(*arguments)[0]
+    sums = gpu.kernel_sums_with_gradients(*arguments)[1]
     assert ((doubled(sums) - truth).abs() <= relative * truth.abs()).all()
-    assert torch.equal(sums, gpu.kernel_sums_with_gradients(*arguments)[0])
+    assert torch.equal(sums, gpu.kernel_sums_with_gradients(*arguments)[1])
 
 
 # groups of 64 rows: one, two and three of them, a whole one and others
@@ -583,10 +590,10 @@ def test_products_in_kernel_sums(wants, precision, by_products):
     scale = torch.tensor([[[1.0, 1.0, -2.0]]], dtype=torch.float64, device=DEVICE)
     wide = [doubled(t).requires_grad_() for t in (x, y)]
     truth = reference.mmd2(*wide, doubled(a), doubled(b), doubled(scale)[:, 0], 2 * ONE, ONE, 1)
-    sums, *gradients = gpu.kernel_sums_with_gradients(
+    values, sums, *gradients = gpu.kernel_sums_with_gradients(
         scale, x, y, a, b, 2 * ONE, ONE, 1, True, (*wants, False, False, False, False), precision
     )
-    assert ((scale[:, 0] * sums).sum(-1).cpu() - truth).abs() <= 2 * of_value * sums.abs().max().cpu()
+    assert (values[:, 0].cpu() - truth).abs() <= 2 * of_value * sums.abs().max().cpu()
     for gradient, exact, want in zip(gradients, torch.autograd.grad(truth, wide), wants, strict=False):
         assert (gradient is not None) == want
         if want:
@@ -631,7 +638,7 @@ def test_panels(dims, n, m, batch, drop, wants, dtype, small_panels):
     wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     truth = reference._three_sums(lambda p, q: reference.rbf_minus_one(p, q, *wide[4:]), *wide[:4], drop)
     arguments = (scale, x, y, a, b, sigma, weights, drop, True, wants)
-    sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
+    _, sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
     # every block of rows of every window, and each once
     blocks, windows = batch * triton.cdiv(max(n, m), 128), triton.cdiv(max(n, m), 128)
     found = [(first + k, start // 128) for first, count, start in small_panels for k in range(count)]
@@ -682,6 +689,54 @@ def test_tiles_of_panels_fit():
     for row in sys.modules["gkfast.kernels.gpu.tiles"].TILES:
         if row.kernel.startswith("panel"):
             assert (128 % row.tile.bn, 1024 % row.tile.bm) == (0, 0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_gradients_of_both_sets_by_panels(count, small_panels):
+    """Two parts of one launch: a shift is that of the first one's rows, and of the second one's columns."""
+    x, y = sample(2, 70, 130, 100, torch.float32)
+    shift = torch.randn(2, 70, 2).to(DEVICE)
+    check_matmul(x, y, columns(2, 130, count, torch.float32), *two_bandwidths(2), shift, skip_diagonal=True)
+    assert {first for first, *_ in small_panels} > {0}
+
+
+def test_a_table_for_all_programs(monkeypatch, by_products):
+    """Many programs do not make the rows that they read: the same bits."""
+    x, y = sample(1, 40, 35, 6, torch.float32)
+    g, v = columns(1, 40, 35, torch.float32), columns(1, 35, 1, torch.float32)
+    scale = torch.ones(1, 1, 3, dtype=torch.float64, device=DEVICE)
+
+    def everything():
+        # few coordinates are no products
+        for p, q in ((x, y), (x[..., :3].contiguous(), y[..., :3].contiguous())):
+            yield gpu.rbf(p, q, ONE, ONE)
+            yield from gpu.rbf_backward(g, p, q, ONE, ONE, (True,) * 4)
+            yield gpu.rbf_matmul(p, q, v, ONE, ONE)
+            yield gpu.kernel_sums_with_gradients(scale, p, q, g[..., 0], v[..., 0], ONE, ONE, 1, True, (True,) * 6)[2]
+            yield gpu.log_density(p, q, ONE, ONE, v[..., 0].abs(), False)
+
+    own = list(everything())
+    monkeypatch.setattr(packed.Table, "own", lambda table, *_, **__: table.rows is None and not table.fill())
+    for filled, made in zip(everything(), own, strict=True):
+        assert torch.equal(filled, made)
+
+
+def test_products_of_more_points_than_there_are_slots(by_products):
+    """Greatest norms of several programs are gathered in one slot, wherever the greatest of all is."""
+    x, y = sample(70, 2, 1, 6, torch.float32)
+    v = columns(70, 1, 1, torch.float32)
+    check(x, y, 3 * ONE[0], ONE[0])
+    check_matmul(x, y, v, *(t.expand(70, 1) for t in (3 * ONE, ONE)))
+    near = gpu.rbf_matmul(x, y, v, ONE.expand(70, 1), ONE.expand(70, 1))
+    for place in (0, 69):
+        far = x.clone()
+        far[place] += 100
+        found = gpu.rbf_matmul(far, y, v, ONE.expand(70, 1), ONE.expand(70, 1))
+        keep = torch.arange(70) != place
+        exact = reference.rbf_matmul(*map(doubled, (far, y, v)), ONE, ONE)
+        assert (doubled(found) - exact).abs().max() <= 1e-6
+        # all others by differences now
+        assert not torch.equal(found[keep], near[keep])
 
 
 @overflows
@@ -813,24 +868,34 @@ class Launches(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
+def no_scale():
+    return torch.empty(1, 1, 3, dtype=torch.float64, device=DEVICE)
+
+
 def gradients_of_mmd2(x, y, v, wants):
-    scale = torch.empty(1, 1, 3, dtype=torch.float64, device=DEVICE)
-    return gpu.kernel_sums_with_gradients(scale, x, y, v, v, ONE, ONE, 1, True, wants + wants[2:])
+    return gpu.kernel_sums_with_gradients(no_scale(), x, y, v, v, ONE, ONE, 1, True, wants + wants[2:])
 
 
-# launches of Triton's kernels, where pairs are few; log-densities take one more where columns are swept in parts
+# launches of Triton's kernels, where pairs are few and columns are not swept in parts
 LAUNCHES = {
-    "rbf": (2, lambda x, y, v, g: gpu.rbf(x, y, ONE, ONE)),
-    "rbf_backward": (4, lambda x, y, v, g: gpu.rbf_backward(g, x, y, ONE, ONE, (True, True, False, False))),
+    "rbf": (1, lambda x, y, v, g: gpu.rbf(x, y, ONE, ONE)),
+    "rbf_backward": (2, lambda x, y, v, g: gpu.rbf_backward(g, x, y, ONE, ONE, (True,) * 4)),
     "rbf_matmul": (1, lambda x, y, v, g: gpu.rbf_matmul(x, y, v[..., None], ONE, ONE)),
     "rbf_matmul_backward": (
-        4,
+        2,
         lambda x, y, v, g: gpu.rbf_matmul_backward(v[..., None], x, y, v[..., None], ONE, ONE, (True,) * 5),
     ),
+    "rbf_matmul_backward to v": (
+        1,
+        lambda x, y, v, g: gpu.rbf_matmul_backward(
+            v[..., None], x, y, v[..., None], ONE, ONE, (False, False, True, False, False)
+        ),
+    ),
     "kernel_sums": (2, lambda x, y, v, g: gpu.kernel_sums(x, y, v, v, ONE, ONE, 1)),
+    "mmd2": (2, lambda x, y, v, g: gpu.mmd2(x, y, v, v, no_scale()[:, 0], ONE, ONE, 1)),
     "mmd2 and dx": (2, lambda x, y, v, g: gradients_of_mmd2(x, y, v, (True, False, False, False))),
     "mmd2 and all gradients": (2, lambda x, y, v, g: gradients_of_mmd2(x, y, v, (True,) * 4)),
-    "log_density": (2, lambda x, y, v, g: gpu.log_density(x, y, ONE, ONE, v, False)),
+    "log_density": (1, lambda x, y, v, g: gpu.log_density(x, y, ONE, ONE, v, False)),
 }
 
 
@@ -842,6 +907,23 @@ def test_launches(name, monkeypatch):
     with Launches(monkeypatch) as found:
         call(x, y, v, g)
     assert found.triton == expected
+    assert not found.torch
+
+
+@pytest.mark.parametrize("name", ["kernel_sums", "rbf_backward", "rbf_matmul", "rbf_matmul_backward"])
+def test_operators_launch_nothing_beside(name, monkeypatch):
+    x, y = sample(1, 64, 64, 6, torch.float32)
+    v, a, g = columns(1, 64, 1, torch.float32), torch.rand(1, 64).to(DEVICE), columns(1, 64, 64, torch.float32)
+    modes = (None, False, False)
+    arguments = {
+        "kernel_sums": (no_scale()[:, 0], x, y, a, a, ONE, ONE, 1, True, [True, True] + [False] * 4),
+        "rbf_backward": (g, x, y, ONE, ONE, [True] * 2 + [False] * 2),
+        "rbf_matmul": (x, y, v, ONE, ONE, *modes),
+        "rbf_matmul_backward": (v, x, y, v, ONE, ONE, *modes, [True] * 3 + [False] * 2),
+    }[name]
+    with Launches(monkeypatch) as found:
+        gpu_kernels[name](*arguments, "highest")
+    assert found.triton == (1 if name == "rbf_matmul" else 2)
     assert not found.torch
 
 
@@ -867,6 +949,7 @@ def test_no_launch_leaves_contraction_to_the_environment(small_panels, monkeypat
     gpu.rbf_matmul(x, y, w, ONE, ONE)
     gpu.rbf_matmul_backward(columns(1, 9, 1, torch.float32), x, y, v, ONE, ONE, (True,) * 5)
     gpu.log_density(x, y, ONE, ONE, v[..., 0], False, "high")
+    gpu.rbf_matmul(x, y, v, ONE.expand(1, 9), ONE.expand(1, 9))
     assert named == {name: {True} for name in all_kernels()}
 
 
@@ -1121,7 +1204,7 @@ def test_streams_graphs_and_devices():
         yield gpu.rbf(x, y, ONE, ONE)
         yield gpu.rbf_matmul(x, y, v, ONE, ONE)
         yield gpu.log_density(x, y, ONE, ONE, v[..., 0], False)
-        yield from gpu.kernel_sums_with_gradients(scale, x, y, a, v[..., 0], ONE, ONE, 1, True, wants)[:3]
+        yield from gpu.kernel_sums_with_gradients(scale, x, y, a, v[..., 0], ONE, ONE, 1, True, wants)[:4]
 
     expected = list(everything(x, y, v, a, scale))
     stream = torch.cuda.Stream()

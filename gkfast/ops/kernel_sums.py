@@ -175,12 +175,12 @@ def _kernel_sums_gpu(
     x, y, a, b = x.contiguous(), y.contiguous(), a.contiguous(), b.contiguous()
     scales = scale.detach() if scale.ndim == 3 else scale.detach()[:, None]
     arguments = (scales, x, y, a, b, sigma, weights, drop, minus_one, tuple(wants), precision)
-    sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
+    values, sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
     if scale.ndim == 2:
-        gradients = [None if d is None else d[:, 0] for d in gradients]
+        values, *gradients = (None if d is None else d[:, 0] for d in (values, *gradients))
     likes = (x, y, a, b, sigma, weights)
     gradients = [unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True)]
-    return (scale.detach() * _for_each(scale, sums)).sum(-1).to(x.dtype), sums, *gradients
+    return values, sums, *gradients
 
 
 def _with_gradients_fake(

@@ -10,29 +10,29 @@ from .sweep import sweep
 
 def kernel_sums(x, y, a, b, sigma, weights, drop, precision="highest"):
     """sum a_i a_j K, sum b_i b_j K, sum a_i b_j K, (B, 3) float64. See gkfast.kernel_means."""
-    return kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, False, (False,) * 6, precision)[0]
+    return kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, False, (False,) * 6, precision)[1]
 
 
 def mmd2(x, y, a, b, scale, sigma, weights, drop, precision="highest"):
-    """scale . kernel_sums of K - sum_s weights_s, (B,) float64. See gkfast.mmd2."""
-    sums = kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, True, (False,) * 6, precision)[0]
-    return (scale * sums).sum(-1)
+    """scale . kernel_sums of K - sum_s weights_s, (B,), as x. See gkfast.mmd2."""
+    scale = scale[:, None]
+    return kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, True, (False,) * 6, precision)[0][:, 0]
 
 
 def kernel_sums_with_gradients(
     scale, x, y, a, b, sigma, weights, drop, minus_one, wants, precision="highest"
 ):  # fmt: skip
-    """The three sums, and the gradients of combinations of them to (x, y, a, b, sigma, weights): a sweep, a finish.
+    """Combinations of the three sums, and their gradients to (x, y, a, b, sigma, weights): a sweep, a finish.
 
-    scale (B, R, 3) holds R combinations, scale_r . sums; it is not read where no gradient is wanted. Returns the
-    sums (B, 3) float64 and gradients (B, R, ...), None where not wanted. The sweeps are x against x, y against y,
-    x against y, and y against x only where a gradient to y or b asks for it. A set whose rows have no gradient of
-    their own meets itself by halves.
+    scale (B, R, 3) holds R combinations, scale_r . sums, or is None where no value and no gradient is wanted. Returns
+    values (B, R) as x, the sums (B, 3) float64, and gradients (B, R, ...), None where not wanted. The sweeps are x
+    against x, y against y, x against y, and y against x only where a gradient to y or b asks for it. A set whose rows
+    have no gradient of their own meets itself by halves.
     """
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     (_, n, dims), m = x.shape, y.shape[1]
     table = Table(sigma, weights, x)
-    split = Split(table.fill(), x, y, precision) if worth_splitting(x, y) else None
+    split = Split(table, x, y, precision) if worth_splitting(x, y) else None
     swept = sweep(
         table,
         x,
@@ -50,9 +50,10 @@ def kernel_sums_with_gradients(
         dtype=torch.float64,
         split=split,
     )
-    dtypes = [t.dtype if want else None for t, want in zip((x, y, a, b), wants, strict=False)]
+    wanted = (scale is not None, *wants[:4])
+    dtypes = [t.dtype if want else None for t, want in zip((x, x, y, a, b), wanted, strict=True)]
     scale = None if scale is None else scale.contiguous()
     found = finish(swept, n, m, dims, 1, dtypes, scale)
     da, db = (None if t is None else t[..., 0] for t in (found.da, found.db))
     dsigma, dweights = found.dsigma if want_sigma else None, found.dweights if want_weights else None
-    return found.sums, found.dx, found.dy, da, db, dsigma, dweights
+    return found.values, found.sums, found.dx, found.dy, da, db, dsigma, dweights

@@ -14,19 +14,23 @@ import triton
 import triton.language as tl
 
 from .distances import distances_by_products, squared_distances
-from .packed import LOG2_E, Table, triton_dtype
+from .packed import LOG2_E, NUMBERS, Table, row_of_table, triton_dtype
 from .rbf_matmul import rbf_matmul_backward
 from .split import Split, forms, other_form, worth_splitting
 from .tiles import FUSION, splits, tile
 
+_SIZES = ["N", "M", "D", "S", "B", "table_stride", "SPLITS", "sigma_stride", "weights_stride", *NUMBERS]
 
-@triton.jit(do_not_specialize=["N", "M", "D", "S", "B", "table_stride", "SPLITS"])
+
+@triton.jit(do_not_specialize=_SIZES)
 def _log_sum_exp_kernel(
     x_ptr, y_ptr, a_ptr, table_ptr, out_ptr, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, limit_ptr,
-    N, M, D, S, B, table_stride, SPLITS,
+    sigma_ptr, weights_ptr, N, M, D, S, B, table_stride, SPLITS, sigma_stride, weights_stride,
+    s0: tl.int64, s1: tl.int64, s2: tl.int64, s3: tl.int64, s4: tl.int64, s5: tl.int64, s6: tl.int64, s7: tl.int64,
+    w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64, w7: tl.int64,
+    OWN_TABLE: tl.constexpr, HOST: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr, SQUARES: tl.constexpr,
     SKIP_DIAGONAL: tl.constexpr, DOT: tl.constexpr, LIMIT: tl.constexpr, SCALED: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr, SP: tl.constexpr,
-    ACC: tl.constexpr,
+    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     if other_form(limit_ptr, DOT, LIMIT):
         return
@@ -39,7 +43,11 @@ def _log_sum_exp_kernel(
     x_ptr += (b * N + i0) * D
     width = tl.cdiv(tl.cdiv(M, BM), SPLITS) * BM
     start = split * width
-    table_ptr += b * table_stride
+    table_ptr = row_of_table(
+        table_ptr, b, pid + tl.num_programs(0) * split, table_stride, sigma_ptr, weights_ptr, S,
+        sigma_stride, weights_stride, s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7,
+        OWN_TABLE, HOST, SP, MODERATE, SQUARES,
+    )  # fmt: skip
     unit = tl.load(table_ptr)
     # the greatest weight is taken out, so that large normalisers do not round the exponents
     bandwidths = tl.arange(0, SP)
@@ -107,20 +115,22 @@ def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision
     """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density."""
     (batch, n, dims), m = x.shape, y.shape[1]
     wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
-    table = Table(sigma, log_weights, x, wide).fill()
+    table = Table(sigma, log_weights, x, wide)
     products = precision != "highest" and batch * n * m and worth_splitting(x, y)
     split = Split(table, x, y, precision) if products else None
     parted = splits(batch * triton.cdiv(n, 32), m, x.device)
     partial = x.new_empty(parted, batch, n, dtype=torch.float64)
+    own = table.own(triton.cdiv(n, tile("log", dims, wide, x.device).bn), parted, math.inf)
     for form, limit, operands in forms(split, table.rows) if batch * n else ():
         found = tile("log", dims, wide, x.device, form)
         with torch.cuda.device_of(x):
             _log_sum_exp_kernel[(batch * triton.cdiv(n, found.bn), parted)](
-                x, y, data_weights, table.rows, partial, *operands,
-                n, m, dims, table.count, batch, table.stride, parted,
+                x, y, data_weights, table.rows, partial, *operands, *table.pointers,
+                n, m, dims, table.count, batch, table.stride, parted, *table.numbers,
+                OWN_TABLE=own, **table.constants,
                 SKIP_DIAGONAL=leave_one_out, DOT=form, LIMIT=limit, SCALED=table.scaled,
                 BN=found.bn, BM=found.bm, BD=found.bd, BK=math.gcd(split.dims, found.bk) if form else 0,
-                DP=split.dims if form else 0, SP=table.constants["SP"], ACC=triton_dtype(wide),
+                DP=split.dims if form else 0, ACC=triton_dtype(wide),
                 **found.options,
             )  # fmt: skip
     if parted == 1 or not batch * n:

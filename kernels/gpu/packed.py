@@ -21,6 +21,12 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 _NUMBERS = 8
 # of so many the order is found by comparing all pairs; more are taken as they come, without squaring
 _SORTED = tl.constexpr(32)
+# so many programs make a row of the table each, instead of waiting for the launch that fills one: beyond, they would
+# take longer for it
+_FEW = 1024
+# among so many greatest norms is the greatest of all: each of a few programs that split points has its own
+SLOTS = 128
+_SLOTS = tl.constexpr(SLOTS)
 # exponents of moderate bandwidths: squares of differences between points overflow, or vanish, only where the kernel
 # is 0, or 1, to within rounding
 _MODERATE = {torch.float32: 30, torch.float64: 200}
@@ -120,11 +126,31 @@ def _table_kernel(
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     # where the greatest of the norms will be gathered
-    tl.store(limit_ptr, 0)
+    tl.store(limit_ptr + tl.arange(0, _SLOTS), tl.zeros([_SLOTS], tl.int32))
     fill_table(
         table_ptr + b * (1 + 6 * S), sigma_ptr + b * sigma_stride, weights_ptr + b * weights_stride, S,
         s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7, HOST, SP, MODERATE, SQUARES,
     )  # fmt: skip
+
+
+@triton.jit
+def row_of_table(
+    table_ptr, b, place, table_stride, sigma_ptr, weights_ptr, S, sigma_stride, weights_stride,
+    s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7,
+    OWN: tl.constexpr, HOST: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """Where the row for b of the batch is, filled before; or (OWN) where this program, the place-th, has made it."""
+    if OWN:
+        table_ptr += place.to(tl.int64) * (1 + 6 * S)
+        fill_table(
+            table_ptr, sigma_ptr + b * sigma_stride, weights_ptr + b * weights_stride, S,
+            s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7, HOST, SP, MODERATE, SQUARES,
+        )  # fmt: skip
+        # what one thread stored another will load
+        tl.debug_barrier()
+    else:
+        table_ptr += b * table_stride
+    return table_ptr
 
 
 class Table:
@@ -133,7 +159,7 @@ class Table:
     1 / unit; then S each, widest bandwidth first: -log2(e) / (2 sigma^2), weights, weights / sigma^2, the squarings
     that lead from the one before, places in the caller's sigma; and in the caller's order weights / sigma^3, what
     the gradient to sigma is multiplied with. scaled says whether the unit may differ from 1, as far as the host
-    knows. rows is None until fill(): a sweep by differences makes its own, which saves a launch.
+    knows. rows is None until fill() or own(): programs that make their own row save a launch.
     """
 
     def __init__(self, sigma, weights, x, dtype=None, squares=4):
@@ -175,14 +201,23 @@ class Table:
             "SQUARES": squares,
         }
 
-    @property
-    def small(self):
-        """Whether it costs a program less to make a row than to wait for another launch."""
-        return self.count <= _NUMBERS
+    def own(self, programs, copies=1, few=_FEW):
+        """Whether so many programs of each of the batch, so many times, make a row each; else it is filled now.
+
+        Kernels that come later read what the first programs made.
+        """
+        if self.rows is not None:
+            return False
+        if self.count > _NUMBERS or not 0 < copies * self.batch * programs <= few:
+            self.fill()
+            return False
+        self.stride = programs * self.width
+        self.rows = torch.empty(copies, self.batch, self.stride, dtype=self.dtype, device=self.device)
+        return True
 
     def fill(self):
         self.rows = torch.empty(self.different, self.width, dtype=self.dtype, device=self.device)
-        self.limit = torch.empty(1, dtype=torch.int32, device=self.device)
+        self.limit = torch.empty(SLOTS, dtype=torch.int32, device=self.device)
         if self.batch:
             with torch.cuda.device_of(self.rows):
                 _table_kernel[(self.different,)](

@@ -83,7 +83,7 @@ def _panel_kernel(
     part = slot
     if PARTS > 1 and PULL < 3:
         part = 2 * slot + PULL - 1
-    pair = part if PARTS > 1 else 2
+    pair = part if PARTS > 2 else part + 2 if PARTS > 1 else 2
     p_ptr, f_ptr, _, n = rows_of(pair, x_ptr, y_ptr, a_ptr, b_ptr, x_norms_ptr, y_norms_ptr, N, M)
     q_ptr, _, _, m = columns_of(pair, x_ptr, y_ptr, a_ptr, b_ptr, x_norms_ptr, y_norms_ptr, N, M)
     height = tl.maximum(N, M) if PARTS > 1 else N

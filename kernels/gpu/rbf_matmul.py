@@ -1,6 +1,6 @@
 """K @ v and its gradients, with K never stored."""
 
-from .finish import rows_only
+from .finish import finish
 from .packed import Table
 from .split import Split, exchanged, worth_splitting
 from .sweep import sweep
@@ -12,9 +12,9 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_o
     With shift (B, N, S) the kernels are exp(-|x_i - y_j|^2 / (2 sigma_s^2) - shift_is): what a log-density's
     derivatives are made of. skip_diagonal leaves j = i out. minus_one multiplies with K - sum_s weights_s.
     """
-    columns = v.shape[2]
+    (_, n, dims), (_, m, columns) = x.shape, v.shape
     table = Table(sigma, weights, x)
-    split = Split(table.fill(), x, y, precision, b=v) if worth_splitting(x, y, columns) else None
+    split = Split(table, x, y, precision, b=v) if worth_splitting(x, y, columns) else None
     swept = sweep(
         table,
         x,
@@ -28,7 +28,7 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_o
         dtype=x.dtype,
         split=split,
     )
-    return rows_only(swept, x, y, columns, True, False).da[:, 0]
+    return finish(swept, n, m, dims, columns, (None, None, None, x.dtype, None)).da[:, 0]
 
 
 def rbf_matmul_backward(
@@ -36,28 +36,36 @@ def rbf_matmul_backward(
 ):
     """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are None.
 
-    Rows against columns give x, sigma and weights; columns against rows give y and v.
+    Rows against columns give x, sigma and weights; columns against rows give y and v: two parts of one launch, unless
+    one set is so much larger that its sweep would leave too few programs to the other.
     """
     want_x, want_y, want_v, want_sigma, want_weights = wants
     want_parameters = want_sigma or want_weights
-    columns = v.shape[2]
+    (_, n, dims), (_, m, columns) = x.shape, v.shape
     table = Table(sigma, weights, x)
-    split = Split(table.fill(), x, y, precision, g, v) if worth_splitting(x, y, columns) else None
+    split = Split(table, x, y, precision, g, v) if worth_splitting(x, y, columns) else None
     options = {"drop": 2 if skip_diagonal else 0, "minus_one": minus_one, "dtype": x.dtype}
+    of_x, of_y, of_v = (x.dtype if want else None for want in (want_x, want_y, want_v))
+    of_rows, of_columns = want_x or want_parameters, want_y or want_v
     dx = dy = dv = dsigma = dweights = None
-    if want_x or want_parameters:
-        swept = sweep(
-            table, x, y, g, v, row_shift=shift, pull=int(want_x), moments=want_parameters, split=split, **options
-        )
-        found = rows_only(swept, x, y, columns, False, want_x)
-        dx = found.dx[:, 0] if want_x else None
-        dsigma = found.dsigma[:, 0] if want_sigma else None
-        dweights = found.dweights[:, 0] if want_weights else None
-    if want_y or want_v:
-        swept = sweep(
-            table, y, x, v, g, col_shift=shift, pull=int(want_y), value=want_v, split=exchanged(split), **options
-        )
-        found = rows_only(swept, y, x, columns, want_v, want_y)
-        dy = found.dx[:, 0] if want_y else None
-        dv = found.da[:, 0] if want_v else None
-    return dx, dy, dv, dsigma, dweights
+    if of_rows and of_columns and max(n, m) <= 2 * min(n, m):
+        pull = int(want_x) + 2 * int(want_y)
+        options |= {"row_shift": shift, "moments": want_parameters, "split": split, "parts": 2}
+        swept = sweep(table, x, y, g, v, pull=pull, value=want_v, **options)
+        found = finish(swept, n, m, dims, columns, (None, of_x, of_y, None, of_v))
+        dx, dy, dv, dsigma, dweights = found.dx, found.dy, found.db, found.dsigma, found.dweights
+    else:
+        if of_rows:
+            swept = sweep(
+                table, x, y, g, v, row_shift=shift, pull=int(want_x), moments=want_parameters, split=split, **options
+            )
+            found = finish(swept, n, m, dims, columns, (None, of_x, None, None, None))
+            dx, dsigma, dweights = found.dx, found.dsigma, found.dweights
+        if of_columns:
+            swept = sweep(
+                table, y, x, v, g, col_shift=shift, pull=int(want_y), value=want_v, split=exchanged(split), **options
+            )
+            found = finish(swept, m, n, dims, columns, (None, of_y, None, of_v, None))
+            dy, dv = found.dx, found.da
+    wanted = (dx, dy, dv, dsigma if want_sigma else None, dweights if want_weights else None)
+    return tuple(None if t is None else t[:, 0] for t in wanted)

@@ -18,16 +18,18 @@ import torch
 import triton
 import triton.language as tl
 
+from .packed import NUMBERS, SLOTS, row_of_table
 from .tiles import FUSION
 
 # the interpreter has no bfloat16 products: float32 holds them exactly, and sums as the hardware does
 EMULATED = tl.constexpr(triton.knobs.runtime.interpret)
 _LOG_2 = tl.constexpr(math.log(2))
+_SLOTS = tl.constexpr(SLOTS)
 
 # products by precision, and the greatest |x|^2 / (2 sigma^2) for which they are taken. At 4 the rounding of the three
 # terms, 16 halves of an ulp of 1, reaches the 1e-6 that a kernel may be off by. Elsewhere every finite value will do.
 PRODUCTS = {"highest": (6, 4.0), "high": (3, 3e38), "medium": (1, 3e38)}
-# pairs times coordinates below which four launches cost more than differences
+# pairs times coordinates below which differences cost less than the launches that products add
 _SMALL = 2**26
 
 
@@ -36,7 +38,13 @@ def other_form(limit_ptr, DOT: tl.constexpr, LIMIT: tl.constexpr):
     """Whether it is the other form's turn: both are launched, that by products runs where these are accurate."""
     other = False
     if LIMIT > 0:
-        other = (tl.load(limit_ptr).to(tl.float32, bitcast=True) <= LIMIT) != (DOT > 0)
+        # as many at a time as a warp has threads, whose maximum it finds without the others
+        some = limit_ptr + tl.arange(0, 32)
+        sizes = tl.load(some)
+        for k in tl.static_range(32, _SLOTS, 32):
+            sizes = tl.maximum(sizes, tl.load(some + k))
+        greatest = tl.max(sizes, 0)
+        other = (greatest.to(tl.float32, bitcast=True) <= LIMIT) != (DOT > 0)
     return other
 
 
@@ -153,19 +161,35 @@ def _own_tile(x_ptr, y_ptr, x_out, y_out, N, M, BN: tl.constexpr):
 
 
 @triton.jit
-def _gather(limit_ptr, sizes):
-    """Adds sizes, none negative, to those whose greatest is at limit_ptr."""
+def _gather(limit_ptr, sizes, ALONE: tl.constexpr):
+    """Adds sizes, none negative, to those whose greatest is in this program's slot, which may be its own."""
     # as integers, whose maximum does not depend on the order; a NaN is above infinity there
-    tl.atomic_max(limit_ptr, tl.max(sizes.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0))
+    greatest = tl.max(sizes.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)
+    slot = limit_ptr + tl.program_id(0) % _SLOTS
+    if ALONE:
+        tl.store(slot, greatest)
+    else:
+        tl.atomic_max(slot, greatest)
 
 
-@triton.jit(do_not_specialize=["N", "M", "D", "S", "table_stride"])
+@triton.jit(do_not_specialize=["N", "M", "D", "B", "S", "table_stride", "sigma_stride", "weights_stride", *NUMBERS])
 def _split_kernel(
-    x_ptr, y_ptr, table_ptr, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, limit_ptr,
-    N, M, D, S, table_stride,
-    DP: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SP: tl.constexpr,
+    x_ptr, y_ptr, table_ptr, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, limit_ptr, sigma_ptr, weights_ptr,
+    N, M, D, B, S, table_stride, sigma_stride, weights_stride,
+    s0: tl.int64, s1: tl.int64, s2: tl.int64, s3: tl.int64, s4: tl.int64, s5: tl.int64, s6: tl.int64, s7: tl.int64,
+    w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64, w7: tl.int64,
+    OWN_TABLE: tl.constexpr, HOST: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr, SQUARES: tl.constexpr,
+    DP: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     b, p_ptr, pieces_ptr, n, i0, of_y = _own_tile(x_ptr, y_ptr, x_pieces_ptr, y_pieces_ptr, N, M, BN)
+    # programs without a tile are there for their slots
+    if OWN_TABLE and b >= B:
+        tl.store(limit_ptr + tl.program_id(0), 0)
+        return
+    table_ptr = row_of_table(
+        table_ptr, b, tl.program_id(0), table_stride, sigma_ptr, weights_ptr, S, sigma_stride, weights_stride,
+        s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7, OWN_TABLE, HOST, SP, MODERATE, SQUARES,
+    )  # fmt: skip
     norms_ptr = x_norms_ptr
     if of_y:
         norms_ptr = y_norms_ptr
@@ -174,7 +198,6 @@ def _split_kernel(
     p_ptr += (b * n + i0) * D
     ROW: tl.constexpr = (DOT + 3) // 3 * DP
     pieces_ptr += (b * n + i0) * ROW
-    table_ptr += b * table_stride
     unit = tl.load(table_ptr).to(tl.float32)
     norms = tl.zeros([BN], tl.float64)
     for d0 in range(0, DP, BK):
@@ -201,7 +224,7 @@ def _split_kernel(
     norms = norms.to(tl.float32)
     tl.store(norms_ptr + b * n + i0 + rows, norms, mask=row_in)
     scales = tl.load(table_ptr + 1 + tl.arange(0, SP), mask=tl.arange(0, SP) < S, other=0.0).to(tl.float32)
-    _gather(limit_ptr, tl.where(row_in, norms * (tl.max(-scales, 0) * _LOG_2), 0.0))
+    _gather(limit_ptr, tl.where(row_in, norms * (tl.max(-scales, 0) * _LOG_2), 0.0), OWN_TABLE)
 
 
 @triton.jit(do_not_specialize=["N", "M", "E"])
@@ -224,7 +247,7 @@ def _split_columns_kernel(
         # differences are for all where products of pieces would be infinity less infinity
         odd = tl.where(tl.abs(v) < 1e38, 0.0, float("inf"))
         sizes = tl.maximum(sizes, tl.max(odd, 1))
-    _gather(limit_ptr, sizes)
+    _gather(limit_ptr, sizes, False)
 
 
 class Split:
@@ -241,15 +264,15 @@ class Split:
         self.dims = triton.cdiv(dims, self.bk) * self.bk
         self.x, self.y = self._room(x, self.dims), self._room(y, self.dims)
         self.x_norms, self.y_norms = (p.new_empty(p.shape[:2], dtype=torch.float32) for p in (x, y))
-        self.greatest = table.limit
         bn = 32
-        grid = (batch * (triton.cdiv(n, bn) + triton.cdiv(m, bn)),)
+        tiles = triton.cdiv(n, bn) + triton.cdiv(m, bn)
+        own = table.own(tiles, few=SLOTS)
+        self.greatest = torch.empty(SLOTS, dtype=torch.int32, device=x.device) if own else table.limit
         with torch.cuda.device_of(x):
-            _split_kernel[grid](
-                x, y, table.rows, self.x, self.y, self.x_norms, self.y_norms, self.greatest,
-                n, m, dims, table.count, table.stride,
-                DP=self.dims, DOT=self.products, BN=bn, BK=self.bk, SP=triton.next_power_of_2(table.count),
-                num_warps=8, **FUSION,
+            _split_kernel[(SLOTS if own else batch * tiles,)](
+                x, y, table.rows, self.x, self.y, self.x_norms, self.y_norms, self.greatest, *table.pointers,
+                n, m, dims, batch, table.count, table.stride, *table.numbers, OWN_TABLE=own, **table.constants,
+                DP=self.dims, DOT=self.products, BN=bn, BK=self.bk, num_warps=8, **FUSION,
             )  # fmt: skip
         self.a = self.b = None
         columns = next((v.shape[2] for v in (a, b) if v is not None), 1)

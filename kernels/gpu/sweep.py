@@ -11,7 +11,8 @@ p, f are the points and coefficients of the rows, q, h those of the columns. Eve
 each part of the columns, whose sums are then added in order (finish.py): no atomics, so results repeat bit for bit.
 Sums are in the dtype of the tile within a few tiles and in float64 beyond, so that rounding does not grow with M.
 
-One launch can hold four sweeps over two point sets: x with x, y with y, x with y, y with x. That is MMD^2. Where only
+One launch can hold four sweeps over two point sets: x with x, y with y, x with y, y with x. That is MMD^2. Or the
+last two: a product's gradients, of which the first has the moments, and the second the value. Where only
 sums over all pairs of a set with itself are wanted, its rows meet half of its columns (HALF): the groups of rows
 stand in a circle, each meets those from itself to the opposite one, and a pair that is met once counts twice. So all
 programs have the same work, and which pairs they meet depends on the sizes alone.
@@ -38,7 +39,7 @@ from .distances import (
     next_kernel,
     squared_distances,
 )
-from .packed import LOG2_E, NUMBERS, Table, fill_table, triton_dtype
+from .packed import LOG2_E, NUMBERS, Table, row_of_table, triton_dtype
 from .panel import ROWS, Panels, panels, pull_by_panel, tile_of_panel, weights_of
 from .parts import columns_of, modes_of, rows_of
 from .split import Split, block_of, forms, inner_products, other_form, weighted_points
@@ -74,7 +75,7 @@ def _sweep_kernel(
     # whose rows meet whose columns, a single part is x with y; which part of these columns; and which block of the
     # columns of the value
     part, split, block = tl.program_id(1), tl.program_id(2) % SPLITS, tl.program_id(2) // SPLITS
-    pair = part if PARTS > 1 else 2
+    pair = part if PARTS > 2 else part + 2 if PARTS > 1 else 2
     # numbers that a point and its coefficients have in memory, as they are or in pieces
     point, coefficients = D, E
     if DOT > 0:
@@ -83,7 +84,7 @@ def _sweep_kernel(
         coefficients, a_ptr, b_ptr = (DOT + 3) // 3 * EP, a_pieces_ptr, b_pieces_ptr
     p_ptr, f_ptr, p_norms, n = rows_of(pair, x_ptr, y_ptr, a_ptr, b_ptr, x_norms_ptr, y_norms_ptr, N, M)
     q_ptr, h_ptr, q_norms, m = columns_of(pair, x_ptr, y_ptr, a_ptr, b_ptr, x_norms_ptr, y_norms_ptr, N, M)
-    skip, pulls, half = modes_of(part, PARTS, DROP, PULL, HALF)
+    skip, pulls, valued, measured, half = modes_of(part, PARTS, DROP, PULL, HALF)
 
     # a tile of rows; those of the outputs are of one height for all parts
     height = tl.maximum(N, M) if PARTS > 1 else N
@@ -101,17 +102,15 @@ def _sweep_kernel(
     GROUP: tl.constexpr = BN if BN > BM else BM
     start, stop, groups = _columns_to_meet(i0, n, m, split, SPLITS, START, WINDOW, half, HALF, PANEL, GROUP, BM)
 
-    if OWN_TABLE:
-        linear = pid + tl.num_programs(0) * (part + tl.num_programs(1) * tl.program_id(2)).to(tl.int64)
-        table_ptr += linear * (1 + 6 * S)
-        fill_table(
-            table_ptr, sigma_ptr + b * sigma_stride, weights_ptr + b * weights_stride, S,
-            s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7, HOST, SP, MODERATE, SQUARES,
-        )  # fmt: skip
-        tl.debug_barrier()
-    else:
-        table_ptr += b * table_stride
+    table_ptr = row_of_table(
+        table_ptr, b, pid + tl.num_programs(0) * (part + tl.num_programs(1) * tl.program_id(2)).to(tl.int64),
+        table_stride, sigma_ptr, weights_ptr, S, sigma_stride, weights_stride,
+        s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7, OWN_TABLE, HOST, SP, MODERATE, SQUARES,
+    )  # fmt: skip
     unit = tl.load(table_ptr)
+    # one of two parts may have nothing to do
+    if PARTS == 2 and not (pulls | (MOMENTS & measured) | (VALUE & valued)):
+        return
 
     # what is kept of the rows: sums of a few tiles (..._chunk) are in the tile's dtype, those of all in float64
     e0, columns = block * BE, tl.arange(0, BE)
@@ -154,9 +153,9 @@ def _sweep_kernel(
                 if PULL > 0 or MOMENTS:
                     c = tl.where(kept, c, 0.0)
 
-            shift_tile = shift_ptr + (b * n + i0 if SHIFT == 1 else b * m + j1) * S
             total, tug, mass, spread = _mix(
-                d2, c, mass, spread, shift_tile, table_ptr, rows, cols, row_in, col_in, kept, S,
+                d2, c, mass, spread, measured, part, shift_ptr + (b * n + i0) * S, shift_ptr + (b * m + j1) * S,
+                table_ptr, rows, cols, row_in, col_in, kept, S,
                 ONE_BANDWIDTH, SHIFT, DROP, MINUS_ONE, VALUE or TOTAL, PULL > 0, MOMENTS, BN, BM, SP, ACC,
             )  # fmt: skip
 
@@ -196,7 +195,7 @@ def _sweep_kernel(
     # what the windows before have left
     more = PANEL and START > 0
     if VALUE and ONE_COLUMN:
-        _store_sum(value_ptr + place + rows, value, row_in, more, PANEL)
+        _store_sum(value_ptr + place + rows, value, row_in & valued, more, PANEL)
     if VALUE and not ONE_COLUMN:
         there = value_ptr + place * E + rows[:, None] * E + e0 + columns[None, :]
         tl.store(there, cast(value, value_ptr), mask=row_in[:, None] & column_in[None, :])
@@ -206,7 +205,7 @@ def _sweep_kernel(
             _store_pull_by_products(pull_ptr, p_ptr, rows, row_in, coordinates, tug_sum, factor, DP, DOT)
         else:
             _store_pull(pull_ptr, pull, rows, row_in, coordinates, factor, D, width, BD, DIMS)
-    if TOTAL or MOMENTS:
+    if (TOTAL or MOMENTS) and measured:
         # parts by batch by splits by strips
         strips = tl.cdiv(height, _STRIP)
         first = ((part * B + b) * SPLITS + split) * strips
@@ -467,7 +466,7 @@ def _store_pull_by_products(
 
 @triton.jit
 def _mix(
-    d2, c, mass, spread, shift_ptr, table_ptr, rows, cols, row_in, col_in, kept, S,
+    d2, c, mass, spread, measured, part, row_shift, col_shift, table_ptr, rows, cols, row_in, col_in, kept, S,
     ONE_BANDWIDTH: tl.constexpr, SHIFT: tl.constexpr, DROP: tl.constexpr, MINUS_ONE: tl.constexpr,
     SUMS: tl.constexpr, TUGS: tl.constexpr, MOMENTS: tl.constexpr,
     BN: tl.constexpr, BM: tl.constexpr, SP: tl.constexpr, ACC: tl.constexpr,
@@ -478,15 +477,16 @@ def _mix(
     for s in range(1 if ONE_BANDWIDTH else S):
         if SHIFT > 0:
             k, less = _shifted(
-                d2, shift_ptr, table_ptr, s, rows, cols, row_in, col_in, kept, S, SHIFT, DROP, MINUS_ONE, ACC
-            )
+                d2, part, row_shift, col_shift, table_ptr, s, rows, cols, row_in, col_in, kept, S,
+                SHIFT, DROP, MINUS_ONE, ACC,
+            )  # fmt: skip
         else:
             k, less = next_kernel(k, less, d2, table_ptr, s, S, not ONE_BANDWIDTH, MINUS_ONE, ACC)
         if SUMS:
             total = tl.fma(less, tl.load(table_ptr + 1 + S + s), total)
         if TUGS:
             tug = tl.fma(k, tl.load(table_ptr + 1 + 2 * S + s), tug)
-        if MOMENTS:
+        if MOMENTS and measured:
             here = tl.arange(0, SP)[None, :] == s
             mass += tl.where(here, tl.sum(c * less, 1)[:, None], 0.0)
             # an infinite distance has a kernel of 0 and no say
@@ -512,17 +512,20 @@ def _coefficients(
 
 @triton.jit
 def _shifted(
-    d2, shift_ptr, table_ptr, s, rows, cols, row_in, col_in, kept, S,
+    d2, part, row_shift, col_shift, table_ptr, s, rows, cols, row_in, col_in, kept, S,
     SHIFT: tl.constexpr, DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The kernel of bandwidth s times exp(-shift) of the row (SHIFT 1) or column (2), and itself or itself less 1."""
+    """The kernel of bandwidth s times exp(-shift), and itself or itself less 1.
+
+    Shifts are those of the rows (SHIFT 1), of the columns (2), or of the first part's rows and second's columns (3).
+    """
     t = d2 * tl.load(table_ptr + 1 + s)
     own = tl.load(table_ptr + 1 + 4 * S + s).to(tl.int32)
-    if SHIFT == 1:
-        shift = tl.load(shift_ptr + rows * S + own, mask=row_in, other=0.0).to(ACC)
+    if SHIFT != 2:
+        shift = tl.load(row_shift + rows * S + own, mask=row_in & (part == 0), other=0.0).to(ACC)
         t -= (shift * LOG2_E)[:, None]
-    else:
-        shift = tl.load(shift_ptr + cols * S + own, mask=col_in, other=0.0).to(ACC)
+    if SHIFT != 1:
+        shift = tl.load(col_shift + cols * S + own, mask=col_in & (part == SHIFT - 2), other=0.0).to(ACC)
         t -= (shift * LOG2_E)[None, :]
     # a shift can make the kernel of a pair that does not count infinite, which times 0 would be NaN
     t = tl.where(col_in[None, :], t, float("-inf"))
@@ -615,9 +618,10 @@ def sweep(
 ) -> Swept:
     """x (B, N, D), y (B, M, D), a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
 
-    With one part the rows are x, a, the columns y, b. With three or four see _sweep_kernel; the rows of a part stand
-    first where others have more. The bits of half say which of x with x and y with y may meet half of the pairs, the
-    bits of pull for which of x and y it is wanted; other parts' are unwritten.
+    With one part the rows are x, a, the columns y, b; with more see parts.py; the rows of a part stand first where
+    others have more. Of two the shift is that of x, the first one's rows. The bits of half say which of x with x and
+    y with y may meet half of the pairs, the bits of pull for which of x and y it is wanted; other parts' are
+    unwritten, as are of two the first one's value and the second one's moments.
     """
     (batch, n, dims), m, columns = x.shape, y.shape[1], b.shape[2]
     options = {"parts": parts, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
@@ -648,16 +652,11 @@ def sweep(
         pulls = x.new_empty(parted, parts, batch, height, width, dtype=kept if few and not split else torch.float64)
     sums = x.new_empty(parts, batch, parted * strips, 2, table.count, dtype=torch.float64) if moments else None
     shift = col_shift if row_shift is None else row_shift
-    own = split is None and table.rows is None and table.small and height > 0
-    if not own and table.rows is None:
-        table.fill()
-    stride = table.stride
-    rows_of_table = table.rows
-    if own:
-        stride = triton.cdiv(height, tile(kind, dims, table.dtype, x.device).bn) * table.width
-        rows_of_table = x.new_empty(parts * parted * e_blocks, batch, stride, dtype=table.dtype)
+    tiles = triton.cdiv(height, tile(kind, dims, table.dtype, x.device).bn)
+    # each meets many columns, beside which a row of the table is little work
+    own = table.own(tiles, parts * parted * e_blocks, math.inf)
 
-    for products, limit, operands in forms(split, rows_of_table) if batch * height and (columns or not value) else ():
+    for products, limit, operands in forms(split, table.rows) if batch * height and (columns or not value) else ():
         found = tile(kind, dims, table.dtype, x.device)
         if products:
             of_panel = "panel with moments" if moments else "panel"
@@ -666,19 +665,19 @@ def sweep(
         # the places of launches, and the programs for a block of rows of each
         of, tiles = Panels([(0, batch * triton.cdiv(height, found.bn), 0)], 0, None), 1
         if panel and products:
-            of, tiles = panels(x, height, longest, 1 if parts == 1 else 4 if pull == 3 else 2), ROWS // found.bn
+            of, tiles = panels(x, height, longest, parts if pull == 3 else (parts + 1) // 2), ROWS // found.bn
         of_columns = (split.a, split.b) if split else (None, None)
-        arguments = (shift, rows_of_table, values, totals, pulls, sums, *operands[:4], *of_columns, operands[4])
-        arguments = [rows_of_table if t is None else t for t in (*arguments, of.weights)]
+        arguments = (shift, table.rows, values, totals, pulls, sums, *operands[:4], *of_columns, operands[4])
+        arguments = [table.rows if t is None else t for t in (*arguments, of.weights)]
         for place in of.places:
             first, blocks, start = place
             with torch.cuda.device_of(x):
                 _sweep_kernel[(blocks * tiles, parts, parted * e_blocks)](
                     x, y, a, b, *arguments, *table.pointers,
-                    n, m, dims, columns, batch, table.count, stride, parted, first, start, of.window,
+                    n, m, dims, columns, batch, table.count, table.stride, parted, first, start, of.window,
                     *table.numbers, OWN_TABLE=own, **table.constants,
                     ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=0 if products else few, SCALED=table.scaled,
-                    SHIFT=1 if row_shift is not None else 2 if col_shift is not None else 0,
+                    SHIFT=0 if shift is None else 3 if parts == 2 else 1 if col_shift is None else 2,
                     DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1, HALF=half,
                     VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments, DOT=products, LIMIT=limit,
                     PANEL=panel and products > 0,
@@ -690,12 +689,12 @@ def sweep(
             if panel and products:
                 pull_by_panel(of, place, table, a, b, n, m, pulls, operands, products, limit, pull)
 
-    return Swept(values, totals, pulls, sums, rows_of_table, stride, parts, batch)
+    return Swept(values, totals, pulls, sums, table.rows, table.stride, parts, batch)
 
 
 def _by_products(kind, columns, parts, dims, table, x, products):
     """The tile of a form by products: there are others for several columns, parts of MMD^2, and bandwidths."""
-    if kind == "moments" and (columns > 1 or parts > 1):
+    if kind == "moments" and (columns > 1 or parts > 2):
         kind += " of columns" if columns > 1 else " of sets"
     if kind == "value" and table.count > 1:
         kind += " of bandwidths"
