@@ -810,8 +810,13 @@ def _float64(p: Problem, values: list[list[float]], like: Array) -> Array:
     if checks.on_cpu(like):
         return p.xp.tensor(values, dtype=p.xp.float64)
     # set there: a copy from the host would wait for the device, and no CUDA graph could capture it
-    numbers = [like.new_full((), value, dtype=p.xp.float64) for row in values for value in row]
-    return p.xp.stack(numbers).reshape(len(values), -1)
+    first = values[0][0]
+    numbers = like.new_full((len(values), len(values[0])), first, dtype=p.xp.float64)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if value != first:
+                numbers[i, j] = value
+    return numbers
 
 
 def _row_weights(p: Problem, given: Array | None, like: Array) -> Array:

@@ -11,6 +11,9 @@ from typing import ClassVar
 
 import pytest
 import torch
+
+# it notes torch's functions when it is loaded: not while others stand in their place
+import torch._dynamo
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 

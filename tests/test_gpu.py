@@ -562,6 +562,20 @@ def test_products(dims, count, precision, by_products):
     assert torch.equal(k, gpu.rbf(x, y, sigma, weights)) == (precision == "highest")
 
 
+@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("dims", [64, 784, 3000])
+def test_rows_of_equal_coordinates(dims, products, monkeypatch):
+    # roundings of a sum over them go the same way
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 0 if products else 2**60)
+    generator = torch.Generator().manual_seed(7)
+    x, y = (torch.rand(1, 20, 1, generator=generator).expand(1, 20, dims).contiguous() for _ in range(2))
+    for sigma in (0.5, 0.7, 1.0):
+        sigma = sigma * dims**0.5 * ONE
+        truth = reference.rbf(x.double(), y.double(), sigma, ONE)
+        ours = gpu.rbf(x.to(DEVICE), y.to(DEVICE), sigma, ONE)
+        assert (doubled(ours).cpu() - truth).abs().max() <= 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_of_halves(dtype, by_products):
     x, y = sample(1, 40, 35, 20, dtype)

@@ -10,6 +10,9 @@ from .split import inner_products
 # 2**t - 1 = t sum_n log(2)**(n + 1) / (n + 1)! t**n; the terms left out are below an ulp for -1/2 < t < 1/2
 _TAYLOR = tl.constexpr(tuple(math.log(2) ** (n + 1) / math.factorial(n + 1) for n in range(14)))
 
+# coordinates of a distance that are summed apart; a multiple of every BD
+_SPAN = tl.constexpr(64)
+
 
 @triton.jit
 def cast(x, ptr):
@@ -77,23 +80,29 @@ def squared_distances(
     p_ptr, q_ptr, rows, cols, row_in, col_in, unit, D,
     BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SCALED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """|p_i - q_j|^2 in units of 1 / unit, [BN, BM]; summed in blocks of BD, so that rounding does not grow with D.
+    """|p_i - q_j|^2 in units of 1 / unit, [BN, BM].
+
+    Summed in blocks of BD, and these in blocks of _SPAN: where coordinates are alike, all roundings of a sum may go
+    the same way.
 
     Pointers are those of the tile's first row and column, and rows and cols count from there in int32. Differences
     are scaled after they are taken, when they are exact for near points.
     """
     total = tl.zeros([BN, BM], ACC)
-    for d0 in range(0, D, BD):
-        part = tl.zeros([BN, BM], ACC)
-        for k in tl.static_range(BD):
-            d = d0 + k
-            p = tl.load(p_ptr + rows * D + d, mask=row_in & (d < D), other=0.0).to(ACC)
-            q = tl.load(q_ptr + cols * D + d, mask=col_in & (d < D), other=0.0).to(ACC)
-            e = p[:, None] - q[None, :]
-            if SCALED:
-                e *= unit
-            part = tl.fma(e, e, part)
-        total += part
+    for first in range(0, D, _SPAN):
+        block = tl.zeros([BN, BM], ACC)
+        for d0 in range(first, tl.minimum(first + _SPAN, D), BD):
+            part = tl.zeros([BN, BM], ACC)
+            for k in tl.static_range(BD):
+                d = d0 + k
+                p = tl.load(p_ptr + rows * D + d, mask=row_in & (d < D), other=0.0).to(ACC)
+                q = tl.load(q_ptr + cols * D + d, mask=col_in & (d < D), other=0.0).to(ACC)
+                e = p[:, None] - q[None, :]
+                if SCALED:
+                    e *= unit
+                part = tl.fma(e, e, part)
+            block += part
+        total += block
     return total
 
 

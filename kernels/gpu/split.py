@@ -27,7 +27,9 @@ _LOG_2 = tl.constexpr(math.log(2))
 _SLOTS = tl.constexpr(SLOTS)
 
 # products by precision, and the greatest |x|^2 / (2 sigma^2) for which they are taken. At 4 the rounding of the three
-# terms, 16 halves of an ulp of 1, reaches the 1e-6 that a kernel may be off by. Elsewhere every finite value will do.
+# terms, 16 halves of an ulp of 1, reaches the 1e-6 that a kernel may be off by, and there is as much again for every
+# 8 coordinates: tensor cores cut off what a float32 sum cannot hold, up to an ulp of x.y for each of two additions
+# for 16 coordinates. Elsewhere every finite value will do.
 PRODUCTS = {"highest": (6, 4.0), "high": (3, 3e38), "medium": (1, 3e38)}
 # pairs times coordinates below which differences cost less than the launches that products add
 _SMALL = 2**26
@@ -257,11 +259,12 @@ class Split:
     """
 
     def __init__(self, table, x, y, precision, a=None, b=None):
-        self.products, self.limit = PRODUCTS[precision]
+        self.products, limit = PRODUCTS[precision]
         (batch, n, dims), m = x.shape, y.shape[1]
         # coordinates that are multiplied at a time
         self.bk = 16 if dims <= 16 else 32
         self.dims = triton.cdiv(dims, self.bk) * self.bk
+        self.limit = limit / (1 + self.dims / 8)
         self.x, self.y = self._room(x, self.dims), self._room(y, self.dims)
         self.x_norms, self.y_norms = (p.new_empty(p.shape[:2], dtype=torch.float32) for p in (x, y))
         bn = 32
