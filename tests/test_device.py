@@ -222,7 +222,7 @@ def test_launches_are_few(name, launched):
         "rbf_matmul of three columns": lambda x, y, s: gkfast.rbf_matmul(x, y, y[:, :3], s),
     }
     found = {}
-    for products, sizes in ((False, [(64, 3), (64, 784), (256, 128), (1023, 3), (1023, 64)]), (True, [(1023, 784)])):
+    for products, sizes in ((False, [(64, 3), (64, 784), (256, 128), (1023, 3), (1023, 256)]), (True, [(1023, 784)])):
         for n, dims in sizes:
             x, y = (There(t).requires_grad_() for t in sample(n, dims))
             launched.kernels.clear()

@@ -81,7 +81,7 @@ def _tell_once() -> None:
     if not _told and not _depth and compiled_here():
         _told = True
         logging.getLogger("gkfast").warning(
-            "gkfast compiles its CPU kernels for this machine, up to 20 s for an operation, and keeps them in %s; "
+            "gkfast compiles its CPU kernels for this machine, 5 to 30 s for an operation, and keeps them in %s; "
             "the command `gkfast compile` does it beforehand",
             folder(),
         )

@@ -34,8 +34,8 @@ from .vector import BYTES, fma, load, splat, store, transpose
 LOG2_E = 1.4426950408889634
 
 # the most found on random, clustered and one-sided data of every D up to 3072, and on what is worst: rows of equal
-# coordinates, or of two values, where every rounding of a sum can go the same way
-_KAPPA_FEW, _KAPPA, _FEW_TERMS = 5.0, 8.0, 64
+# coordinates, or of two values, where every rounding of a sum can go the same way: up to 12 coordinates, 64, and more
+_KAPPA = 4.0, 5.0, 8.0
 # of the error that the contract allows, what the distance may use: absolute for a stored kernel, else relative
 _TOLERANCE = {
     np.dtype(np.float32): {"kernel": 8e-7, "sum": 4e-6, "gradient": 8e-6, "exponent": 1.7e-6},
@@ -268,7 +268,7 @@ def _plan(finite, x, y, dims, sigma, weights, exponents, bounds):
             greatest_x, mean_x = _greatest_and_mean(x.norms[b], x.count)
             greatest_y, mean_y = _greatest_and_mean(y.norms[b], y.count)
             greatest, mean = greatest_x + greatest_y, mean_x + mean_y
-            error = (_KAPPA_FEW if dims <= _FEW_TERMS else _KAPPA) * eps
+            error = (_KAPPA[0] if dims <= 12 else _KAPPA[1] if dims <= 64 else _KAPPA[2]) * eps
             limit = -1.0
             if kernel > 0:
                 slope[b] = error / kernel

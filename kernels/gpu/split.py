@@ -31,8 +31,9 @@ _SLOTS = tl.constexpr(SLOTS)
 # 8 coordinates: tensor cores cut off what a float32 sum cannot hold, up to an ulp of x.y for each of two additions
 # for 16 coordinates. Elsewhere every finite value will do.
 PRODUCTS = {"highest": (6, 4.0), "high": (3, 3e38), "medium": (1, 3e38)}
-# pairs times coordinates below which differences cost less than the launches that products add
-_SMALL = 2**26
+# pairs times coordinates up to which differences cost less than the launches that products add: at 2e13 multiply-adds
+# a second about 13 us
+_SMALL = 2**28
 
 
 @triton.jit
