@@ -386,8 +386,8 @@ def _weights(block, g, v, pairs, weight):
 
 
 @inner
-def _read_kernels(block, plan, pairs, kernels, weight, less_kernels, some_near):
-    """Of a block weight = c w k / sigma^2, for c in pairs and w k in kernels; -k; and whether any pairs are near."""
+def _read_kernels(block, plan, pairs, kernels, weight, less_kernels, near, some_near):
+    """Of a block weight = c w k / sigma^2, for c in pairs and w k in kernels; -k; and whether any is `near`."""
     b, n, m, lanes = block.b, kernels.shape[1], kernels.shape[2], BYTES // weight.itemsize
     real = weight.dtype.type
     inverse = real(1) / plan.weights[b, 0]
@@ -410,13 +410,7 @@ def _read_kernels(block, plan, pairs, kernels, weight, less_kernels, some_near):
             weight[at + j], less_kernels[at + j] = k * pull * c, -k
     for lane in range(lanes):
         greatest = max(greatest, lane_of(top, lane))
-    some_near[:] = -greatest <= _near_kernel(plan, b)
-
-
-@inner
-def _near_kernel(plan, b):
-    """-k of a pair that is just near."""
-    return -(2.0 ** -(plan.scale[b, 0] * plan.pull_near[b]))
+    some_near[:] = -greatest <= near
 
 
 @inner
@@ -599,7 +593,8 @@ def _sum_rows(
         differences = plan.offset[b] == np.inf
         reading = kernels.shape[1] > 0 and plan.reads_kernels[b]
         if reading:
-            pull_near = _near_kernel(plan, b)
+            # -k in place of a squared distance
+            pull_near = -(2.0 ** -(plan.scale[b, 0] * pull_near))
         value[b, start:stop] = 0
         column_value[b, chunk] = 0
         dx[b, start:stop] = 0
@@ -623,7 +618,7 @@ def _sum_rows(
                 diagonal = i0 - j0 if symmetric and j0 <= i0 else -1
                 block = Block(b, chunk, i0, high, j0, wide, padded, line, diagonal)
                 if reading:
-                    _read_kernels(block, plan, pairs, kernels, weight, d2, some_near)
+                    _read_kernels(block, plan, pairs, kernels, weight, d2, pull_near, some_near)
                 else:
                     _distances(block, x, y, near_slope, near_offset, symmetric or skip_diagonal, d2, some_near)
                     # a kernel of 0, or one less 1

@@ -98,26 +98,26 @@ def _emit_sums(
             block(acc, _INDEX(0), depth)
             finish({place: builder.load(acc[place]) for place in places})
         with several:
-            acc, sums, totals = slots(), slots(), slots()
+            acc, sums = slots(), slots()
             fill(sums, 0.0)
-            # what it is worth to keep out of the memory: a tile of few coordinates needs no totals
-            deep = builder.icmp_signed(">", depth, _INDEX(spans[-1])) if len(spans) > 1 else None
-            if deep is not None:
-                with builder.if_then(deep):
+            if len(spans) > 1:
+                # totals do not fit in registers: they are touched only where there are several
+                totals, deep = slots(), builder.icmp_signed(">", depth, _INDEX(spans[1]))
+                with builder.if_then(deep, likely=False):
                     fill(totals, 0.0)
             last = builder.mul(builder.sdiv(builder.sub(depth, _INDEX(1)), span), span)
             with cgutils.for_range_slice(builder, _INDEX(0), last, span, _INDEX) as (first, _):
                 stop = builder.add(first, span)
                 block(acc, first, stop)
                 add(acc, sums)
-                if deep is not None:
+                if len(spans) > 1:
                     whole = builder.icmp_signed("==", builder.srem(stop, _INDEX(spans[1])), _INDEX(0))
                     with builder.if_then(whole, likely=False):
                         add(sums, totals)
                         fill(sums, 0.0)
             block(acc, last, depth)
             add(sums, acc)
-            if deep is not None:
+            if len(spans) > 1:
                 with builder.if_then(deep, likely=False):
                     add(totals, acc)
             finish({place: builder.load(acc[place]) for place in places})
