@@ -416,7 +416,9 @@ def make(case, name, gpu):
         wants = ("gradient" in case.op, "gradient" in case.op, False, False, False, False)
 
         def run():
-            values, _, dx, *_ = gpu.kernel_sums_with_gradients(scale, x, y, a, b, s, one, 1, True, wants, **by)
+            values, _, dx, *_ = gpu.kernel_sums_with_gradients(
+                scale, x, y, a, b, s, one, 1, one.expand_as(s), wants, **by
+            )
             return (values[0, 0],) if dx is None else (values[0, 0], dx[:, 0])
 
         return run

@@ -134,24 +134,24 @@ def call(case):
     elif case.op == "rbf_of_bandwidths":
         kernels.rbf(x, y, scaled, ladder, **by)
     elif case.op == "kernel_sums_of_bandwidths":
-        kernels.mmd2(x, y, a, a, one.expand(1, 3), scaled, ladder, 1, **by)
+        kernels.mmd2(x, y, a, a, one.expand(1, 3), scaled, ladder, 1, ladder, **by)
     elif case.op == "mmd2_of_everything":
         kernels.kernel_sums_with_gradients(
-            one.expand(1, 1, 3), x, y, a, a, scaled, ladder, 1, True, (True,) * 6, **by
+            one.expand(1, 1, 3), x, y, a, a, scaled, ladder, 1, ladder, (True,) * 6, **by
         )
     elif case.op == "signs":
-        kernels.rbf_matmul(x, x, v, one, one, None, True, True, **by)
+        kernels.rbf_matmul(x, x, v, one, one, None, True, one, **by)
     elif case.op == "mmd2":
         wants = (True, True, False, False, False, False)
-        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, ladder, ladder, 1, True, wants, **by)
+        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, ladder, ladder, 1, ladder, wants, **by)
     elif case.op == "mmd2_of_x":
         wants = (True, False, False, False, False, False)
-        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, True, wants, **by)
+        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, one, wants, **by)
     elif case.op == "kernel_sums":
         kernels.kernel_sums(x, y, a, a, one, one, 1, **by)
     elif case.op == "mmd2_of_parameters":
         wants = (False, False, False, False, True, True)
-        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, True, wants, **by)
+        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, one, wants, **by)
     elif case.op == "log_density":
         # few rows and many columns, so that these are swept in parts
         y, a = torch.zeros(1, 2 * n, case.d, dtype=dtype), torch.zeros(1, 2 * n, dtype=dtype)

@@ -22,7 +22,8 @@ from torch import Tensor
 import gkfast
 from gkfast import checks
 from gkfast.checks import Estimator, Sigma
-from gkfast.functional import row_sums_minus_one
+from gkfast.functional import Problem, weighted_sum
+from gkfast.squared_norm import squared_norm
 
 
 def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -104,28 +105,53 @@ def mmd2(
     checks.separable(estimator, x)
     if not _many(group):
         return gkfast.mmd2(x, y, sigma, estimator=estimator, weights=weights)
-    all_x, all_y = gather(x.detach(), group), gather(y.detach(), group)
+    sizes = _sizes(x, group), _sizes(y, group)
+    all_x, all_y = (_Gather.apply(t.detach(), size, group) for t, size in zip((x, y), sizes, strict=True))
     checks.estimator(estimator, all_x, all_y, False)
-    own = _own_share(x, y, all_x, all_y, sigma, weights, 0 if estimator == "biased" else 1)
+    first = tuple(sum(size[: dist.get_rank(group)]) for size in sizes)
+    own = _own_share(x, y, all_x, all_y, first, sigma, weights, estimator == "biased")
     value = own.detach()
     dist.all_reduce(value, group=group)
+    if estimator == "biased":
+        one = all_x.new_ones(1, len(all_x)), all_y.new_ones(1, len(all_y))
+        kernel_weights = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None).bandwidths()[1]
+        value = squared_norm(value[None], all_x[None], all_y[None], *one, kernel_weights)[0]
     # the value of all; the gradient of this process's share, as often as there are losses to be summed
     return value + dist.get_world_size(group) * (own - own.detach())
 
 
 def _own_share(
-    x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, sigma: Sigma, weights: Sigma | None, diagonal: int
+    x: Tensor,
+    y: Tensor,
+    all_x: Tensor,
+    all_y: Tensor,
+    first: tuple[int, ...],
+    sigma: Sigma,
+    weights: Sigma | None,
+    biased: bool,
 ) -> Tensor:
-    """This process's terms of MMD^2, with the whole gradient of its rows: they stand in pairs at both ends."""
-    n, m = all_x.shape[0], all_y.shape[0]
+    """This process's terms of MMD^2, with the whole gradient of its rows: they stand in pairs at both ends.
 
-    def sums(rows: Tensor, columns: Tensor) -> Tensor:
-        # the diagonal of K - sum_s w_s is zero, and what is subtracted cancels in MMD^2
-        total: Tensor = row_sums_minus_one(rows, columns, sigma, weights).double().sum()
+    Its rows of x and y begin at `first` among those of all.
+    """
+    n, m = all_x.shape[0], all_y.shape[0]
+    p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None)
+    bandwidths, kernel_weights = p.bandwidths()
+    # the same on every process
+    baseline = p.run.baselines(p.rows(all_x), p.rows(all_y), bandwidths)
+
+    def sums(rows: Tensor, columns: Tensor, within: bool = False) -> Tensor:
+        """Over all pairs of K - sum_s w_s baseline_s; within: rows are the first columns, and meet themselves."""
+        one = columns.new_ones(1, len(columns), 1, dtype=p.compute)
+        arguments = p.rows(rows), p.rows(columns), one, bandwidths, kernel_weights, None, within, baseline
+        total: Tensor = p.run.rbf_matmul(*arguments, **p.modes).double().sum()
+        if within and biased:
+            total = total + len(rows) * weighted_sum(kernel_weights, 1 - baseline).sum()
         return total
 
-    within_x = sums(x, all_x) / (n * (n - diagonal))
-    within_y = sums(y, all_y) / (m * (m - diagonal))
+    diagonal = 0 if biased else 1
+    within_x = sums(x, all_x.roll(-first[0], 0), True) / (n * (n - diagonal))
+    within_y = sums(y, all_y.roll(-first[1], 0), True) / (m * (m - diagonal))
     x_to_y = sums(x, all_y) / (n * m)
     y_to_x = sums(y, all_x) / (n * m)
     value = within_x + within_y - 2 * x_to_y

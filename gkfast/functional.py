@@ -19,6 +19,7 @@ import numpy as np
 
 from gkfast import checks
 from gkfast.checks import Array, Backend, Estimator, Precision, Sigma
+from gkfast.squared_norm import squared_norm
 
 
 class KernelMeans(NamedTuple):
@@ -669,14 +670,20 @@ def mmd2(
     Returns
     -------
     array of shape (...,)
-        Not negative for "biased"; the other estimators may fall below zero. float32 for half-precision input.
+        For "biased" not negative (unless a kernel weight is), and exactly 0 between a sample and its permutation; the
+        other estimators may fall below zero. float32 for half-precision input.
 
     Notes
     -----
-    The weights of all pairs sum to zero, so k may be replaced by k - 1: what is summed is expm1 of the exponent,
-    which keeps the digits that a difference of nearly equal means loses. For tensors that require gradients, value
-    and gradients come from one sweep, and backward only scales. Time and memory as for `kernel_means`; gradients of
-    every order. For sqrt(MMD^2) add an epsilon under the root, or use the "biased" estimator.
+    The weights of all pairs sum to zero, so k may be replaced by k - 1. Of bandwidths of at least the root mean
+    squared pair distance (`mean_sigma`) that is what is summed, as expm1 of the exponent: it keeps the digits that a
+    difference of nearly equal means loses. Of narrower ones k is summed, whose digits k - 1 would lose. The error is
+    at most 1e-5 of the greater of |MMD^2| and the mean of k between the samples (float32), for every bandwidth whose
+    kernels are in the dtype's range.
+
+    For tensors that require gradients, value and gradients come from one sweep, and backward only scales. Time and
+    memory as for `kernel_means`; gradients of every order. For sqrt(MMD^2) add an epsilon under the root, or use the
+    "biased" estimator.
 
     References
     ----------
@@ -703,7 +710,12 @@ def mmd2(
 def _mmd2(x: Array, y: Array, **options: Any) -> Array:
     s = samples("mmd2", (1, 1, -2), x, y, **options)
     p = s.problem
-    return s.give(p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes))
+    sigma, weights = p.bandwidths(s.x.shape[0])
+    baseline = p.run.baselines(s.x, s.y, sigma)
+    values = p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, sigma, weights, s.drop, baseline, **p.modes)
+    if s.drop == 0:
+        values = squared_norm(values, s.x, s.y, s.a, s.b, weights)
+    return s.give(values)
 
 
 def _mmd2_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: Any) -> tuple[Array, list[Array]]:
@@ -711,10 +723,15 @@ def _mmd2_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: A
     s = _worked_out(_samples_of, points, **options)
     p = s.problem
     x, y = map(p.rows, points)
-    arguments = (x, y, s.a, s.b, *p.bandwidths(), s.drop, True, (*wants, False, False, False, False))
+    sigma, weights = p.bandwidths()
+    baseline = p.run.baselines(x, y, sigma)
+    arguments = (x, y, s.a, s.b, sigma, weights, s.drop, baseline, (*wants, False, False, False, False))
     values, _, *gradients = p.run.kernel_sums_with_gradients(s.scale[:, None], *arguments)
+    values = values[:, 0]
+    if s.drop == 0:
+        values = squared_norm(values, x, y, s.a, s.b, weights)
     of_points = zip(points, gradients, strict=False)
-    return s.give(values[:, 0]), [d.reshape(a.shape) for a, d in of_points if d is not None]
+    return s.give(values), [d.reshape(a.shape) for a, d in of_points if d is not None]
 
 
 @lru_cache(maxsize=32)
@@ -869,7 +886,7 @@ def witness(
 
     Notes
     -----
-    The weights of all terms sum to zero, so k - 1 is summed in place of k, which keeps the digits of a wide kernel.
+    The weights of all terms sum to zero, so k - 1 is summed in place of k for wide bandwidths, as in `mmd2`.
     O(P (N + M) (D + S)) time, O((P + N + M) D) memory. Gradients to points, x, y, sigma and all weights, of every
     order.
 
@@ -894,21 +911,23 @@ def witness(
             named[f"{name}_weights"] = row_weights[..., None]
     p = Problem("rbf_matmul", named, sigma, weights, precision, backend)
     at = p.rows(points)
+    sigmas, kernel_weights = p.bandwidths()
+    baseline = p.run.baselines(at, p.xp.concatenate([p.rows(x), p.rows(y)], 1), sigmas)
 
     def mean(name: str, sample: Array) -> Array:
         rows = p.rows(sample)
         a = _row_weights(p, named.get(f"{name}_weights"), rows)
-        sums = p.run.rbf_matmul(at, rows, a[..., None], *p.bandwidths(), None, False, True, **p.modes)
+        sums = p.run.rbf_matmul(at, rows, a[..., None], sigmas, kernel_weights, None, False, baseline, **p.modes)
         return double(p, sums[..., 0]) / double(p, a).sum(-1)[..., None]
 
     return p.give(mean("x", x) - mean("y", y), p.scalar_dtype)
 
 
-def row_sums_minus_one(x: Array, y: Array, sigma: Sigma, weights: Sigma | None = None) -> Array:
-    """sum_j (K(x_i, y_j) - sum_s w_s), (..., N): what MMD^2 is made of, with the digits of a wide kernel."""
-    checks.two_point_sets("x", x, "y", y)
-    p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None)
-    rows, columns = p.rows(x), p.rows(y)
-    one = p.xp.ones((*columns.shape[:2], 1), dtype=p.compute, **on(p, columns))
-    sums = p.run.rbf_matmul(rows, columns, one, *p.bandwidths(), None, False, True, **p.modes)
-    return p.give(sums[..., 0], p.scalar_dtype)
+def weighted_sum(weights: Array, factors: Array) -> Array:
+    """sum_s weights_s factors_s, (B,), for two (B, S), of which the weights may be numbers on the CPU."""
+    if not checks.is_tensor(weights) or weights.device == factors.device:
+        return (weights * factors).sum(-1)
+    if weights.shape[0] > 1 and weights.stride(0) != 0:
+        return (weights.to(factors.device) * factors).sum(-1)
+    # a number goes along as an argument; a copy would wait for the device
+    return sum(weights[0, s] * factors[:, s] for s in range(weights.shape[1]))

@@ -13,7 +13,8 @@ import numpy as np
 
 from gkfast import checks
 from gkfast.checks import Array, Backend, Precision, Sigma
-from gkfast.functional import Problem, computed, double, on, under_autocast
+from gkfast.functional import Problem, computed, double, on, under_autocast, weighted_sum
+from gkfast.squared_norm import squared_norm
 
 # how many relabellings meet the kernel matrix at a time: enough to make its exponentials cheap beside the products
 _COLUMNS = 512
@@ -99,15 +100,18 @@ def mmd_test(
     n, m = x.shape[-2], y.shape[-2]
     z = p.xp.concatenate([p.rows(checks.detached(x)), p.rows(checks.detached(y))], 1)
     sigmas, kernel_weights = (checks.detached(t) for t in p.bandwidths())
+    baseline = p.run.baselines(z, z, sigmas)
 
     def times_kernel(columns: Array) -> Array:
-        # K - sum_s w_s keeps the digits of a wide kernel, and its diagonal is 0
+        # without the diagonal, which every relabelling leaves where it is
         columns = p.xp.broadcast_to(columns, (p.count, *columns.shape))
-        return p.run.rbf_matmul(z, z, columns, sigmas, kernel_weights, None, True, True, **p.modes)
+        return p.run.rbf_matmul(z, z, columns, sigmas, kernel_weights, None, True, baseline, **p.modes)
 
     row_sums = double(p, times_kernel(p.xp.ones((n + m, 1), dtype=p.compute, **on(p, z))))[..., 0]
     total = row_sums.sum(-1)[:, None]
     diagonal = 0 if estimator == "biased" else 1
+    # what an entry of the diagonal adds where it counts: the sum of w_s (1 - baseline_s)
+    own = weighted_sum(double(p, kernel_weights), 1 - baseline)[:, None] if diagonal == 0 else 0
     statistics, tolerances = [], []
     for chunk in _labels(n, m, permutations, seed):
         first = p.xp.asarray(chunk.T.copy(), **on(p, z))
@@ -115,6 +119,7 @@ def mmd_test(
         within_x = p.xp.einsum("nr,bnr->br", double(p, first), products)
         between = p.xp.einsum("nr,bn->br", double(p, first), row_sums) - within_x
         within_y = total - 2 * between - within_x
+        within_x, within_y = within_x + n * own, within_y + m * own
         means = within_x / (n * (n - diagonal)), within_y / (m * (m - diagonal)), 2 * between / (n * m)
         statistics.append(means[0] + means[1] - means[2])
         tolerances.append(sum(abs(mean) for mean in means))
@@ -123,7 +128,11 @@ def mmd_test(
     tolerance = 8 * p.xp.finfo(p.compute).eps * p.xp.concatenate(tolerances, 1)
     not_below = (statistic >= statistic[:, :1] - tolerance).sum(1)
     p_value = double(p, not_below) / statistic.shape[1]
-    return MMDTest(p.give(statistic[:, 0], p.scalar_dtype), p.give(p_value, _float64(p)))
+    observed = statistic[:, 0]
+    if estimator == "biased":
+        one = p.xp.ones(z.shape[:2], dtype=p.compute, **on(p, z))
+        observed = squared_norm(observed, z[:, :n], z[:, n:], one[:, :n], one[:, n:], kernel_weights)
+    return MMDTest(p.give(observed, p.scalar_dtype), p.give(p_value, _float64(p)))
 
 
 def _labels(n: int, m: int, permutations: int, seed: Any) -> Iterator[np.ndarray]:
@@ -206,8 +215,9 @@ def mmd2_and_variance(
         checks.some_rows(name, sample, 4, "the variance of MMD^2")
     p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, precision, backend)
     x3, y3 = double(p, p.rows(x)), double(p, p.rows(y))
-    xx, yy = _within(p, x3), _within(p, y3)
-    xy, yx = _sums(p, x3, y3), _sums(p, y3, x3)
+    baseline = p.run.baselines(x3, y3, p.bandwidths()[0])
+    xx, yy = _sums(p, x3, x3, baseline, True), _sums(p, y3, y3, baseline, True)
+    xy, yx = _sums(p, x3, y3, baseline), _sums(p, y3, x3, baseline)
     n, m = x.shape[-2], y.shape[-2]
     pairs = n * m
     total = xy.rows.sum(-1)
@@ -227,29 +237,26 @@ def mmd2_and_variance(
 
 
 class _Sums(NamedTuple):
-    rows: Array  # (B, N) sums over j of K_ij - sum_s w_s
-    squares: Array  # (B,) sum over all pairs of (K_ij - sum_s w_s)^2
+    rows: Array  # (B, N) sums over j of K_ij - sum_s w_s baseline_s
+    squares: Array  # (B,) sum over all pairs of the squares of these differences
 
 
-def _within(p: Problem, x: Array) -> _Sums:
-    return _sums(p, x, x, True)
-
-
-def _sums(p: Problem, x: Array, y: Array, skip_diagonal: bool = False) -> _Sums:
-    """A constant added to K changes neither MMD^2 nor its variance, so K - sum_s w_s is summed: it cancels less."""
+def _sums(p: Problem, x: Array, y: Array, baseline: Array, skip_diagonal: bool = False) -> _Sums:
+    """A constant less in K changes neither MMD^2 nor its variance: with the baselines (B, S) less it cancels less."""
     sigma, weights = (double(p, t) for t in p.bandwidths())
     one = p.xp.ones((*y.shape[:2], 1), dtype=p.xp.float64, **on(p, y))
 
-    def rows(sigma: Array, weights: Array) -> Array:
-        return p.run.rbf_matmul(x, y, one, sigma, weights, None, skip_diagonal, True, **p.modes)[..., 0]
+    def rows(sigma: Array, weights: Array, baseline: Array) -> Array:
+        return p.run.rbf_matmul(x, y, one, sigma, weights, None, skip_diagonal, baseline, **p.modes)[..., 0]
 
-    sums = rows(sigma, weights)
+    sums = rows(sigma, weights, baseline)
     # k_s k_t is the Gaussian of 1 / sigma^2 = 1 / sigma_s^2 + 1 / sigma_t^2
     inverse = sigma**-2
     widths = ((inverse[:, :, None] + inverse[:, None, :]) ** -0.5).reshape((x.shape[0], -1))
     products = (weights[:, :, None] * weights[:, None, :]).reshape((x.shape[0], -1))
-    # the weights' sum is one number for the whole batch, wherever they are
-    squares = rows(widths, products).sum(-1) - 2 * double(p, p.weights).sum() * sums.sum(-1)
+    both = (baseline[:, :, None] * baseline[:, None, :]).reshape((x.shape[0], -1))
+    # (K - c)^2 = (K^2 - c^2) - 2 c (K - c) with c = sum_s w_s baseline_s
+    squares = rows(widths, products, both).sum(-1) - 2 * weighted_sum(weights, baseline) * sums.sum(-1)
     return _Sums(sums, squares)
 
 

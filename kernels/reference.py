@@ -38,12 +38,29 @@ def rbf(x: Tensor, y: Tensor | None, sigma: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("bs,bsnm->bnm", weights.to(x), log_kernels(x, y, sigma).exp())
 
 
-def rbf_minus_one(x: Tensor, y: Tensor, sigma: Tensor, weights: Tensor) -> Tensor:
-    """K - sum_s w_s, (B, N, M), with the digits that a subtraction would lose.
+def baselines(x: Tensor, y: Tensor, sigma: Tensor) -> Tensor:
+    """What to subtract from each bandwidth's kernel before it is summed, (B, S) float64: 1 or 0.
 
-    Where weights of pairs sum to zero, as they do in MMD^2, K and this have the same sum.
+    Where the weights of all pairs sum to zero, as they do in MMD^2, a constant less in every kernel changes no sum.
+    k - 1 has the digits of a kernel near 1, and k those of a kernel near 0. The kernel of the root mean squared
+    distance decides: it is exp(-1/2) for sigma equal to that distance, and greater for a wider sigma.
     """
-    return torch.einsum("bs,bsnm->bnm", weights.to(x), log_kernels(x, y, sigma).expm1())
+    mean_square = mean_square_distance(x, y)
+    return (mean_square[:, None] <= sigma.detach().to(mean_square).square()).double()
+
+
+def mean_square_distance(x: Tensor, y: Tensor) -> Tensor:
+    """The mean of |z_i - z_j|^2 over all i and j, (B,) float64, z being x and y together."""
+    z = torch.cat([x, y], 1).detach().double()
+    return 2 * (z - z.mean(1, keepdim=True)).square().mean(1).sum(-1)
+
+
+def rbf_less(x: Tensor, y: Tensor, sigma: Tensor, weights: Tensor, baseline: Tensor) -> Tensor:
+    """K - sum_s w_s baseline_s, (B, N, M), for baselines of 0 and 1: with the digits that k - 1 would lose."""
+    logs = log_kernels(x, y, sigma)
+    return torch.einsum(
+        "bs,bsnm->bnm", weights.to(x), logs.expm1().where(baseline.to(x.device)[..., None, None] > 0, logs.exp())
+    )
 
 
 def rbf_matmul(
@@ -54,10 +71,10 @@ def rbf_matmul(
     weights: Tensor,
     shift: None = None,
     skip_diagonal: bool = False,
-    minus_one: bool = False,
+    baseline: Tensor | None = None,
 ) -> Tensor:
-    """K @ v, (B, N, E), or (K - sum_s w_s) @ v; with skip_diagonal over j != i. See gkfast.rbf_matmul."""
-    k = (rbf_minus_one if minus_one else rbf)(x, y, sigma, weights)
+    """K @ v, (B, N, E), or (K - sum_s w_s baseline_s) @ v; with skip_diagonal over j != i. See gkfast.rbf_matmul."""
+    k = rbf(x, y, sigma, weights) if baseline is None else rbf_less(x, y, sigma, weights, baseline)
     if skip_diagonal:
         k = k * off_diagonal(x.shape[1], y.shape[1], x.device)
     return k @ v
@@ -127,8 +144,16 @@ def kernel_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sigma: Tensor, weigh
 
 
 def mmd2(
-    x: Tensor, y: Tensor, a: Tensor, b: Tensor, scale: Tensor, sigma: Tensor, weights: Tensor, drop: int
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    sigma: Tensor,
+    weights: Tensor,
+    drop: int,
+    baseline: Tensor,
 ) -> Tensor:
-    """scale_xx xx + scale_yy yy + scale_xy xy of the three sums taken over K - sum_s w_s, (B,). See gkfast.mmd2."""
-    sums = _three_sums(lambda p, q: rbf_minus_one(p, q, sigma, weights), x, y, a, b, drop)
+    """scale_xx xx + scale_yy yy + scale_xy xy of the sums of K - sum_s w_s baseline_s, (B,). See gkfast.mmd2."""
+    sums = _three_sums(lambda p, q: rbf_less(p, q, sigma, weights, baseline), x, y, a, b, drop)
     return (scale * sums).sum(-1)

@@ -212,15 +212,16 @@ def test_opcheck(leaf):
     t = inputs(leaf)
     x, y, a, b = (t[k] for k in ("x", "y", "a", "b"))
     s, w = (t[k].detach().expand(2, 2).clone().requires_grad_() for k in ("sigma", "w"))
+    mixed = torch.tensor([[0.0, 1.0]], dtype=D).expand(2, 2).clone()
     everything = {
         "rbf": (x, y, s, w, "high"),
         "rbf_out": (x.detach(), y.detach(), s.detach(), w.detach(), torch.empty(2, 4, 5, dtype=D), "high"),
         "rbf_backward": (leaf(2, 4, 5), x, y, s, w, [True] * 4, "high"),
-        "rbf_matmul": (x, y, t["v"], s, w, None, False, False, "high"),
-        "rbf_matmul_backward": (leaf(2, 4, 2), x, y, t["v"], s, w, None, False, False, [True] * 5, "high"),
+        "rbf_matmul": (x, y, t["v"], s, w, None, False, mixed, "high"),
+        "rbf_matmul_backward": (leaf(2, 4, 2), x, y, t["v"], s, w, None, False, mixed, [True] * 5, "high"),
         "log_density": (x, y, s, w.detach().log(), b.detach().requires_grad_(), False, False, "high"),
-        "kernel_sums": (leaf(2, 2, 3), x, y, a, b, s, w, 1, True, [True] * 6, "high"),
-        "kernel_sums_with_gradients": (leaf(2, 3), x, y, a, b, s, w, 1, True, [True] * 6, "high"),
+        "kernel_sums": (leaf(2, 2, 3), x, y, a, b, s, w, 1, mixed, [True] * 6, "high"),
+        "kernel_sums_with_gradients": (leaf(2, 3), x, y, a, b, s, w, 1, mixed, [True] * 6, "high"),
     }
     defined = {
         str(name).removeprefix("gkfast::") for name in torch._C._dispatch_get_all_op_names() if "gkfast" in name

@@ -252,6 +252,17 @@ def check_gradients(ours, truth, inputs, relative):
         assert (doubled(gradient) - exact).norm() <= relative * exact.norm()
 
 
+# two bandwidths, of which the sums subtract 1 from the second one's kernel
+MIXED = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(2, 2)
+
+
+def kernel_less(baseline, sigma, weights):
+    """K or, where baseline is given, K - sum_s w_s baseline_s, by the reference."""
+    if baseline is None:
+        return lambda p, q: reference.rbf(p, q, sigma, weights)
+    return lambda p, q: reference.rbf_less(p, q, sigma, weights, baseline)
+
+
 def check_matmul(x, y, v, sigma, weights, shift=None, relative=None, **modes):
     """K v and its gradients against float64."""
     relative = TOLERANCE[x.dtype][1] if relative is None else relative
@@ -259,7 +270,9 @@ def check_matmul(x, y, v, sigma, weights, shift=None, relative=None, **modes):
     truth = reference.log_kernels(*wide[:2], wide[3])
     if shift is not None:
         truth = truth - doubled(shift).mT[..., None]
-    k = truth.expm1() if modes.get("minus_one") else truth.exp()
+    k = truth.exp()
+    if "baseline" in modes:
+        k = truth.expm1().where(doubled(modes["baseline"])[..., None, None] > 0, k)
     k = torch.einsum("bs,bsnm->bnm", wide[4], k)
     if modes.get("skip_diagonal"):
         k = k * reference.off_diagonal(x.shape[1], y.shape[1], k.device)
@@ -293,16 +306,16 @@ def test_matmul_of_nothing(shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dims", [2, 6])
-@pytest.mark.parametrize("modes", [{"skip_diagonal": True}, {"minus_one": True}], ids=lambda m: next(iter(m)))
+@pytest.mark.parametrize("modes", [{"skip_diagonal": True}, {"baseline": MIXED}], ids=lambda m: next(iter(m)))
 def test_matmul_modes(modes, dims, dtype):
     x, y = sample(2, 35, 67, dims, dtype)
     shift = torch.randn(2, 35, 2).to(DEVICE, dtype)
     check_matmul(x, y, columns(2, 67, 1, dtype), *two_bandwidths(2), shift, **modes)
 
 
-def test_minus_one_keeps_digits():
+def test_a_baseline_keeps_digits():
     x, y = sample(1, 33, 20, 3, torch.float32)
-    check_matmul(x, y, columns(1, 20, 1, torch.float32), 1e4 * ONE, ONE, minus_one=True, relative=1e-6)
+    check_matmul(x, y, columns(1, 20, 1, torch.float32), 1e4 * ONE, ONE, baseline=ONE, relative=1e-6)
 
 
 def test_matmul_wants():
@@ -372,20 +385,19 @@ def test_matmul_nan_and_infinity(dims):
 
 
 @pytest.mark.parametrize("drop", [0, 1, 2])
-@pytest.mark.parametrize("minus_one", [False, True])
+@pytest.mark.parametrize("baseline", [None, MIXED], ids=["whole", "less"])
 @pytest.mark.parametrize("dims", [3, 6])
-def test_kernel_sums(dims, minus_one, drop):
-    dtype = torch.float64 if minus_one and drop == 1 else torch.float32
+def test_kernel_sums(dims, baseline, drop):
+    dtype = torch.float64 if baseline is not None and drop == 1 else torch.float32
     batch, n, m = 2, 33, 33 if drop == 2 else 40
     x, y = sample(batch, n, m, dims, dtype)
     a, b = (torch.rand(batch, rows).to(DEVICE, dtype) for rows in (n, m))
     sigma, weights = two_bandwidths(batch)
     scale = torch.randn(batch, 2, 3, dtype=torch.float64, device=DEVICE)
     wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
-    kernel = reference.rbf_minus_one if minus_one else reference.rbf
-    truth = reference._three_sums(lambda p, q: kernel(p, q, *wide[4:]), *wide[:4], drop)
+    truth = reference._three_sums(kernel_less(baseline, *wide[4:]), *wide[:4], drop)
     values, sums, *gradients = gpu.kernel_sums_with_gradients(
-        scale, x, y, a, b, sigma, weights, drop, minus_one, (True,) * 6
+        scale, x, y, a, b, sigma, weights, drop, baseline, (True,) * 6
     )
     assert (doubled(sums) - truth).norm() <= (2e-6 if dtype == torch.float32 else 1e-13) * truth.norm()
     assert values.dtype == dtype
@@ -410,7 +422,7 @@ def test_kernel_sums_of_nothing(n, m, batch, dims):
     wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     truth = reference._three_sums(lambda p, q: reference.rbf(p, q, *wide[4:]), *wide[:4], 0)
     for wants in ((True,) * 6, (False,) * 6):
-        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 0, False, wants)
+        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 0, None, wants)
         assert (doubled(sums) - truth).abs().sum() <= 1e-5
         if wants[0]:
             gradients = [g[:, 0] for g in gradients]
@@ -426,10 +438,10 @@ def test_kernel_sums_wants():
     x, y = sample(1, 9, 40, 3, torch.float32)
     a, b = torch.rand(1, 9).to(DEVICE), torch.rand(1, 40).to(DEVICE)
     scale = torch.randn(1, 1, 3, dtype=torch.float64, device=DEVICE)
-    everything = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, True, (True,) * 6)
+    everything = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, ONE, (True,) * 6)
     for k in range(6):
         wants = tuple(j == k for j in range(6))
-        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, True, wants)
+        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, ONE, wants)
         # a set without gradients meets itself by halves, which adds in another order
         torch.testing.assert_close(sums, everything[1], rtol=1e-6, atol=0)
         assert [t is not None for t in gradients] == list(wants)
@@ -442,13 +454,13 @@ def by_products(monkeypatch):
     monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 0)
 
 
-def check_sums(x, y, sigma, weights, drop=1, minus_one=True, relative=2e-6):
+def check_sums(x, y, sigma, weights, drop=1, less=True, relative=2e-6):
     """The sums, with weights and without gradients, so by halves; the same bits again."""
     a, b = (torch.rand(t.shape[:2]).to(DEVICE, t.dtype) for t in (x, y))
-    kernel = reference.rbf_minus_one if minus_one else reference.rbf
     wide = [doubled(t) for t in (x, y, a, b)]
-    truth = reference._three_sums(lambda p, q: kernel(p, q, sigma, weights), *wide, drop)
-    arguments = (None, x, y, a, b, sigma, weights, drop, minus_one, (False,) * 6)
+    baseline = torch.ones_like(sigma) if less else None
+    truth = reference._three_sums(kernel_less(baseline, sigma, weights), *wide, drop)
+    arguments = (None, x, y, a, b, sigma, weights, drop, baseline, (False,) * 6)
     sums = gpu.kernel_sums_with_gradients(*arguments)[1]
     assert ((doubled(sums) - truth).abs() <= relative * truth.abs()).all()
     assert torch.equal(sums, gpu.kernel_sums_with_gradients(*arguments)[1])
@@ -462,7 +474,7 @@ def test_halves(n, m, drop):
 
 def test_halves_in_parts(monkeypatch):
     monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.sweep"], "splits", lambda *_: 2)
-    check_sums(*sample(1, 130, 70, 6, torch.float32), *two_bandwidths(1), minus_one=False)
+    check_sums(*sample(1, 130, 70, 6, torch.float32), *two_bandwidths(1), less=False)
 
 
 @pytest.mark.parametrize("drop", [0, 1])
@@ -481,7 +493,7 @@ def test_moments_by_halves():
         return reference._three_sums(lambda p, q: reference.rbf(p, q, *wide), *(doubled(t) for t in (x, y, a, b)), 1)
 
     wants = (False, False, False, False, True, True)
-    arguments = (scale, x, y, a, b, *(t.detach() for t in wide), 1, False, wants)
+    arguments = (scale, x, y, a, b, *(t.detach() for t in wide), 1, None, wants)
     *_, dsigma, dweights = gpu.kernel_sums_with_gradients(*arguments)
     for r in range(2):
         check_gradients((dsigma[:, r], dweights[:, r]), (doubled(scale)[:, r] * truth()).sum(), wide, 1e-5)
@@ -603,9 +615,9 @@ def test_products_in_kernel_sums(wants, precision, by_products):
     a, b = torch.rand(1, 40).to(DEVICE), torch.rand(1, 67).to(DEVICE)
     scale = torch.tensor([[[1.0, 1.0, -2.0]]], dtype=torch.float64, device=DEVICE)
     wide = [doubled(t).requires_grad_() for t in (x, y)]
-    truth = reference.mmd2(*wide, doubled(a), doubled(b), doubled(scale)[:, 0], 2 * ONE, ONE, 1)
+    truth = reference.mmd2(*wide, doubled(a), doubled(b), doubled(scale)[:, 0], 2 * ONE, ONE, 1, ONE)
     values, sums, *gradients = gpu.kernel_sums_with_gradients(
-        scale, x, y, a, b, 2 * ONE, ONE, 1, True, (*wants, False, False, False, False), precision
+        scale, x, y, a, b, 2 * ONE, ONE, 1, ONE, (*wants, False, False, False, False), precision
     )
     assert (values[:, 0].cpu() - truth).abs() <= 2 * of_value * sums.abs().max().cpu()
     for gradient, exact, want in zip(gradients, torch.autograd.grad(truth, wide), wants, strict=False):
@@ -650,8 +662,9 @@ def test_panels(dims, n, m, batch, drop, wants, dtype, small_panels):
     sigma, weights = two_bandwidths(batch)
     scale = torch.randn(batch, 1, 3, dtype=torch.float64, device=DEVICE)
     wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
-    truth = reference._three_sums(lambda p, q: reference.rbf_minus_one(p, q, *wide[4:]), *wide[:4], drop)
-    arguments = (scale, x, y, a, b, sigma, weights, drop, True, wants)
+    baseline = torch.ones_like(sigma)
+    truth = reference._three_sums(kernel_less(baseline, *wide[4:]), *wide[:4], drop)
+    arguments = (scale, x, y, a, b, sigma, weights, drop, baseline, wants)
     _, sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
     # every block of rows of every window, and each once
     blocks, windows = batch * triton.cdiv(max(n, m), 128), triton.cdiv(max(n, m), 128)
@@ -679,7 +692,7 @@ def test_panels_repeat_and_write_all(small_panels, monkeypatch):
     x, y = sample(1, 34, 150, 100, torch.float32)
     a, b = torch.rand(1, 34).to(DEVICE), torch.rand(1, 150).to(DEVICE)
     scale = torch.ones(1, 1, 3, dtype=torch.float64, device=DEVICE)
-    arguments = (scale, x, y, a, b, ONE, ONE, 1, True, OF_BOTH, "high")
+    arguments = (scale, x, y, a, b, ONE, ONE, 1, ONE, OF_BOTH, "high")
     expected = gpu.kernel_sums_with_gradients(*arguments)
     poison_what_is_allocated(monkeypatch)
     for ours, clean in zip(gpu.kernel_sums_with_gradients(*arguments), expected, strict=True):
@@ -726,7 +739,7 @@ def test_a_table_for_all_programs(monkeypatch, by_products):
             yield gpu.rbf(p, q, ONE, ONE)
             yield from gpu.rbf_backward(g, p, q, ONE, ONE, (True,) * 4)
             yield gpu.rbf_matmul(p, q, v, ONE, ONE)
-            yield gpu.kernel_sums_with_gradients(scale, p, q, g[..., 0], v[..., 0], ONE, ONE, 1, True, (True,) * 6)[2]
+            yield gpu.kernel_sums_with_gradients(scale, p, q, g[..., 0], v[..., 0], ONE, ONE, 1, ONE, (True,) * 6)[2]
             yield gpu.log_density(p, q, ONE, ONE, v[..., 0].abs(), False)
 
     own = list(everything())
@@ -887,7 +900,7 @@ def no_scale():
 
 
 def gradients_of_mmd2(x, y, v, wants):
-    return gpu.kernel_sums_with_gradients(no_scale(), x, y, v, v, ONE, ONE, 1, True, wants + wants[2:])
+    return gpu.kernel_sums_with_gradients(no_scale(), x, y, v, v, ONE, ONE, 1, ONE, wants + wants[2:])
 
 
 # launches of Triton's kernels, where pairs are few and columns are not swept in parts
@@ -906,7 +919,7 @@ LAUNCHES = {
         ),
     ),
     "kernel_sums": (2, lambda x, y, v, g: gpu.kernel_sums(x, y, v, v, ONE, ONE, 1)),
-    "mmd2": (2, lambda x, y, v, g: gpu.mmd2(x, y, v, v, no_scale()[:, 0], ONE, ONE, 1)),
+    "mmd2": (2, lambda x, y, v, g: gpu.mmd2(x, y, v, v, no_scale()[:, 0], ONE, ONE, 1, ONE)),
     "mmd2 and dx": (2, lambda x, y, v, g: gradients_of_mmd2(x, y, v, (True, False, False, False))),
     "mmd2 and all gradients": (2, lambda x, y, v, g: gradients_of_mmd2(x, y, v, (True,) * 4)),
     "log_density": (1, lambda x, y, v, g: gpu.log_density(x, y, ONE, ONE, v, False)),
@@ -930,7 +943,7 @@ def test_operators_launch_nothing_beside(name, monkeypatch):
     v, a, g = columns(1, 64, 1, torch.float32), torch.rand(1, 64).to(DEVICE), columns(1, 64, 64, torch.float32)
     modes = (None, False, False)
     arguments = {
-        "kernel_sums": (no_scale()[:, 0], x, y, a, a, ONE, ONE, 1, True, [True, True] + [False] * 4),
+        "kernel_sums": (no_scale()[:, 0], x, y, a, a, ONE, ONE, 1, ONE, [True, True] + [False] * 4),
         "rbf_backward": (g, x, y, ONE, ONE, [True] * 2 + [False] * 2),
         "rbf_matmul": (x, y, v, ONE, ONE, *modes),
         "rbf_matmul_backward": (v, x, y, v, ONE, ONE, *modes, [True] * 3 + [False] * 2),
@@ -976,7 +989,7 @@ def test_every_sum_is_written(monkeypatch):
     def everything():
         yield gpu.rbf_matmul(x, y, v, ONE, ONE)
         yield from gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, (True,) * 5)
-        yield from gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 0, False, (True,) * 6)
+        yield from gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 0, None, (True,) * 6)
         yield gpu.log_density(x, y, ONE, ONE, b.abs(), False)
 
     expected = list(everything())
@@ -993,7 +1006,7 @@ def test_operators_give_what_they_promise():
     x, y = (t.mT.contiguous().mT for t in sample(1, 9, 7, 3, torch.float32))
     v, g, a, b = torch.rand(1, 7, 2), torch.rand(1, 9, 2), torch.rand(1, 9), torch.rand(1, 7)
     scale, shift = torch.rand(1, 2, 3).double(), torch.rand(1, 9, 1)
-    sums = (scale, x, y, a, b, ONE, ONE, 1, True)
+    sums = (scale, x, y, a, b, ONE, ONE, 1, ONE)
     pairs = [
         (rbf_matmul._rbf_matmul_gpu, rbf_matmul._rbf_matmul_cpu, (x, y, v, ONE, ONE, shift, False, False, "highest")),
         (log_density._log_density_gpu, log_density._log_density_cpu, (x, y, ONE, ONE, b, False, False, "highest")),
@@ -1218,7 +1231,7 @@ def test_streams_graphs_and_devices():
         yield gpu.rbf(x, y, ONE, ONE)
         yield gpu.rbf_matmul(x, y, v, ONE, ONE)
         yield gpu.log_density(x, y, ONE, ONE, v[..., 0], False)
-        yield from gpu.kernel_sums_with_gradients(scale, x, y, a, v[..., 0], ONE, ONE, 1, True, wants)[:4]
+        yield from gpu.kernel_sums_with_gradients(scale, x, y, a, v[..., 0], ONE, ONE, 1, ONE, wants)[:4]
 
     expected = list(everything(x, y, v, a, scale))
     stream = torch.cuda.Stream()

@@ -98,7 +98,7 @@ def test_arrays_that_compiled_code_does_not_take_as_they_are(kind, rng):
     def everything(x, y, g, sigma, weights, a, b, scale):
         yield cpu.rbf(x, y, sigma, weights)
         yield from cpu.rbf_backward(g, x, y, sigma, weights, (True,) * 4)
-        yield from cpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 1, True, (True,) * 6)
+        yield from cpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 1, weights, (True,) * 6)
         yield cpu.rbf_matmul(x, y, y, sigma, weights)
         yield cpu.log_density(x, y, sigma, weights, b, False)
 

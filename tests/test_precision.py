@@ -176,7 +176,7 @@ def test_gradients_that_only_derivatives_ask_for_have_it(launched):
     launched.clear()
     scale, a, b = torch.ones(1, 3, dtype=torch.float64, device=DEVICE), x[..., 0], y[..., 0]
     with OnGpu():
-        arguments = (scale, x.requires_grad_(), y, a, b, one, one, 1, True, [False] * 6, "medium")
+        arguments = (scale, x.requires_grad_(), y, a, b, one, one, 1, one, [False] * 6, "medium")
         ops.kernel_sums_with_gradients(*arguments)[0].sum().backward()
     assert launched == [("kernel_sums_with_gradients", torch.float32, "medium")] * 2
 

@@ -179,8 +179,8 @@ def test_few_pairs_too_are_the_same_on_a_team(rng, monkeypatch, threads, dims):
         yield cpu.rbf(x, None, sigma, weights)
         dx, _, dsigma, dweights = cpu.rbf_backward(g[:, :, :70], x, None, sigma, weights, (True, False, True, True))
         yield from (dx, dsigma, dweights)
-        for drop, minus_one in ((0, True), (1, False), (0, False)):
-            arguments = (scale, x, y, a, b, sigma, weights, drop, minus_one)
+        for drop, baseline in ((0, np.array([[0.0, 1.0], [1.0, 1.0]])), (1, None), (0, None)):
+            arguments = (scale, x, y, a, b, sigma, weights, drop, baseline)
             yield from cpu.kernel_sums_with_gradients(*arguments, (True,) * 6)
             yield from cpu.kernel_sums_with_gradients(*arguments, (True, False, False, False, False, False))[:3]
 

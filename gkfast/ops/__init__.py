@@ -10,8 +10,8 @@ matrix (`matmul_change` in rbf_matmul.py); a second derivative, in either mode, 
 these need no kernels of their own and O(N) memory.
 """
 
-from gkfast.ops.define import differentiated, torch_precision
-from gkfast.ops.kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2
+from gkfast.ops.define import differentiated, torch_precision, visible
+from gkfast.ops.kernel_sums import baselines, kernel_sums, kernel_sums_with_gradients, mmd2
 from gkfast.ops.log_density import log_density, score
 from gkfast.ops.rbf import rbf, rbf_backward, rbf_out
 from gkfast.ops.rbf_matmul import rbf_matmul, rbf_matmul_backward
@@ -21,6 +21,7 @@ ON_GPU = frozenset({"kernel_sums", "log_density", "mmd2", "rbf", "rbf_matmul", "
 
 __all__ = [
     "ON_GPU",
+    "baselines",
     "differentiated",
     "kernel_sums",
     "kernel_sums_with_gradients",
@@ -33,4 +34,5 @@ __all__ = [
     "rbf_out",
     "score",
     "torch_precision",
+    "visible",
 ]

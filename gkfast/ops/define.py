@@ -107,6 +107,11 @@ def plain_tensor(tensor: Tensor) -> bool:
     return _keys(tensor).raw_repr() in _PLAIN
 
 
+def visible(tensor: Tensor) -> bool:
+    """Whether the numbers in a tensor may be looked at: it is on the CPU, and nothing is traced or transformed."""
+    return not torch.compiler.is_dynamo_compiling() and not transforms() and plain((tensor,))
+
+
 def folded(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """The vmap rule of a function all of whose tensors have B first: V more of them are a batch of V B."""
 

@@ -22,6 +22,7 @@ from gkfast.ops.define import (
     run,
     tensor,
     unwanted,
+    visible,
     wanted,
 )
 from gkfast.ops.rbf_matmul import (
@@ -50,7 +51,7 @@ def kernel_sums(
 ) -> Tensor:
     """The sums over xx, yy and xy pairs, (B, 3), added up in float64. See gkfast.kernel_means."""
     each = torch.eye(3, dtype=torch.float64, device=x.device).expand(x.shape[0], 3, 3)
-    return _combined_sums(each, x, y, a, b, sigma, weights, drop, False, precision)
+    return _combined_sums(each, x, y, a, b, sigma, weights, drop, None, precision)
 
 
 def mmd2(
@@ -62,10 +63,28 @@ def mmd2(
     sigma: Tensor,
     weights: Tensor,
     drop: int,
+    baseline: Tensor,
     precision: str = "highest",
 ) -> Tensor:
-    """scale . kernel_sums of K - sum_s weights_s, (B,), added up in float64. See gkfast.mmd2."""
-    return _combined_sums(scale, x, y, a, b, sigma, weights, drop, True, precision)
+    """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,), added up in float64. See gkfast.mmd2."""
+    return _combined_sums(scale, x, y, a, b, sigma, weights, drop, baseline, precision)
+
+
+@torch.no_grad()
+def baselines(x: Tensor, y: Tensor, sigma: Tensor) -> Tensor:
+    """1 or 0 for each bandwidth, (B, S) float64. See gkfast.kernels.reference.baselines."""
+    if all(visible(tensor) for tensor in (x, y, sigma)):
+        from gkfast.kernels import cpu
+
+        return torch.from_numpy(cpu.baselines(array(x), array(y), numbers(sigma)))
+    from gkfast.kernels import reference
+
+    shared = sigma.shape[0] == 1 or sigma.stride(0) == 0
+    if sigma.device != x.device and shared and not torch.compiler.is_dynamo_compiling():
+        # a number goes along as an argument; a copy would wait for the device, and no graph could capture it
+        mean_square = reference.mean_square_distance(x, y)
+        return torch.stack([mean_square <= one.square() for one in sigma[0].double()], -1).double()
+    return reference.baselines(x, y, sigma)
 
 
 def _combined_sums(
@@ -77,7 +96,7 @@ def _combined_sums(
     sigma: Tensor,
     weights: Tensor,
     drop: int,
-    minus_one: bool,
+    baseline: Tensor | None,
     precision: str,
 ) -> Tensor:
     """scale . sums, (B,), for the combination that scale (B, 3) holds, or (B, R) for those of scale (B, R, 3).
@@ -88,7 +107,7 @@ def _combined_sums(
     """
     differentiable = torch.is_grad_enabled()
     wants = [differentiable and t.requires_grad for t in (x, y, a, b, sigma, weights)]
-    modes = (drop, minus_one, wants, precision)
+    modes = (drop, baseline, wants, precision)
     return call("kernel_sums", _KernelSums, scale, x, y, a, b, sigma, weights, *modes)[0]
 
 
@@ -101,12 +120,12 @@ def kernel_sums_with_gradients(
     sigma: Tensor,
     weights: Tensor,
     drop: int,
-    minus_one: bool,
+    baseline: Tensor | None,
     wants: Wants,
     precision: str = "highest",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The sums (B, 3) and the gradients of scale (B, 3) . sums to (x, y, a, b, sigma, weights), differentiable."""
-    arguments = (scale, x, y, a, b, sigma, weights, drop, minus_one, list(wants), precision)
+    arguments = (scale, x, y, a, b, sigma, weights, drop, baseline, list(wants), precision)
     return call("kernel_sums_with_gradients", _KernelSumsWithGradients, *arguments)
 
 
@@ -119,7 +138,7 @@ def _kernel_sums_fake(
     sigma: Tensor,
     weights: Tensor,
     drop: int,
-    minus_one: bool,
+    baseline: Tensor | None,
     wants: Wants,
     precision: str,
 ) -> tuple[Tensor, ...]:
@@ -140,7 +159,7 @@ def _kernel_sums_cpu(
     sigma: Tensor,
     weights: Tensor,
     drop: int,
-    minus_one: bool,
+    baseline: Tensor | None,
     wants: Wants,
     precision: str,
 ) -> tuple[Tensor, ...]:
@@ -149,7 +168,8 @@ def _kernel_sums_cpu(
 
     arrays = (array(x), array(y), array(a), array(b), numbers(sigma), numbers(weights))
     scales = array(scale if scale.ndim == 3 else scale[:, None])
-    values, sums, *gradients = cpu.kernel_sums_with_gradients(scales, *arrays, drop, minus_one, wants)
+    baselines = None if baseline is None else numbers(baseline)
+    values, sums, *gradients = cpu.kernel_sums_with_gradients(scales, *arrays, drop, baselines, wants)
     if scale.ndim == 2:
         values, *gradients = (None if d is None else d[:, 0] for d in (values, *gradients))
     likes = (x, y, a, b, sigma, weights)
@@ -166,7 +186,7 @@ def _kernel_sums_gpu(
     sigma: Tensor,
     weights: Tensor,
     drop: int,
-    minus_one: bool,
+    baseline: Tensor | None,
     wants: Wants,
     precision: str,
 ) -> tuple[Tensor, ...]:
@@ -174,7 +194,7 @@ def _kernel_sums_gpu(
 
     x, y, a, b = x.contiguous(), y.contiguous(), a.contiguous(), b.contiguous()
     scales = scale.detach() if scale.ndim == 3 else scale.detach()[:, None]
-    arguments = (scales, x, y, a, b, sigma, weights, drop, minus_one, tuple(wants), precision)
+    arguments = (scales, x, y, a, b, sigma, weights, drop, baseline, tuple(wants), precision)
     values, sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
     if scale.ndim == 2:
         values, *gradients = (None if d is None else d[:, 0] for d in (values, *gradients))
@@ -192,7 +212,7 @@ def _with_gradients_fake(
     sigma: Tensor,
     weights: Tensor,
     drop: int,
-    minus_one: bool,
+    baseline: Tensor | None,
     wants: Wants,
     precision: str,
 ) -> tuple[Tensor, ...]:
@@ -210,7 +230,7 @@ def _with_gradients_gpu(scale: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 define(
     "kernel_sums(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"
-    " int drop, bool minus_one, bool[] wants, str precision)"
+    " int drop, Tensor? baseline, bool[] wants, str precision)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel_sums_fake,
     _kernel_sums_cpu,
@@ -218,7 +238,7 @@ define(
 )
 define(
     "kernel_sums_with_gradients(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"
-    " int drop, bool minus_one, bool[] wants, str precision)"
+    " int drop, Tensor? baseline, bool[] wants, str precision)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _with_gradients_fake,
     _with_gradients_cpu,
@@ -242,24 +262,24 @@ class _KernelSums(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[1:])
-        ctx.drop, ctx.minus_one, ctx.wants, ctx.precision = inputs[7:]
+        ctx.drop, baseline, ctx.wants, ctx.precision = inputs[7:]
         gradients = [d for d, want in zip(output[2:], ctx.wants, strict=True) if want]
-        ctx.save_for_backward(*inputs[:7], output[1], *gradients)
-        ctx.save_for_forward(*inputs[:7], output[1])
+        ctx.save_for_backward(*inputs[:7], baseline, output[1], *gradients)
+        ctx.save_for_forward(*inputs[:7], baseline, output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, *_: Any) -> Any:
         if g is None:
             return (None,) * 11
-        scale, x, y, a, b, sigma, weights, sums, *gradients = ctx.saved_tensors
+        scale, x, y, a, b, sigma, weights, baseline, sums, *gradients = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[1:7])
         lacking = any(need and not want for need, want in zip(needed, ctx.wants, strict=True))
         if torch.is_grad_enabled() or lacking:
             # gradients must themselves be differentiable, or a transform asks for what was not foreseen
             total = g[..., None] * scale
             total = total.sum(1) if scale.ndim == 3 else total
-            arguments = (x, y, a, b, sigma, weights, ctx.drop, ctx.minus_one, needed, ctx.precision)
+            arguments = (x, y, a, b, sigma, weights, ctx.drop, baseline, needed, ctx.precision)
             sums, *gradients = kernel_sums_with_gradients(total, *arguments)
         else:
             found = iter(gradients)
@@ -270,12 +290,12 @@ class _KernelSums(torch.autograd.Function):
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], tscale: Tensor | None, *tangents: Any) -> Any:
-        scale, x, sums = saved[0], saved[1], saved[7]
+        scale, x, baseline, sums = saved[0], saved[1], saved[7], saved[8]
         total: Any = 0.0
         if tscale is not None:
             total = (tscale * _for_each(scale, sums)).sum(-1)
         if any(t is not None for t in tangents[:6]):
-            change = _sums_change(saved[:7], tangents[:6], ctx.drop, ctx.minus_one)
+            change = _sums_change(saved[:7], tangents[:6], ctx.drop, baseline)
             total = total + (scale * _for_each(scale, change)).sum(-1)
         return total.to(x.dtype), *[None] * 7
 
@@ -304,20 +324,21 @@ class _KernelSumsWithGradients(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:7])
-        ctx.save_for_forward(*inputs[:7])
-        ctx.drop, ctx.minus_one, ctx.wants, ctx.precision = inputs[7:]
+        ctx.drop, baseline, ctx.wants, ctx.precision = inputs[7:]
+        ctx.save_for_backward(*inputs[:7], baseline)
+        ctx.save_for_forward(*inputs[:7], baseline)
         mark_unwanted(ctx, output[1:], ctx.wants)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, *directions: Tensor | None) -> Any:
         needed = ctx.needs_input_grad[:7]
-        modes = ctx.drop, ctx.minus_one
-        total = _second_order(ctx.saved_tensors, wanted(directions, ctx.wants), *modes, needed)
+        *saved, baseline = ctx.saved_tensors
+        modes = ctx.drop, baseline
+        total = _second_order(saved, wanted(directions, ctx.wants), *modes, needed)
         if g is not None:
             # the sums themselves: one fused sweep
-            arguments = (*ctx.saved_tensors[1:], ctx.drop, ctx.minus_one, needed[1:], ctx.precision)
+            arguments = (*saved[1:], *modes, needed[1:], ctx.precision)
             gradients = wanted(kernel_sums_with_gradients(g, *arguments)[1:], needed[1:])
             total = [total[0], *add(total[1:], gradients)]
         return *total, None, None, None, None
@@ -326,20 +347,25 @@ class _KernelSumsWithGradients(torch.autograd.Function):
     def jvp(ctx: Any, saved: Sequence[Any], tscale: Tensor | None, *tangents: Any) -> Any:
         # a gradient moves as the gradient of the change that its arguments' motion makes
         moved = tangents[:6]
+        *saved, baseline = saved
         _, x, y, a, b, sigma, weights = saved
-        total = _second_order(saved, moved, ctx.drop, ctx.minus_one, [False, *ctx.wants])[1:]
+        total = _second_order(saved, moved, ctx.drop, baseline, [False, *ctx.wants])[1:]
         if tscale is not None:
-            modes = (ctx.drop, ctx.minus_one, ctx.wants)
+            modes = (ctx.drop, baseline, ctx.wants)
             gradients = kernel_sums_with_gradients(tscale, x, y, a, b, sigma, weights, *modes)[1:]
             total = add(total, wanted(gradients, ctx.wants))
         change = None
         if any(t is not None for t in moved):
-            change = _sums_change(saved, moved, ctx.drop, ctx.minus_one)
+            change = _sums_change(saved, moved, ctx.drop, baseline)
         return change, *total
 
 
 def _second_order(
-    saved: Sequence[Tensor], directions: Sequence[Tensor | None], drop: int, minus_one: bool, needed: Sequence[bool]
+    saved: Sequence[Tensor],
+    directions: Sequence[Tensor | None],
+    drop: int,
+    baseline: Tensor | None,
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of the change of scale . sums along the directions, to (scale, x, y, a, b, sigma, weights)."""
     total: list[Tensor | None] = [None] * 7
@@ -353,7 +379,7 @@ def _second_order(
             scale: Tensor, *rest: Any, tile: Tile, block: slice, number: int = number, skip: bool = skip
         ) -> Any:
             of_block = partial(block_change, block=block)
-            arguments: Any = (of_block, *rest, skip and tile.on_diagonal, minus_one, block.start == 0)
+            arguments: Any = (of_block, *rest, skip and tile.on_diagonal, baseline, block.start == 0)
             return (scale[:, number] * _pairs_change(*arguments)).sum()
 
         inputs = [saved[k] for k in places] + [directions[k - 1] for k in places[1:]]
@@ -370,12 +396,14 @@ def _pairs(drop: int) -> list[tuple[int, int, int, int, bool]]:
     return [(1, 1, 3, 3, drop >= 1), (2, 2, 4, 4, drop >= 1), (1, 2, 3, 4, drop >= 2)]
 
 
-def _sums_change(saved: Sequence[Tensor], directions: Sequence[Tensor | None], drop: int, minus_one: bool) -> Tensor:
+def _sums_change(
+    saved: Sequence[Tensor], directions: Sequence[Tensor | None], drop: int, baseline: Tensor | None
+) -> Tensor:
     """How the sums (B, 3) of saved, which begins with scale, change when the others move along the directions."""
     of_each = []
     for *places, skip in _pairs(drop):
         inputs = [saved[k] for k in (*places, 5, 6)] + [directions[k - 1] for k in (*places, 5, 6)]
-        arguments: Any = (matmul_change, *inputs, skip, minus_one)
+        arguments: Any = (matmul_change, *inputs, skip, baseline)
         of_each.append(_pairs_change(*arguments))
     return torch.stack(of_each, dim=-1)
 
@@ -395,15 +423,15 @@ def _pairs_change(
     tsigma: Tensor | None,
     tweights: Tensor | None,
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     with_u: bool = True,
 ) -> Tensor:
     """The change of sum_ij u_i K(p_i, q_j) v_j, (B,); `change` gives that of K v."""
     moved = (tp, tq, None if tv is None else tv[..., None], tsigma, tweights)
-    rows = change(p, q, v[..., None], sigma, weights, None, moved, None, skip_diagonal, minus_one)
+    rows = change(p, q, v[..., None], sigma, weights, None, moved, None, skip_diagonal, baseline)
     total = (u * rows[..., 0]).sum(-1)
     if tu is not None and with_u:
-        product = rbf_matmul(p, q, v[..., None], sigma, weights, None, skip_diagonal, minus_one)
+        product = rbf_matmul(p, q, v[..., None], sigma, weights, None, skip_diagonal, baseline)
         total = total + (tu.double() * product[..., 0]).sum(-1)
     return total
 

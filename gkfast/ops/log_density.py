@@ -81,7 +81,7 @@ def _density_gradients(
         torch.ones_like(log_weights),
         _less_weights(log_p, log_weights).to(wide),
         leave_one_out,
-        False,
+        None,
         wants,
         precision,
     )

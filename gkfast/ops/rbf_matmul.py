@@ -41,14 +41,15 @@ def rbf_matmul(
     weights: Tensor,
     shift: Tensor | None = None,
     skip_diagonal: bool = False,
-    minus_one: bool = False,
+    baseline: Tensor | None = None,
     precision: str = "highest",
 ) -> Tensor:
     """K @ v, (B, N, E). See gkfast.rbf_matmul.
 
-    Kernels times exp(-shift_is) where shift (B, N, S) is given; (K - sum_s weights_s) @ v with minus_one.
+    Kernels times exp(-shift_is) where shift (B, N, S) is given; (K - sum_s weights_s baseline_s) @ v where
+    baseline (B, S), of 0 and 1, is given.
     """
-    return call("rbf_matmul", _RbfMatmul, x, y, v, sigma, weights, shift, skip_diagonal, minus_one, precision)
+    return call("rbf_matmul", _RbfMatmul, x, y, v, sigma, weights, shift, skip_diagonal, baseline, precision)
 
 
 def rbf_matmul_backward(
@@ -60,12 +61,12 @@ def rbf_matmul_backward(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     wants: Wants,
     precision: str = "highest",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are (B, 0)."""
-    arguments = (g, x, y, v, sigma, weights, shift, skip_diagonal, minus_one, list(wants), precision)
+    arguments = (g, x, y, v, sigma, weights, shift, skip_diagonal, baseline, list(wants), precision)
     return call("rbf_matmul_backward", _RbfMatmulBackward, *arguments)
 
 
@@ -77,7 +78,7 @@ def _rbf_matmul_fake(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     precision: str,
 ) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1], v.shape[2])
@@ -91,14 +92,15 @@ def _rbf_matmul_cpu(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     precision: str,
 ) -> Tensor:
     from gkfast.kernels import cpu
 
     shifts = None if shift is None else array(shift)
     arrays = (array(x), array(y), array(v), numbers(sigma), numbers(weights))
-    return tensor(cpu.rbf_matmul(*arrays, shifts, skip_diagonal, minus_one), x)
+    baselines = None if baseline is None else numbers(baseline)
+    return tensor(cpu.rbf_matmul(*arrays, shifts, skip_diagonal, baselines), x)
 
 
 def _rbf_matmul_gpu(
@@ -109,14 +111,14 @@ def _rbf_matmul_gpu(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     precision: str,
 ) -> Tensor:
     from gkfast.kernels import gpu
 
     x, y, v = x.contiguous(), y.contiguous(), v.contiguous()
     shift = None if shift is None else shift.contiguous()
-    return gpu.rbf_matmul(x, y, v, sigma, weights, shift, skip_diagonal, minus_one, precision)
+    return gpu.rbf_matmul(x, y, v, sigma, weights, shift, skip_diagonal, baseline, precision)
 
 
 def _rbf_matmul_backward_fake(
@@ -128,7 +130,7 @@ def _rbf_matmul_backward_fake(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     wants: Wants,
     precision: str,
 ) -> tuple[Tensor, ...]:
@@ -144,7 +146,7 @@ def _rbf_matmul_backward_cpu(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     wants: Wants,
     precision: str,
 ) -> tuple[Tensor, ...]:
@@ -152,7 +154,8 @@ def _rbf_matmul_backward_cpu(
 
     shifts = None if shift is None else array(shift)
     arrays = (array(g), array(x), array(y), array(v), numbers(sigma), numbers(weights))
-    gradients = cpu.rbf_matmul_backward(*arrays, wants, shifts, skip_diagonal, minus_one)
+    baselines = None if baseline is None else numbers(baseline)
+    gradients = cpu.rbf_matmul_backward(*arrays, wants, shifts, skip_diagonal, baselines)
     return tuple(tensor(d, like) for d, like in zip(gradients, (x, y, v, sigma, weights), strict=True))
 
 
@@ -165,7 +168,7 @@ def _rbf_matmul_backward_gpu(
     weights: Tensor,
     shift: Tensor | None,
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     wants: Wants,
     precision: str,
 ) -> tuple[Tensor, ...]:
@@ -173,7 +176,7 @@ def _rbf_matmul_backward_gpu(
 
     g, x, y, v = g.contiguous(), x.contiguous(), y.contiguous(), v.contiguous()
     shift = None if shift is None else shift.contiguous()
-    modes = (shift, skip_diagonal, minus_one, precision)
+    modes = (shift, skip_diagonal, baseline, precision)
     gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, tuple(wants), *modes)
     likes = (x, y, v, sigma, weights)
     return tuple(unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True))
@@ -181,14 +184,14 @@ def _rbf_matmul_backward_gpu(
 
 define(
     "rbf_matmul(Tensor x, Tensor y, Tensor v, Tensor sigma, Tensor weights, Tensor? shift, bool skip_diagonal,"
-    " bool minus_one, str precision) -> Tensor",
+    " Tensor? baseline, str precision) -> Tensor",
     _rbf_matmul_fake,
     _rbf_matmul_cpu,
     _rbf_matmul_gpu,
 )
 define(
     "rbf_matmul_backward(Tensor g, Tensor x, Tensor y, Tensor v, Tensor sigma, Tensor weights, Tensor? shift,"
-    " bool skip_diagonal, bool minus_one, bool[] wants, str precision)"
+    " bool skip_diagonal, Tensor? baseline, bool[] wants, str precision)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _rbf_matmul_backward_fake,
     _rbf_matmul_backward_cpu,
@@ -215,18 +218,18 @@ class _RbfMatmul(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:6])
-        ctx.save_for_forward(*inputs[:6])
-        ctx.skip_diagonal, ctx.minus_one, ctx.precision = inputs[6:]
+        ctx.save_for_backward(*inputs[:6], inputs[7])
+        ctx.save_for_forward(*inputs[:6], inputs[7])
+        ctx.skip_diagonal, _, ctx.precision = inputs[6:]
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
         if g is None:
             return (None,) * 9
-        x, y, v, sigma, weights, shift = ctx.saved_tensors
+        x, y, v, sigma, weights, shift, baseline = ctx.saved_tensors
         wants = list(ctx.needs_input_grad[:5])
-        modes = (ctx.skip_diagonal, ctx.minus_one, wants, ctx.precision)
+        modes = (ctx.skip_diagonal, baseline, wants, ctx.precision)
         gradients = rbf_matmul_backward(g, x, y, v, sigma, weights, shift, *modes)
         dshift = None
         if ctx.needs_input_grad[5]:
@@ -236,10 +239,8 @@ class _RbfMatmul(torch.autograd.Function):
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], *tangents: Any) -> Tensor:
-        x, y, v, sigma, weights, shift = saved
-        change = matmul_change(
-            x, y, v, sigma, weights, shift, tangents[:5], tangents[5], ctx.skip_diagonal, ctx.minus_one
-        )
+        x, y, v, sigma, weights, shift, baseline = saved
+        change = matmul_change(x, y, v, sigma, weights, shift, tangents[:5], tangents[5], ctx.skip_diagonal, baseline)
         return change.to(x.dtype)
 
 
@@ -255,7 +256,7 @@ def _by_bandwidth(
 ) -> Tensor:
     """w_s K_s v for each bandwidth, (B, N, E, S)."""
     one = (slice(s, s + 1) for s in range(sigma.shape[1]))
-    modes = (skip_diagonal, False, precision)
+    modes = (skip_diagonal, None, precision)
     parts = [rbf_matmul(x, y, v, sigma[:, s], weights[:, s], shift[..., s], *modes) for s in one]
     return torch.stack(parts, dim=-1)
 
@@ -269,28 +270,28 @@ class _RbfMatmulBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:7])
-        ctx.save_for_forward(*inputs[:7])
-        ctx.skip_diagonal, ctx.minus_one, ctx.wants = inputs[7:10]
+        ctx.save_for_backward(*inputs[:7], inputs[8])
+        ctx.save_for_forward(*inputs[:7], inputs[8])
+        ctx.skip_diagonal, _, ctx.wants = inputs[7:10]
         mark_unwanted(ctx, output, ctx.wants)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> Any:
         moved = wanted(directions, ctx.wants)
-        gradients = _second_order(
-            ctx.saved_tensors, moved, ctx.skip_diagonal, ctx.minus_one, ctx.needs_input_grad[:7]
-        )
+        *saved, baseline = ctx.saved_tensors
+        gradients = _second_order(saved, moved, ctx.skip_diagonal, baseline, ctx.needs_input_grad[:7])
         return *gradients, None, None, None, None
 
     @forward_mode
     def jvp(ctx: Any, saved: Sequence[Any], tg: Tensor | None, *tangents: Any) -> Any:
         # a gradient moves as the gradient of the change that its arguments' motion makes
         moved, tshift = tangents[:5], tangents[5]
-        total = _second_order(saved, moved, ctx.skip_diagonal, ctx.minus_one, [False, *ctx.wants, False], tshift)[1:6]
+        *saved, baseline = saved
+        total = _second_order(saved, moved, ctx.skip_diagonal, baseline, [False, *ctx.wants, False], tshift)[1:6]
         if tg is not None:
             _, x, y, v, sigma, weights, shift = saved
-            modes = (ctx.skip_diagonal, ctx.minus_one)
+            modes = (ctx.skip_diagonal, baseline)
             gradients = rbf_matmul_backward(tg, x, y, v, sigma, weights, shift, *modes, ctx.wants)
             total = add(total, wanted(gradients, ctx.wants))
         return tuple(total)
@@ -300,7 +301,7 @@ def _second_order(
     saved: Sequence[Any],
     directions: Sequence[Tensor | None],
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     needed: Sequence[bool],
     tshift: Tensor | None = None,
 ) -> list[Tensor | None]:
@@ -311,7 +312,7 @@ def _second_order(
     def change(g: Tensor, *rest: Any, tile: Tile, block: slice) -> Tensor:
         x, y, v, sigma, weights, shift, *moved = rest
         skip = skip_diagonal and tile.on_diagonal
-        return (g * block_change(x, y, v, sigma, weights, shift, moved[:5], moved[5], skip, minus_one, block)).sum()
+        return (g * block_change(x, y, v, sigma, weights, shift, moved[:5], moved[5], skip, baseline, block)).sum()
 
     _, x, y, v, *_ = saved
     inputs = (*saved, *directions, tshift)
@@ -391,7 +392,7 @@ def matmul_change(
     directions: Sequence[Tensor | None],
     tshift: Tensor | None = None,
     skip_diagonal: bool = False,
-    minus_one: bool = False,
+    baseline: Tensor | None = None,
 ) -> Tensor:
     """How K v (B, N, E) changes when x, y, v, sigma, weights move along the directions, and shift along tshift.
 
@@ -404,7 +405,7 @@ def matmul_change(
         own: Any = [tile.part(whole, lies) for whole, lies in zip(inputs, lie, strict=True)]
         skip = skip_diagonal and tile.on_diagonal
         for block in coordinate_blocks(v, x):
-            arguments: Any = (*own[:6], own[6:11], own[11], skip, minus_one, block)
+            arguments: Any = (*own[:6], own[6:11], own[11], skip, baseline, block)
             part = block_change(*arguments)
             place = tile.rows.start
             rows[place] = rows[place] + part if place in rows else part
@@ -421,7 +422,7 @@ def block_change(
     directions: Sequence[Tensor | None],
     tshift: Tensor | None,
     skip_diagonal: bool,
-    minus_one: bool,
+    baseline: Tensor | None,
     block: slice,
 ) -> Tensor:
     """The share of one block of coordinates in the change of K v; the first block also holds what has none.
@@ -435,8 +436,8 @@ def block_change(
     first, second = _of_block(x, block), _of_block(y, block)
     total: Any = x.new_zeros(x.shape[0], x.shape[1], v.shape[2])
 
-    def product(columns: Tensor, factors: Tensor, less_one: bool = False) -> Tensor:
-        return rbf_matmul(x, y, columns, sigma, factors, shift, skip_diagonal, less_one)
+    def product(columns: Tensor, factors: Tensor, less: Tensor | None = None) -> Tensor:
+        return rbf_matmul(x, y, columns, sigma, factors, shift, skip_diagonal, less)
 
     if tx is not None or ty is not None:
         columns = [v]
@@ -459,9 +460,9 @@ def block_change(
     if block.start > 0:
         return total
     if tv is not None:
-        total = total + product(tv, weights, minus_one)
+        total = total + product(tv, weights, baseline)
     if tweights is not None:
-        total = total + product(v, tweights, minus_one)
+        total = total + product(v, tweights, baseline)
     if tshift is not None:
         total = total - (_by_bandwidth(x, y, v, sigma, weights, shift, skip_diagonal) * tshift[:, :, None]).sum(-1)
     return total

@@ -5,17 +5,19 @@ tile     the register tile: products, distances, pulls
 vector   vector registers as values in Numba code, and 2**t
 sums     one sweep over all pairs: values and gradient moments
 calls, threads, memory, compiled   who runs which rows, in what memory, and how it was compiled
-rbf, rbf_matmul, log_density, kernel_sums   the operations
+rbf, rbf_matmul, log_density, kernel_sums   the operations; baselines: what some of their sums subtract
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).
 """
 
+from .baselines import baselines
 from .kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2
 from .log_density import log_density, score
 from .rbf import rbf, rbf_backward
 from .rbf_matmul import rbf_matmul, rbf_matmul_backward
 
 __all__ = [
+    "baselines",
     "kernel_sums",
     "kernel_sums_with_gradients",
     "log_density",

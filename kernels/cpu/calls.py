@@ -12,6 +12,8 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from .vector import emit_flush_subnormals
+
 _INT, _UNSIGNED, _BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 
 
@@ -44,12 +46,12 @@ def called_at(dispatcher: Any) -> Any:
     return call
 
 
-def shared_at(dispatcher: Any) -> Any:
+def shared_at(dispatcher: Any, flush_subnormals: bool = False) -> Any:
     """share(address, team, rows, tasks) for compiled code: the dispatcher, by its `address_of`, on several threads.
 
     It is called with (start, stop, *tasks[k]) for pieces that cover range(rows[k]), for every k, by whichever thread
     is free to take the next one; those of the first task first. tasks is a tuple of tuples of one type, rows one of
-    integers; team is that of threads.py.
+    integers; team is that of threads.py. With flush_subnormals each thread takes subnormal numbers for 0 meanwhile.
     """
 
     @intrinsic
@@ -66,7 +68,9 @@ def shared_at(dispatcher: Any) -> Any:
             pieces = [_least(builder, count, most) for count in cgutils.unpack_tuple(builder, rows)]
             told = [_INT(0), _INT(0), address, rows, cgutils.pack_array(builder, pieces), tasks]
             told = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, told))
-            entry = _emit_entry(context, builder.module, told.type, (types.intp, types.intp, *kinds), result)
+            entry = _emit_entry(
+                context, builder.module, told.type, (types.intp, types.intp, *kinds), result, flush_subnormals
+            )
             seen = builder.bitcast(told, _BYTES)
             with builder.if_else(alone) as (here, together):
                 with here:
@@ -114,7 +118,9 @@ def _emit_call(context: Any, builder: Any, address: Any, result: Any, kinds: tup
     return context.call_conv.call_function(builder, builder.inttoptr(address, kind), result, kinds, items)
 
 
-def _emit_entry(context: Any, module: Any, told: Any, kinds: tuple[Any, ...], result: Any) -> Any:
+def _emit_entry(
+    context: Any, module: Any, told: Any, kinds: tuple[Any, ...], result: Any, flush_subnormals: bool
+) -> Any:
     """void entry(told): takes piece after piece, until none is left."""
     entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [_BYTES]), module.get_unique_name("take_pieces"))
     entry.linkage = "internal"
@@ -124,6 +130,7 @@ def _emit_entry(context: Any, module: Any, told: Any, kinds: tuple[Any, ...], re
     builder = ir.IRBuilder(begin)
     told = builder.bitcast(entry.args[0], told)
     code, rows, pieces = (builder.load(_field(builder, told, place)) for place in (_CODE, _ROWS, _PIECES))
+    put_back = emit_flush_subnormals(builder) if flush_subnormals else None
     builder.branch(look)
 
     builder.position_at_end(look)
@@ -152,6 +159,8 @@ def _emit_entry(context: Any, module: Any, told: Any, kinds: tuple[Any, ...], re
     builder.branch(look)
 
     builder.position_at_end(end)
+    if put_back is not None:
+        put_back()
     builder.ret_void()
     return entry
 

@@ -15,22 +15,25 @@ from .threads import team
 def kernel_sums(x, y, a, b, sigma, weights, drop):
     """sum a_i a_j K, sum b_i b_j K, sum a_i b_j K, (B, 3) float64. See gkfast.kernel_means."""
     none = np.empty((len(x), 0, 3))
-    return kernel_sums_with_gradients(none, x, y, a, b, sigma, weights, drop, False, (False,) * 6)[1]
+    return kernel_sums_with_gradients(none, x, y, a, b, sigma, weights, drop, None, (False,) * 6)[1]
 
 
-def mmd2(x, y, a, b, scale, sigma, weights, drop):
-    """scale . kernel_sums of K - sum_s weights_s, (B,). See gkfast.mmd2."""
+def mmd2(x, y, a, b, scale, sigma, weights, drop, baseline):
+    """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,). See gkfast.mmd2."""
     scale = scale[:, None]
-    return kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, True, (False,) * 6)[0][:, 0]
+    return kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, baseline, (False,) * 6)[0][:, 0]
 
 
-def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_one, wants):
+def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, baseline, wants):
     """R combinations of the three sums, the sums, and each combination's gradients to (x, y, a, b, sigma, weights).
 
     With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...), None where not wanted.
-    A pair within a set is visited once for both its ends, a pair between the sets once for all gradients.
+    Where baseline (B, S) is given, sum_s weights_s baseline_s is taken from K. A pair within a set is visited once
+    for both its ends, a pair between the sets once for all gradients.
     """
-    x, y, a, b, scale, sigma, weights = map(behaved, (x, y, a, b, scale, sigma, weights))
+    baseline = np.empty((len(x), 0)) if baseline is None else baseline
+    arrays = (x, y, a, b, scale, sigma, weights, baseline)
+    x, y, a, b, scale, sigma, weights, baseline = map(behaved, arrays)
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     want_parameters = want_sigma or want_weights
     (batch, n, dims), m, count = x.shape, y.shape[1], sigma.shape[1]
@@ -42,7 +45,7 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
     tolerances = ("sum", "gradient") if want_x or want_y or want_parameters else ("sum",)
     limit = limits(x.dtype, n * m, dims, *tolerances)
     addresses = _addresses(x.dtype)
-    arguments = (scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, limit, tuple(gradients))
+    arguments = (scale, x, y, a, b, sigma, weights, drop, baseline, wanted, limit, tuple(gradients))
     arena = borrow()
     values, sums, order, parameters = _kernel_sums(addresses, team(work), arena, *arguments)
     give_back(arena)
@@ -59,16 +62,17 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, minus_on
 
 @compiled
 def _kernel_sums(
-    addresses, workers, arena, scale, x, y, a, b, sigma, weights, drop, minus_one, wanted, limit, gradients
+    addresses, workers, arena, scale, x, y, a, b, sigma, weights, drop, baseline, wanted, limit, gradients
 ):
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
     want_x, want_y, want_a, want_b, want_parameters = wanted
-    plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, True, True, limit)
+    plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, baseline, True, True, limit)
     pa, pb = packed_columns(_one_wide(a)), packed_columns(_one_wide(b))
     none = np.empty((len(x), 0, 1), x.dtype)
-    within_x = (drop >= 1, minus_one, True, True, want_a, want_x, want_x, want_parameters)
-    within_y = (drop >= 1, minus_one, True, True, want_b, want_y, want_y, want_parameters)
-    between = (drop >= 2, minus_one, False, True, want_b, want_x, want_y, want_parameters)
+    less_baseline = baseline.shape[1] > 0
+    within_x = (drop >= 1, less_baseline, True, True, want_a, want_x, want_x, want_parameters)
+    within_y = (drop >= 1, less_baseline, True, True, want_b, want_y, want_y, want_parameters)
+    between = (drop >= 2, less_baseline, False, True, want_b, want_x, want_y, want_parameters)
     xx, xx_rows = prepared(arena, plan, px, px, pa, pa, none, none, none, *within_x)
     yy, yy_rows = prepared(arena, plan, py, py, pb, pb, none, none, none, *within_y)
     xy, xy_rows = prepared(arena, plan, px, py, pb, pa, none, none, none, *between)

@@ -93,14 +93,16 @@ def _log_sum_exp_address(dtype: np.dtype) -> int:
     return address_of(_log_sum_exp, 0, 0, points, rows, 1, points[None], rows, 1, *plan)
 
 
-_share_log_sum_exp = shared_at(_log_sum_exp)
+_share_log_sum_exp = shared_at(_log_sum_exp, flush_subnormals=True)
 
 
 @compiled
 def _log_density(addresses, workers, arena, x, y, sigma, weights, log_weights, data_log, skip_diagonal, limit):
     """log2 sum_sj 2**(log_weights_s + data_log_j) k_sij, (B, N), for log_weights (B, S) and data_log (B, M)."""
     (batch, n, _), m, count = x.shape, y.shape[1], sigma.shape[1]
-    plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, False, False, limit)
+    plan, px, py = pack(
+        addresses[0], workers, arena, x, y, False, sigma, weights, np.empty((len(x), 0)), False, False, limit
+    )
     ordered = np.empty((batch, count), x.dtype)
     # a column that is none has no share
     column_log = np.empty((batch, py.columns.shape[1] * py.columns.shape[3]), x.dtype)

@@ -79,6 +79,7 @@ class Plan(NamedTuple):
     weights: np.ndarray  # (B, S)
     pull_weights: np.ndarray  # (B, S) weights / sigma^2
     squarings: np.ndarray  # (B, S)
+    baseline: np.ndarray  # (B, S) what sums less a baseline subtract from each kernel: 1 or 0
     order: np.ndarray  # (B, S) places in the caller's sigma
 
 
@@ -226,15 +227,15 @@ def _greatest_and_mean(norms, count):
 
 
 @inner
-def _plan(finite, x, y, dims, sigma, weights, exponents, bounds):
+def _plan(finite, x, y, dims, sigma, weights, baseline, exponents, bounds):
     """The Plan for the tolerances in `bounds` that are not 0."""
     few, eps, kernel, exponent, total, gradient, smallest, largest, squares = bounds
     batch, count = sigma.shape
     slope, offset, pull_near, unit = np.empty(batch), np.empty(batch), np.empty(batch), np.empty(batch)
     reads_kernels = np.empty(batch, np.bool_)
-    of_bandwidth, places = np.empty((3, batch, count), x.norms.dtype), np.empty((2, batch, count), np.int64)
+    of_bandwidth, places = np.empty((3, batch, count), x.norms.dtype), np.zeros((3, batch, count), np.int64)
     scale, sorted_weights, pull_weights = of_bandwidth[0], of_bandwidth[1], of_bandwidth[2]
-    squarings, order = places[0], places[1]
+    squarings, order, ordered_baseline = places[0], places[1], places[2]
     c, a = np.empty(count), np.empty(count)
     for b in range(len(exponents)):
         unit[b] = 2.0 ** exponents[b]
@@ -261,6 +262,8 @@ def _plan(finite, x, y, dims, sigma, weights, exponents, bounds):
             steps = 1 if abs(ratio - 2) <= 8 * eps else 2 if abs(ratio - 4) <= 16 * eps else _FRESH
             run = run + steps if steps > 0 and run + steps <= squares else 0
             squarings[b, s] = steps if run > 0 else _FRESH
+            if baseline.shape[1] > 0:
+                ordered_baseline[b, s] = np.int64(baseline[b, order[b, s]])
         slope[b], offset[b], pull_near[b] = 0.0, np.inf, -1.0
         # a weight is taken out of K again
         reads_kernels[b] = count == 1 and 2.0**-60 <= a[0] <= 2.0**60
@@ -290,7 +293,7 @@ def _plan(finite, x, y, dims, sigma, weights, exponents, bounds):
             if not (limit <= mean * max(0.02, 1 - 3.5 * math.sqrt(2 / dims)) and greatest < np.inf):
                 slope[b], offset[b] = 0.0, np.inf
     of_pairs = (slope, offset, pull_near, reads_kernels)
-    return Plan(finite, *of_pairs, unit, scale, sorted_weights, pull_weights, squarings, order)
+    return Plan(finite, *of_pairs, unit, scale, sorted_weights, pull_weights, squarings, ordered_baseline, order)
 
 
 @inner
@@ -332,11 +335,12 @@ def _packed(pack_points, workers, arena, x, centre, factors, as_rows, as_columns
 
 
 @inner
-def _pack(pack_points, workers, arena, x, y, same, sigma, weights, x_columns, y_rows, moderate, bounds):
+def _pack(pack_points, workers, arena, x, y, same, sigma, weights, baseline, x_columns, y_rows, moderate, bounds):
     finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[7])
     packed_x = _packed(pack_points, workers, arena, x, centre, factors, True, x_columns)
     packed_y = packed_x if same else _packed(pack_points, workers, arena, y, centre, factors, y_rows, True)
-    return _plan(finite, packed_x, packed_y, x.shape[2], sigma, weights, exponents, bounds), packed_x, packed_y
+    plan = _plan(finite, packed_x, packed_y, x.shape[2], sigma, weights, baseline, exponents, bounds)
+    return plan, packed_x, packed_y
 
 
 @cache
@@ -345,7 +349,7 @@ def pack_addresses(dtype: np.dtype) -> tuple[int, int]:
     point, one, pack_points = np.zeros((1, 1, 1), dtype), np.ones((1, 1)), _pack_points_address(dtype)
     limit, arena = limits(dtype, 1, 1, "kernel"), (np.zeros(1, np.uint8), np.zeros(1, np.int64))
     return pack_points, address_of(
-        _pack, pack_points, (0, 1), arena, point, point, True, one, one, True, True, *limit
+        _pack, pack_points, (0, 1), arena, point, point, True, one, one, one, True, True, *limit
     )
 
 
@@ -353,12 +357,15 @@ _call_pack = called_at(_pack)
 
 
 @inner
-def pack(addresses, workers, arena, x, y, same, sigma, weights, x_columns, y_rows, limit):
+def pack(addresses, workers, arena, x, y, same, sigma, weights, baseline, x_columns, y_rows, limit):
     """The Plan and the Points of x (B, N, D) and y (B, M, D), for `limits`; sigma and weights (B, S) float64.
 
-    Ready for sweeps of x as rows against y as columns; x_columns and y_rows are the others. same: y is x.
+    baseline is (B, S) float64 too, or (B, 0) for none. Ready for sweeps of x as rows against y as columns; x_columns
+    and y_rows are the others. same: y is x.
     """
-    arguments = (addresses[0], workers, arena, x, y, same, sigma, weights, x_columns, y_rows, limit[0], limit[1])
+    arguments = (
+        addresses[0], workers, arena, x, y, same, sigma, weights, baseline, x_columns, y_rows, limit[0], limit[1],
+    )  # fmt: skip
     return _call_pack(addresses[1], arguments)
 
 

@@ -111,14 +111,16 @@ def _matrix_rows_address(dtype: np.dtype) -> int:
     return address_of(_matrix_rows, 0, 0, pairs, pairs[None], rows, rows, 1, 1, wide, wide, rows, places, rows, pairs)
 
 
-_share_matrix_rows = shared_at(_matrix_rows)
+_share_matrix_rows = shared_at(_matrix_rows, flush_subnormals=True)
 
 
 @compiled
 def _matrix(addresses, workers, arena, x, y, sigma, weights, same, limit, out):
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
     batch, n, m = out.shape
-    plan, px, py = pack(addresses[0], workers, arena, x, y, same, sigma, weights, same, same, limit)
+    plan, px, py = pack(
+        addresses[0], workers, arena, x, y, same, sigma, weights, np.empty((len(x), 0)), same, same, limit
+    )
     task = (
         px.rows, py.columns, px.norms, py.norms, n, m, plan.slope, plan.offset, plan.scale, plan.squarings,
         plan.weights, out,

@@ -73,14 +73,16 @@ def _one_column_address(dtype: np.dtype) -> int:
     return address_of(_one_column_rows, 0, 0, points, rows, 1, columns, rows, *plan, columns, wide[None])
 
 
-_share_one_column = shared_at(_one_column_rows)
+_share_one_column = shared_at(_one_column_rows, flush_subnormals=True)
 
 
 @compiled
 def _one_column(addresses, workers, arena, x, y, v, sigma, weights, limit):
     """Whether that is how to do it, and K @ v, (B, N), for one bandwidth and v (B, M, 1); or else zeros."""
     (batch, n, dims), m = x.shape, y.shape[1]
-    plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, False, False, limit)
+    plan, px, py = pack(
+        addresses[0], workers, arena, x, y, False, sigma, weights, np.empty((len(x), 0)), False, False, limit
+    )
     out = np.zeros((batch, n))
     for b in range(batch):
         if not plan.finite or (dims > DEPTH and plan.offset[b] == np.inf):
@@ -94,14 +96,15 @@ def _one_column(addresses, workers, arena, x, y, v, sigma, weights, limit):
     return True, out
 
 
-def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_one=False):
+def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, baseline=None):
     """sum_j K_ij v_j, (B, N, E). See gkfast.rbf_matmul.
 
     With shift (B, N, S) the kernels are exp(-|x_i - y_j|^2 / (2 sigma_s^2) - shift_is): what a log-density's
-    derivatives are made of. skip_diagonal leaves j = i out; minus_one takes K - sum_s weights_s.
+    derivatives are made of. skip_diagonal leaves j = i out; baseline (B, S)
+    takes K - sum_s weights_s baseline_s.
     """
     (batch, n, dims), m = x.shape, y.shape[1]
-    if v.shape[2] == sigma.shape[1] == 1 and shift is None and not skip_diagonal and not minus_one:
+    if v.shape[2] == sigma.shape[1] == 1 and shift is None and not skip_diagonal and baseline is None:
         addresses = pack_addresses(x.dtype), _one_column_address(x.dtype)
         arrays = map(behaved, (x, y, v.astype(x.dtype, copy=False), sigma, weights))
         workers = team(batch * n * m * (dims + 10))
@@ -110,14 +113,14 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_o
         give_back(arena)
         if done:
             return out[..., None].astype(x.dtype)
-    modes = {"skip_diagonal": skip_diagonal, "minus_one": minus_one}
+    modes = {"skip_diagonal": skip_diagonal, "baseline": baseline}
     return sweep(x, y, sigma, weights, ("sum",), (True,) + (False,) * 5, v=v, shift=shift, **modes).value
 
 
-def rbf_matmul_backward(g, x, y, v, sigma, weights, wants, shift=None, skip_diagonal=False, minus_one=False):
+def rbf_matmul_backward(g, x, y, v, sigma, weights, wants, shift=None, skip_diagonal=False, baseline=None):
     """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are None."""
     want_x, want_y, want_v, *want_parameters = wants
     wants = (False, want_v, want_x, want_y, *want_parameters)
-    modes = {"shift": shift, "skip_diagonal": skip_diagonal, "minus_one": minus_one}
+    modes = {"shift": shift, "skip_diagonal": skip_diagonal, "baseline": baseline}
     _, dv, dx, dy, dsigma, dweights = sweep(x, y, sigma, weights, ("sum", "gradient"), wants, v=v, g=g, **modes)
     return dx, dy, dv, dsigma, dweights

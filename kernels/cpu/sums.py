@@ -28,7 +28,7 @@ from .memory import behaved, borrow, give_back, room, take
 from .packed import LOG2_E, Plan, Points, limits, pack, pack_addresses, packed_columns
 from .threads import team
 from .tile import NOWHERE, ROWS, add_product, add_pull, distances, product, pull
-from .vector import BYTES, add_to, at_least, exp2, exp2m1, fma, lane_of, load, splat, store, total
+from .vector import BYTES, add_to, at_least, cleared, exp2, exp2m1, fma, lane_of, load, splat, store, total
 
 _COLUMNS = 256
 # rows of a block: few, so that a block stays in the first-level cache, unless products with it follow
@@ -43,7 +43,7 @@ _CHUNK_WORK, _CHUNK_ROWS, _MOST_CHUNKS = 1 << 21, 512, 32
 
 class Modes(NamedTuple):
     skip_diagonal: bool  # no pair (i, i)
-    minus_one: bool  # K - sum_s weights_s
+    less_baseline: bool  # K - sum_s weights_s baseline_s
     # y is x, and c_ij = c_ji: half the pairs are visited. The results are those of all: dx + dy, which needs both,
     # and value + column_value; value without column_value is only good for g . value
     symmetric: bool
@@ -169,13 +169,13 @@ def _end(diagonal, j, width, high):
     return min(high, (j // width * width + width - diagonal + ROWS - 1) // ROWS * ROWS) if diagonal >= 0 else high
 
 
-def _mixer(minus_one, pulls):
+def _mixer(less_baseline, pulls):
     """The mixing of a block for the usual wants, compiled for each pair of flags: it is the inmost loop."""
 
     @inner
-    def mix(block, plan, d2, weight, totals, keep, add, g, v, outer, sums):
+    def mix(block, plan, skip_diagonal, d2, weight, totals, keep, add, g, v, outer, sums):
         """sums[r] = sum_j total_rj v_j, or totals are kept; weight = c pulling, where c = g_r v_j or in weight."""
-        b, line, scale, squarings = block.b, block.line, plan.scale, plan.squarings
+        b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
         weights, pull_weights = plan.weights, plan.pull_weights
         count = scale.shape[1]
         lanes = BYTES // d2.itemsize
@@ -185,37 +185,42 @@ def _mixer(minus_one, pulls):
         for r in range(block.high):
             row_total = zero
             own = splat(g[b, block.i0 + r, 0]) if outer else zero
+            first, stop = _left_out(block, skip_diagonal, r)
             for j in range(_begin(block.diagonal, r, 2 * lanes), block.padded, lanes):
                 at = r * line + j
                 q = load(d2, at)
                 t = q * c0
                 k = exp2(t)
                 less = k
-                if minus_one:
+                if less_baseline:
                     less = exp2m1(t)
-                mixed = less * w0
+                mixed = k * w0
+                if less_baseline and baseline[b, 0]:
+                    mixed = less * w0
                 pulling = k * p0
                 for s in range(1, count):
                     if squarings[b, s] == 0:
                         t = zero - q * splat(scale[b, s])
                         k = exp2(t)
-                        if minus_one:
+                        if less_baseline:
                             less = exp2m1(t)
                     else:
                         # k^2 - 1 = (k - 1) k + (k - 1)
-                        if minus_one:
+                        if less_baseline:
                             less = fma(less, k, less)
                         k = k * k
                         if squarings[b, s] == 2:
-                            if minus_one:
+                            if less_baseline:
                                 less = fma(less, k, less)
                             k = k * k
-                    if minus_one:
+                    if less_baseline and baseline[b, s]:
                         mixed = fma(splat(weights[b, s]), less, mixed)
                     else:
                         mixed = fma(splat(weights[b, s]), k, mixed)
                     if pulls:
                         pulling = fma(splat(pull_weights[b, s]), k, pulling)
+                if less_baseline and first < j + lanes and j < stop:
+                    mixed = cleared(mixed, first - j, stop - j)
                 if keep:
                     store(totals, at, mixed)
                 elif add:
@@ -229,17 +234,18 @@ def _mixer(minus_one, pulls):
 
 
 _mix_values, _mix_less, _mix_pulls, _mix_less_pulls = (
-    _mixer(minus_one, pulls) for pulls in (False, True) for minus_one in (False, True)
+    _mixer(less_baseline, pulls) for pulls in (False, True) for less_baseline in (False, True)
 )
 
 
 @inner
 def _mix_all(
-    block, plan, d2, weight, totals, keep, v, minus_one, want_value, want_pull, want_parameters, row_shift, moments,
+    block, plan, modes, d2, weight, totals, keep, v, want_value, want_pull, want_parameters, row_shift, moments,
     sums, parameters, times,
 ):  # fmt: skip
     """The mixing of a block with shifts, or with the moments of the bandwidths."""
-    b, line, scale, squarings = block.b, block.line, plan.scale, plan.squarings
+    b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
+    less_baseline = modes.less_baseline
     weights, pull_weights = plan.weights, plan.pull_weights
     real = d2.dtype.type
     count = scale.shape[1]
@@ -252,6 +258,7 @@ def _mix_all(
         if r % ROWS == 0:
             moments[:] = 0
         row_total = zero
+        first, stop = _left_out(block, modes.skip_diagonal, r)
         for j in range(_begin(block.diagonal, r, 2 * lanes), block.padded, lanes):
             at = r * line + j
             q = load(d2, at)
@@ -267,22 +274,25 @@ def _mix_all(
                     less = k
                 elif squarings[b, s] == 0:
                     k = exp2(scaled)
-                    less = exp2m1(scaled) if minus_one else k
+                    less = exp2m1(scaled) if less_baseline else k
                 else:
                     old = k
                     k = k * k
-                    less = fma(less, old, less) if minus_one else k
+                    less = fma(less, old, less) if less_baseline else k
                     if squarings[b, s] == 2:
                         old = k
                         k = k * k
-                        less = fma(less, old, less) if minus_one else k
-                mixed = fma(splat(weights[b, s]), less, mixed)
+                        less = fma(less, old, less) if less_baseline else k
+                summed = less if baseline[b, s] else k
+                mixed = fma(splat(weights[b, s]), summed, mixed)
                 pulling = fma(splat(pull_weights[b, s]), k, pulling)
                 if want_parameters:
                     one = 2 * s * lanes
-                    store(moments, one, fma(c, less, load(moments, one)))
+                    store(moments, one, fma(c, summed, load(moments, one)))
                     # clamped, so that an infinite distance times its kernel is 0
                     store(moments, one + lanes, fma(c * k, at_least(scaled, least), load(moments, one + lanes)))
+            if less_baseline and first < j + lanes and j < stop:
+                mixed = cleared(mixed, first - j, stop - j)
             if keep:
                 store(totals, at, mixed)
             elif want_value:
@@ -297,22 +307,23 @@ def _mix_all(
 
 @inner
 def _mix(
-    block, plan, d2, weight, totals, keep, g, v, outer, general, row_shift, minus_one, want_value, want_pull,
+    block, plan, modes, d2, weight, totals, keep, g, v, outer, general, row_shift, want_value, want_pull,
     want_parameters, moments, sums, parameters, times,
 ):  # fmt: skip
+    skip_diagonal = modes.skip_diagonal
     if general:
         _mix_all(
-            block, plan, d2, weight, totals, keep, v, minus_one, want_value, want_pull, want_parameters, row_shift,
+            block, plan, modes, d2, weight, totals, keep, v, want_value, want_pull, want_parameters, row_shift,
             moments, sums, parameters, times,
         )  # fmt: skip
-    elif want_pull and minus_one:
-        _mix_less_pulls(block, plan, d2, weight, totals, keep, want_value, g, v, outer, sums)
+    elif want_pull and modes.less_baseline:
+        _mix_less_pulls(block, plan, skip_diagonal, d2, weight, totals, keep, want_value, g, v, outer, sums)
     elif want_pull:
-        _mix_pulls(block, plan, d2, weight, totals, keep, want_value, g, v, outer, sums)
-    elif minus_one:
-        _mix_less(block, plan, d2, weight, totals, keep, want_value, g, v, outer, sums)
+        _mix_pulls(block, plan, skip_diagonal, d2, weight, totals, keep, want_value, g, v, outer, sums)
+    elif modes.less_baseline:
+        _mix_less(block, plan, skip_diagonal, d2, weight, totals, keep, want_value, g, v, outer, sums)
     else:
-        _mix_values(block, plan, d2, weight, totals, keep, want_value, g, v, outer, sums)
+        _mix_values(block, plan, skip_diagonal, d2, weight, totals, keep, want_value, g, v, outer, sums)
 
 
 @inner
@@ -327,7 +338,7 @@ def _finite(rows):
 
 
 @inner
-def _diagonal(plan, x, g, v, b, chunk, start, stop, minus_one, want_value, want_parameters, value, parameters):
+def _diagonal(plan, x, g, v, b, chunk, start, stop, less_baseline, want_value, want_parameters, value, parameters):
     """The pairs (i, i) of a symmetric sweep: the distance of a point to itself is 0, or NaN."""
     real = x.dtype.type
     for i in range(start, stop):
@@ -336,11 +347,10 @@ def _diagonal(plan, x, g, v, b, chunk, start, stop, minus_one, want_value, want_
             for k in range(x.shape[2]):
                 nothing += real(0) * x[b, i, k]
         for s in range(plan.scale.shape[1]):
-            kernel = nothing if minus_one else nothing + plan.weights[b, s]
+            kernel = nothing if less_baseline and plan.baseline[b, s] else nothing + real(1)
             if want_value:
-                value[b, i, 0] += np.float64(kernel * v[b, i, 0])
+                value[b, i, 0] += np.float64(kernel * plan.weights[b, s] * v[b, i, 0])
             if want_parameters:
-                kernel = nothing if minus_one else nothing + real(1)
                 parameters[b, chunk, 2 * s] += np.float64(kernel * g[b, i, 0] * v[b, i, 0])
 
 
@@ -421,6 +431,17 @@ def _leave_out(block, skip_diagonal, width, tiles, value):
     elif skip_diagonal:
         for i in range(max(block.i0, block.j0), min(block.i0 + block.high, block.j0 + block.wide)):
             tiles[(i - block.i0) * block.line + i - block.j0] = value
+
+
+@inner
+def _left_out(block, skip_diagonal, r):
+    """Which columns of row r of a block are not visited: from the first to before the second."""
+    if block.diagonal >= 0:
+        return 0, block.diagonal + r + 1
+    if skip_diagonal:
+        own = block.i0 + r - block.j0
+        return own, own + 1
+    return 0, 0
 
 
 @inner
@@ -562,7 +583,7 @@ def _sum_rows(
     With modes.symmetric only tiles that reach above the diagonal are visited. The pairs above it count for rows and
     columns, without per-row results (the value only to be summed up) twice; the diagonal's kernels are known.
     """
-    skip_diagonal, minus_one, symmetric = modes
+    skip_diagonal, less_baseline, symmetric = modes
     want_value, want_column_value, want_dx, want_dy, want_parameters = wants
     value, column_value, dx, dy, parameters = parts
     block_rows, block_columns = size
@@ -604,8 +625,8 @@ def _sum_rows(
         column_weights[:] = 0
         if symmetric and not skip_diagonal:
             _diagonal(
-                plan, x.rows, g.rows, v.rows, b, chunk, start, stop, minus_one, want_value, want_parameters, value,
-                parameters,
+                plan, x.rows, g.rows, v.rows, b, chunk, start, stop, less_baseline, want_value, want_parameters,
+                value, parameters,
             )  # fmt: skip
         first_block = start // block_columns * block_columns if symmetric else 0
         for j0 in range(first_block, m, block_columns):
@@ -621,14 +642,14 @@ def _sum_rows(
                     _read_kernels(block, plan, pairs, kernels, weight, d2, pull_near, some_near)
                 else:
                     _distances(block, x, y, near_slope, near_offset, symmetric or skip_diagonal, d2, some_near)
-                    # a kernel of 0, or one less 1
-                    _leave_out(block, skip_diagonal, width, d2, real(0 if minus_one else np.inf))
+                    # a kernel of 0
+                    _leave_out(block, skip_diagonal, width, d2, real(np.inf))
                     if want_c and not outer:
                         _weights(block, g, v, pairs, weight)
                         _leave_out(block, skip_diagonal, width, weight, real(0))
                     _mix(
-                        block, plan, d2, weight, totals, keep_total, g.rows, v.columns, outer, general, row_shift,
-                        minus_one, want_value, want_pull, want_parameters, moments, row_sums, parameters[b, chunk],
+                        block, plan, modes, d2, weight, totals, keep_total, g.rows, v.columns, outer, general,
+                        row_shift, want_value, want_pull, want_parameters, moments, row_sums, parameters[b, chunk],
                         2.0 if symmetric else 1.0,
                     )  # fmt: skip
                 if want_value and keep_total:
@@ -698,7 +719,7 @@ def _part(arena, shape, some):
 
 @inner
 def prepared(
-    arena, plan, x, y, v, g, pairs, kernels, row_shift, skip_diagonal, minus_one, symmetric,
+    arena, plan, x, y, v, g, pairs, kernels, row_shift, skip_diagonal, less_baseline, symmetric,
     want_value, want_column_value, want_dx, want_dy, want_parameters,
 ):  # fmt: skip
     """What `share` takes for a sweep of Points x against Points y: its task, and the task's rows.
@@ -728,7 +749,7 @@ def prepared(
     x_pull, y_pull = x.rows, y.rows
     if not plan.finite:
         x_pull, y_pull = _finite(x.rows), _finite(y.rows)
-    modes = Modes(skip_diagonal, minus_one, symmetric)
+    modes = Modes(skip_diagonal, less_baseline, symmetric)
     wants = Wants(want_value, want_column_value, want_dx, want_dy, want_parameters)
     task = (
         chunks, _bounds(n, chunks, block_rows, symmetric), plan, x, x_pull, y, y_pull, v, g, pairs, kernels,
@@ -742,14 +763,14 @@ def sum_rows_address(dtype: np.dtype) -> int:
     """Where the code of `_sum_rows` begins: for `share_sum_rows`."""
     pairs, wide, places = np.zeros((1, 1, 1), dtype), np.zeros((1, 1)), np.zeros((1, 1), np.int64)
     points = Points(pairs, pairs[None], pairs[0], 1)
-    plan = Plan(True, *[wide[0]] * 3, np.zeros(1, np.bool_), wide[0], *[pairs[0]] * 3, places, places)
+    plan = Plan(True, *[wide[0]] * 3, np.zeros(1, np.bool_), wide[0], *[pairs[0]] * 3, *[places] * 3)
     parts = Parts(*[np.zeros((1,) * dims) for dims in (3, 4, 3, 4, 3)])
     modes, wants = Modes(False, False, False), Wants(False, False, False, False, False)
     of_points = (points, pairs, points, pairs, points, points, pairs, pairs, pairs)
     return address_of(_sum_rows, 0, 1, 1, places[0], plan, *of_points, modes, wants, (1, 1), parts)
 
 
-share_sum_rows = shared_at(_sum_rows)
+share_sum_rows = shared_at(_sum_rows, flush_subnormals=True)
 
 
 @inner
@@ -803,14 +824,15 @@ def _shifts(plan, shift, like):
 
 @compiled
 def _sweep(
-    addresses, workers, arena, x, y, same, sigma, weights, limit, v, g, pairs, kernels, shift, skip_diagonal,
-    minus_one, wants,
+    addresses, workers, arena, x, y, same, sigma, weights, baseline, limit, v, g, pairs, kernels, shift,
+    skip_diagonal, wants,
 ):  # fmt: skip
-    plan, px, py = pack(addresses[0], workers, arena, x, y, same, sigma, weights, same, True, limit)
+    plan, px, py = pack(addresses[0], workers, arena, x, y, same, sigma, weights, baseline, same, True, limit)
     pv, pg = packed_columns(v), packed_columns(g)
     task, rows = prepared(
-        arena, plan, px, py, pv, pg, pairs, kernels, _shifts(plan, shift, x), skip_diagonal, minus_one, False, *wants
-    )
+        arena, plan, px, py, pv, pg, pairs, kernels, _shifts(plan, shift, x), skip_diagonal, baseline.shape[1] > 0,
+        False, *wants,
+    )  # fmt: skip
     share_sum_rows(addresses[1], workers, (rows,), (task,))
     parts, one = task[-1], np.ones(len(x))
     batch, n, dims = x.shape
@@ -842,12 +864,12 @@ class Sums(NamedTuple):
 
 def sweep(
     x, y, sigma, weights, tolerances, wants, *, v=None, g=None, pairs=None, kernels=None, shift=None,
-    skip_diagonal=False, minus_one=False,
+    skip_diagonal=False, baseline=None,
 ):  # fmt: skip
     """Sums over all pairs of x (B, N, D) and y (B, M, D), or None for x, whose gradient is then that of both ends.
 
     v (B, M, E), g (B, N, E), c_ij = g_i . v_j or pairs (B, N, M); kernels is K, if it is at hand; shift (B, N, S) is
-    taken from the exponents.
+    taken from the exponents, sum_s weights_s baseline_s from K where there is a baseline (B, S).
     tolerances are those of `limits`, wants for the fields of Sums.
     """
     want_value, want_column_value, want_x, want_y, want_sigma, want_weights = wants
@@ -866,14 +888,15 @@ def sweep(
     )
     pulls = (want_x, want_x if same else want_y)
     work = batch * n * m * (dims * (1 + sum(pulls)) + 10 * count + columns)
-    arrays = (x, y, sigma, weights, v, g, pairs, kernels, shift)
-    x, y, sigma, weights, v, g, pairs, kernels, shift = map(behaved, arrays)
+    baseline = np.empty((batch, 0)) if baseline is None else baseline
+    arrays = (x, y, sigma, weights, baseline, v, g, pairs, kernels, shift)
+    x, y, sigma, weights, baseline, v, g, pairs, kernels, shift = map(behaved, arrays)
     addresses = _sweep_addresses(x.dtype)
     limit = limits(x.dtype, n * m, dims, *tolerances)
     arena = borrow()
     value, column_value, dx, dy, order, parameters = _sweep(
-        addresses, team(work), arena, x, y, same, sigma, weights, limit, v, g, pairs, kernels, shift, skip_diagonal,
-        minus_one, (want_value, want_column_value, *pulls, want_sigma or want_weights),
+        addresses, team(work), arena, x, y, same, sigma, weights, baseline, limit, v, g, pairs, kernels, shift,
+        skip_diagonal, (want_value, want_column_value, *pulls, want_sigma or want_weights),
     )  # fmt: skip
     give_back(arena)
     dsigma = dweights = None

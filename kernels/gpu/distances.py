@@ -34,9 +34,9 @@ def exp2m1(t, k, ACC: tl.constexpr):
 
 @triton.jit
 def next_kernel(
-    k, less, d2, table_ptr, s, S, LADDER: tl.constexpr, MINUS_ONE: tl.constexpr, ACC: tl.constexpr
+    k, less, d2, table_ptr, s, S, LADDER: tl.constexpr, LESS: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
-    """The kernel of bandwidth s, and what is summed: itself, or itself less 1 (MINUS_ONE); k, less are the last ones.
+    """The kernel of bandwidth s, and what is summed: itself, or itself less 1 (LESS); k, less are the last ones.
 
     LADDER: squared from the last one's where the table says so. k^2 - 1 = (k - 1) k + (k - 1).
     """
@@ -47,18 +47,18 @@ def next_kernel(
         t = d2 * tl.load(table_ptr + 1 + s)
         k = tl.exp2(t)
         less = k
-        if MINUS_ONE:
+        if LESS:
             less = exp2m1(t, k, ACC)
     else:
-        k, less = _squared(k, less, MINUS_ONE)
+        k, less = _squared(k, less, LESS)
         if steps == 2.0:
-            k, less = _squared(k, less, MINUS_ONE)
+            k, less = _squared(k, less, LESS)
     return k, less
 
 
 @triton.jit
-def _squared(k, less, MINUS_ONE: tl.constexpr):
-    if MINUS_ONE:
+def _squared(k, less, LESS: tl.constexpr):
+    if LESS:
         return k * k, tl.fma(less, k, less)
     else:
         return k * k, k * k

@@ -10,24 +10,25 @@ from .sweep import sweep
 
 def kernel_sums(x, y, a, b, sigma, weights, drop, precision="highest"):
     """sum a_i a_j K, sum b_i b_j K, sum a_i b_j K, (B, 3) float64. See gkfast.kernel_means."""
-    return kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, False, (False,) * 6, precision)[1]
+    return kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, None, (False,) * 6, precision)[1]
 
 
-def mmd2(x, y, a, b, scale, sigma, weights, drop, precision="highest"):
-    """scale . kernel_sums of K - sum_s weights_s, (B,), as x. See gkfast.mmd2."""
-    scale = scale[:, None]
-    return kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, True, (False,) * 6, precision)[0][:, 0]
+def mmd2(x, y, a, b, scale, sigma, weights, drop, baseline, precision="highest"):
+    """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,), as x. See gkfast.mmd2."""
+    arguments = (scale[:, None], x, y, a, b, sigma, weights, drop, baseline, (False,) * 6, precision)
+    return kernel_sums_with_gradients(*arguments)[0][:, 0]
 
 
 def kernel_sums_with_gradients(
-    scale, x, y, a, b, sigma, weights, drop, minus_one, wants, precision="highest"
+    scale, x, y, a, b, sigma, weights, drop, baseline, wants, precision="highest"
 ):  # fmt: skip
     """Combinations of the three sums, and their gradients to (x, y, a, b, sigma, weights): a sweep, a finish.
 
-    scale (B, R, 3) holds R combinations, scale_r . sums, or is None where no value and no gradient is wanted. Returns
-    values (B, R) as x, the sums (B, 3) float64, and gradients (B, R, ...), None where not wanted. The sweeps are x
-    against x, y against y, x against y, and y against x only where a gradient to y or b asks for it. A set whose rows
-    have no gradient of their own meets itself by halves.
+    Where baseline (B, S) is given, sum_s w_s baseline_s is taken from K. scale (B, R, 3) holds R combinations,
+    scale_r . sums, or is None where no value and no gradient is wanted. Returns values (B, R) as x, the sums (B, 3)
+    float64, and gradients (B, R, ...), None where not wanted. The sweeps are x against x, y against y, x against y,
+    and y against x only where a gradient to y or b asks for it. A set whose rows have no gradient of their own meets
+    itself by halves.
     """
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     (_, n, dims), m = x.shape, y.shape[1]
@@ -42,7 +43,7 @@ def kernel_sums_with_gradients(
         parts=4 if want_y or want_b else 3,
         half=(not (want_x or want_a)) + 2 * (not (want_y or want_b)),
         drop=drop,
-        minus_one=minus_one,
+        baseline=baseline,
         value=want_a or want_b,
         total=True,
         pull=int(want_x) + 2 * int(want_y),

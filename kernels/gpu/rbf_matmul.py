@@ -6,11 +6,12 @@ from .split import Split, exchanged, worth_splitting
 from .sweep import sweep
 
 
-def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_one=False, precision="highest"):
+def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, baseline=None, precision="highest"):
     """sum_j K_ij v_j, (B, N, E). See gkfast.rbf_matmul.
 
     With shift (B, N, S) the kernels are exp(-|x_i - y_j|^2 / (2 sigma_s^2) - shift_is): what a log-density's
-    derivatives are made of. skip_diagonal leaves j = i out. minus_one multiplies with K - sum_s weights_s.
+    derivatives are made of. skip_diagonal leaves j = i out. baseline (B, S)
+    multiplies with K - sum_s weights_s baseline_s.
     """
     (_, n, dims), (_, m, columns) = x.shape, v.shape
     table = Table(sigma, weights, x)
@@ -23,7 +24,7 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_o
         v,
         row_shift=shift,
         drop=2 if skip_diagonal else 0,
-        minus_one=minus_one,
+        baseline=baseline,
         value=True,
         dtype=x.dtype,
         split=split,
@@ -32,7 +33,7 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, minus_o
 
 
 def rbf_matmul_backward(
-    g, x, y, v, sigma, weights, wants, shift=None, skip_diagonal=False, minus_one=False, precision="highest"
+    g, x, y, v, sigma, weights, wants, shift=None, skip_diagonal=False, baseline=None, precision="highest"
 ):
     """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are None.
 
@@ -44,7 +45,7 @@ def rbf_matmul_backward(
     (_, n, dims), (_, m, columns) = x.shape, v.shape
     table = Table(sigma, weights, x)
     split = Split(table, x, y, precision, g, v) if worth_splitting(x, y, columns) else None
-    options = {"drop": 2 if skip_diagonal else 0, "minus_one": minus_one, "dtype": x.dtype}
+    options = {"drop": 2 if skip_diagonal else 0, "baseline": baseline, "dtype": x.dtype}
     of_x, of_y, of_v = (x.dtype if want else None for want in (want_x, want_y, want_v))
     of_rows, of_columns = want_x or want_parameters, want_y or want_v
     dx = dy = dv = dsigma = dweights = None

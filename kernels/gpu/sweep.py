@@ -2,10 +2,10 @@
 
     K_ij = sum_s w_s k_sij,  k_sij = 2**(-scale_s |p_i - q_j|^2 - shift_s),  c_ij = sum_e f_ie h_je
 
-    VALUE    sum_j K_ij h_je                      (K - sum_s w_s with MINUS_ONE)          (B, rows, E)
+    VALUE    sum_j K_ij h_je                      (K - sum_s w_s baseline_s with LESS)    (B, rows, E)
     TOTAL    sum_ij f_i K_ij h_j, likewise                                                 (B, strips of rows)
     PULL     sum_j c_ij sum_s w_s / sigma_s^2 k_sij (q_j - p_i)                            (B, rows, D)
-    MOMENTS  sum_ij c_ij k_sij (k - 1 with MINUS_ONE), sum_ij c_ij k_sij |p_i - q_j|^2     (B, strips of rows, 2, S)
+    MOMENTS  sum_ij c_ij k_sij (k - baseline with LESS), sum_ij c_ij k_sij |p_i - q_j|^2     (B, strips of rows, 2, S)
 
 p, f are the points and coefficients of the rows, q, h those of the columns. Every row has one program, or one for
 each part of the columns, whose sums are then added in order (finish.py): no atomics, so results repeat bit for bit.
@@ -58,13 +58,13 @@ _SIZES += ["sigma_stride", "weights_stride", *NUMBERS]
 def _sweep_kernel(
     x_ptr, y_ptr, a_ptr, b_ptr, shift_ptr, table_ptr, value_ptr, total_ptr, pull_ptr, moments_ptr,
     x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, a_pieces_ptr, b_pieces_ptr, limit_ptr,
-    panel_ptr, sigma_ptr, weights_ptr,
+    panel_ptr, baseline_ptr, sigma_ptr, weights_ptr,
     N, M, D, E, B, S, table_stride, SPLITS, FIRST, START, WINDOW, sigma_stride, weights_stride,
     s0: tl.int64, s1: tl.int64, s2: tl.int64, s3: tl.int64, s4: tl.int64, s5: tl.int64, s6: tl.int64, s7: tl.int64,
     w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64, w7: tl.int64,
     OWN_TABLE: tl.constexpr, HOST: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr, SQUARES: tl.constexpr,
     ONE_BANDWIDTH: tl.constexpr, PARTS: tl.constexpr, DIMS: tl.constexpr, SCALED: tl.constexpr, SHIFT: tl.constexpr,
-    DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ONE_COLUMN: tl.constexpr, HALF: tl.constexpr,
+    DROP: tl.constexpr, LESS: tl.constexpr, ONE_COLUMN: tl.constexpr, HALF: tl.constexpr,
     VALUE: tl.constexpr, TOTAL: tl.constexpr, PULL: tl.constexpr, MOMENTS: tl.constexpr,
     DOT: tl.constexpr, LIMIT: tl.constexpr, PANEL: tl.constexpr,
     BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr,
@@ -155,8 +155,8 @@ def _sweep_kernel(
 
             total, tug, mass, spread = _mix(
                 d2, c, mass, spread, measured, part, shift_ptr + (b * n + i0) * S, shift_ptr + (b * m + j1) * S,
-                table_ptr, rows, cols, row_in, col_in, kept, S,
-                ONE_BANDWIDTH, SHIFT, DROP, MINUS_ONE, VALUE or TOTAL, PULL > 0, MOMENTS, BN, BM, SP, ACC,
+                table_ptr, baseline_ptr + b * S, rows, cols, row_in, col_in, kept, S,
+                ONE_BANDWIDTH, SHIFT, DROP, LESS, VALUE or TOTAL, PULL > 0, MOMENTS, BN, BM, SP, ACC,
             )  # fmt: skip
 
             if VALUE or TOTAL:
@@ -466,29 +466,34 @@ def _store_pull_by_products(
 
 @triton.jit
 def _mix(
-    d2, c, mass, spread, measured, part, row_shift, col_shift, table_ptr, rows, cols, row_in, col_in, kept, S,
-    ONE_BANDWIDTH: tl.constexpr, SHIFT: tl.constexpr, DROP: tl.constexpr, MINUS_ONE: tl.constexpr,
+    d2, c, mass, spread, measured, part, row_shift, col_shift, table_ptr, baseline_ptr, rows, cols, row_in, col_in,
+    kept, S,
+    ONE_BANDWIDTH: tl.constexpr, SHIFT: tl.constexpr, DROP: tl.constexpr, LESS: tl.constexpr,
     SUMS: tl.constexpr, TUGS: tl.constexpr, MOMENTS: tl.constexpr,
     BN: tl.constexpr, BM: tl.constexpr, SP: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile: sum_s w_s k_s, or of k_s - 1; sum_s w_s / sigma_s^2 k_s; and mass and spread with its share."""
+    """Of a tile: sum_s w_s k_s, or of k_s - baseline_s; sum_s w_s / sigma_s^2 k_s; mass and spread with its share."""
     total, tug = tl.zeros([BN, BM], ACC), tl.zeros([BN, BM], ACC)
     k, less = total, total
     for s in range(1 if ONE_BANDWIDTH else S):
         if SHIFT > 0:
             k, less = _shifted(
                 d2, part, row_shift, col_shift, table_ptr, s, rows, cols, row_in, col_in, kept, S,
-                SHIFT, DROP, MINUS_ONE, ACC,
+                SHIFT, DROP, LESS, ACC,
             )  # fmt: skip
         else:
-            k, less = next_kernel(k, less, d2, table_ptr, s, S, not ONE_BANDWIDTH, MINUS_ONE, ACC)
+            k, less = next_kernel(k, less, d2, table_ptr, s, S, not ONE_BANDWIDTH, LESS, ACC)
+        summed = less
+        if LESS:
+            own = tl.load(table_ptr + 1 + 4 * S + s).to(tl.int32)
+            summed = tl.where(tl.load(baseline_ptr + own) > 0, less, k)
         if SUMS:
-            total = tl.fma(less, tl.load(table_ptr + 1 + S + s), total)
+            total = tl.fma(summed, tl.load(table_ptr + 1 + S + s), total)
         if TUGS:
             tug = tl.fma(k, tl.load(table_ptr + 1 + 2 * S + s), tug)
         if MOMENTS and measured:
             here = tl.arange(0, SP)[None, :] == s
-            mass += tl.where(here, tl.sum(c * less, 1)[:, None], 0.0)
+            mass += tl.where(here, tl.sum(c * summed, 1)[:, None], 0.0)
             # an infinite distance has a kernel of 0 and no say
             far = tl.where(k == 0.0, 0.0, c * k * d2)
             spread += tl.where(here, tl.sum(far, 1)[:, None], 0.0)
@@ -513,7 +518,7 @@ def _coefficients(
 @triton.jit
 def _shifted(
     d2, part, row_shift, col_shift, table_ptr, s, rows, cols, row_in, col_in, kept, S,
-    SHIFT: tl.constexpr, DROP: tl.constexpr, MINUS_ONE: tl.constexpr, ACC: tl.constexpr,
+    SHIFT: tl.constexpr, DROP: tl.constexpr, LESS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The kernel of bandwidth s times exp(-shift), and itself or itself less 1.
 
@@ -536,7 +541,7 @@ def _shifted(
     t = tl.where(t > most, most, t)
     k = tl.exp2(t)
     less = k
-    if MINUS_ONE:
+    if LESS:
         less = exp2m1(t, k, ACC)
     return k, less
 
@@ -608,7 +613,7 @@ def sweep(
     row_shift: torch.Tensor | None = None,
     col_shift: torch.Tensor | None = None,
     drop: int = 0,
-    minus_one: bool = False,
+    baseline: torch.Tensor | None = None,
     value: bool = False,
     total: bool = False,
     pull: int = 0,
@@ -625,7 +630,7 @@ def sweep(
     """
     (batch, n, dims), m, columns = x.shape, y.shape[1], b.shape[2]
     options = {"parts": parts, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
-    options |= {"minus_one": minus_one, "split": split, "half": half}
+    options |= {"baseline": baseline, "split": split, "half": half}
     kind = "moments" if pull or moments else "value" if columns == 1 else "columns"
     # of more coordinates than registers hold the weights are left in memory, and multiplied with the points
     panel = bool(split and pull) and dims > _by_products(kind, columns, parts, dims, table, x, split.products).bd
@@ -668,7 +673,7 @@ def sweep(
             of, tiles = panels(x, height, longest, parts if pull == 3 else (parts + 1) // 2), ROWS // found.bn
         of_columns = (split.a, split.b) if split else (None, None)
         arguments = (shift, table.rows, values, totals, pulls, sums, *operands[:4], *of_columns, operands[4])
-        arguments = [table.rows if t is None else t for t in (*arguments, of.weights)]
+        arguments = [table.rows if t is None else t for t in (*arguments, of.weights, baseline)]
         for place in of.places:
             first, blocks, start = place
             with torch.cuda.device_of(x):
@@ -678,7 +683,7 @@ def sweep(
                     *table.numbers, OWN_TABLE=own, **table.constants,
                     ONE_BANDWIDTH=table.count == 1, PARTS=parts, DIMS=0 if products else few, SCALED=table.scaled,
                     SHIFT=0 if shift is None else 3 if parts == 2 else 1 if col_shift is None else 2,
-                    DROP=drop, MINUS_ONE=minus_one, ONE_COLUMN=columns == 1, HALF=half,
+                    DROP=drop, LESS=baseline is not None, ONE_COLUMN=columns == 1, HALF=half,
                     VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments, DOT=products, LIMIT=limit,
                     PANEL=panel and products > 0,
                     BN=found.bn, BM=found.bm, BD=bd, BE=be,
