@@ -28,7 +28,7 @@ class MMDTest(NamedTuple):
 
 
 class MMD2AndVariance(NamedTuple):
-    """The unbiased squared MMD and the unbiased estimate of its variance, each (...,)."""
+    """The squared MMD and the estimate of its variance, each (...,)."""
 
     mmd2: Array
     variance: Array
@@ -160,11 +160,13 @@ def mmd2_and_variance(
     y: Array,
     sigma: Sigma,
     *,
+    estimator: Literal["unbiased", "biased"] = "unbiased",
+    variance: Literal["unbiased", "biased"] = "unbiased",
     weights: Sigma | None = None,
     precision: Precision | None = None,
     backend: Backend | None = None,
 ) -> MMD2AndVariance:
-    """Unbiased squared MMD and an unbiased estimate of that estimate's variance.
+    """Squared MMD and an estimate of that estimate's variance, both unbiased unless told otherwise.
 
     .. code-block:: text
 
@@ -184,12 +186,18 @@ def mmd2_and_variance(
         First sample, at least four rows; see `rbf` for sigma, weights, precision, backend, dtypes and errors.
     y : array of shape (..., M, D)
         Second sample, at least four rows.
+    estimator : {"unbiased", "biased"}
+        Of MMD^2; see `kernel_means`. The variance is the same for both.
+    variance : {"unbiased", "biased"}
+        "biased" is the estimate in the published code of optimized MMD and of MMD-GANs, for N = M (two rows at
+        least). It differs from the unbiased one by terms of the order 1 / N^2, and is too small where N is small.
+        `mmd2 / variance.clamp(min=1e-8).sqrt()` is their ratio, with estimator="biased" if theirs was told so.
 
     Returns
     -------
     MMD2AndVariance
-        Named tuple (mmd2, variance), each (...,); float32 for half-precision input. Being unbiased, the variance may
-        fall below zero in small samples: clamp it before taking a root, as in mmd2 / variance.clamp(min=1e-8).sqrt().
+        Named tuple (mmd2, variance), each (...,); float32 for half-precision input. The variance may fall below zero
+        in small samples: clamp it before taking a root, as in mmd2 / variance.clamp(min=1e-8).sqrt().
 
     Notes
     -----
@@ -199,8 +207,11 @@ def mmd2_and_variance(
 
     References
     ----------
-    For N = M this is the estimate of D. Sutherland et al., "Generative models and model criticism via optimized
-    maximum mean discrepancy", ICLR 2017, section 3; the ratio is the t-statistic that they and MMD-GANs maximise.
+    D. Sutherland and N. Deka, "Unbiased estimators for the variance of MMD estimators", 2019, arXiv 1906.02104, has
+    such an estimate for the u-statistic of N = M, which leaves the pairs (x_i, y_i) out. Its variance differs only in
+    that of the mean between samples, ((N - 2) (zeta_x + zeta_y) + zeta_xy) / (N (N - 1)): by terms of the order
+    1 / N^2. It corrects D. Sutherland et al., "Generative models and model criticism via optimized maximum mean
+    discrepancy", ICLR 2017, whose code has the "biased" variance.
 
     Examples
     --------
@@ -211,8 +222,7 @@ def mmd2_and_variance(
     """
     x, y = under_autocast(x, y)
     checks.two_point_sets("x", x, "y", y)
-    for name, sample in (("x", x), ("y", y)):
-        checks.some_rows(name, sample, 4, "the variance of MMD^2")
+    checks.variance_of_mmd2(variance, estimator, x, y)
     p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, precision, backend)
     x3, y3 = double(p, p.rows(x)), double(p, p.rows(y))
     baseline = p.run.baselines(x3, y3, p.bandwidths()[0])
@@ -221,19 +231,23 @@ def mmd2_and_variance(
     n, m = x.shape[-2], y.shape[-2]
     pairs = n * m
     total = xy.rows.sum(-1)
-    mmd2 = xx.rows.sum(-1) / (n * (n - 1)) + yy.rows.sum(-1) / (m * (m - 1)) - 2 * total / pairs
+    diagonal = 0 if estimator == "biased" else 1
+    mmd2 = xx.rows.sum(-1) / (n * (n - diagonal)) + yy.rows.sum(-1) / (m * (m - diagonal)) - 2 * total / pairs
+    if variance == "biased":
+        spread = _biased_variance(xx, yy, xy, yx, n)
+        return MMD2AndVariance(p.give(mmd2, p.scalar_dtype), p.give(spread, p.scalar_dtype))
 
     square_x, square_y = (xy.rows**2).sum(-1), (yx.rows**2).sum(-1)
     apart = (total**2 - square_x - square_y + xy.squares) / (pairs * (n - 1) * (m - 1))
     share_x = (square_x - xy.squares) / (pairs * (m - 1)) - apart
     share_y = (square_y - xy.squares) / (pairs * (n - 1)) - apart
     between = ((m - 1) * share_x + (n - 1) * share_y + xy.squares / pairs - apart) / pairs
-    variance = _variance_within(xx, n) + _variance_within(yy, m) + 4 * between
+    spread = _variance_within(xx, n) + _variance_within(yy, m) + 4 * between
     for sums, across, rows, others in ((xx, xy, n, m), (yy, yx, m, n)):
         together = (sums.rows * across.rows).sum(-1)
         separate = (sums.rows.sum(-1) * total - 2 * together) / (rows - 2)
-        variance = variance - 8 * (together - separate) / (rows**2 * (rows - 1) * others)
-    return MMD2AndVariance(p.give(mmd2, p.scalar_dtype), p.give(variance, p.scalar_dtype))
+        spread = spread - 8 * (together - separate) / (rows**2 * (rows - 1) * others)
+    return MMD2AndVariance(p.give(mmd2, p.scalar_dtype), p.give(spread, p.scalar_dtype))
 
 
 class _Sums(NamedTuple):
@@ -268,6 +282,22 @@ def _variance_within(sums: _Sums, n: int) -> Array:
     zeta_1 = (row_squares - squares) / (pairs * (n - 2)) - apart
     zeta_2 = squares / pairs - apart
     return (4 * (n - 2) * zeta_1 + 2 * zeta_2) / pairs
+
+
+def _biased_variance(xx: _Sums, yy: _Sums, xy: _Sums, yx: _Sums, n: int) -> Array:
+    """That of the published codes, for N = M; a constant added to K does not change it either."""
+    of_x, of_y, across = (sums.rows.sum(-1) for sums in (xx, yy, xy))
+    squares = sum(2 * (sums.rows**2).sum(-1) - sums.squares for sums in (xx, yy))
+    across_squares = (xy.rows**2).sum(-1) + (yx.rows**2).sum(-1)
+    together = (xx.rows * xy.rows).sum(-1) + (yy.rows * yx.rows).sum(-1)
+    pairs = n * (n - 1)
+    return (
+        2 * squares / pairs**2
+        - (4 * n - 6) * (of_x**2 + of_y**2) / pairs**3
+        + 4 * ((n - 2) * across_squares - (n - 3) * xy.squares) / (n * pairs**2)
+        - (8 * n - 12) * across**2 / (n**4 * pairs)
+        + 8 * ((of_x + of_y) * across / n - together) / (n**2 * pairs)
+    )
 
 
 def _float64(p: Problem) -> Any:

@@ -127,6 +127,108 @@ def test_variance_is_that_of_the_estimate(rng, shift):
     assert found.variance.mean() == pytest.approx(found.mmd2.var(), abs=4 * error)
 
 
+def matrices(x, y, sigma):
+    """Kernel matrices in float64, those within a sample without their diagonals."""
+    k = [gkfast.rbf(a, b, sigma, backend="reference") for a, b in ((x, x), (y, y), (x, y))]
+    return *(a - np.diag(np.diag(a)) for a in k[:2]), k[2]
+
+
+def published_mmd2_and_variance(x, y, sigma, biased):
+    """The formula in the code of "optimized MMD" (Sutherland et al. 2017) and of MMD-GANs, for N = M."""
+    kx, ky, k = matrices(x, y, sigma)
+    m = len(x)
+    scale = np.size(sigma)
+    rows_x, rows_y, rows, columns = kx.sum(1), ky.sum(1), k.sum(1), k.sum(0)
+    sum_x, sum_y, total = kx.sum(), ky.sum(), k.sum()
+    if biased:
+        mmd2 = (sum_x + sum_y + 2 * m * scale) / m**2 - 2 * total / m**2
+    else:
+        mmd2 = (sum_x + sum_y) / (m * (m - 1)) - 2 * total / m**2
+    of_x, of_y = (2 * r @ r - (a**2).sum() for r, a in ((rows_x, kx), (rows_y, ky)))
+    variance = (
+        2 / (m**2 * (m - 1) ** 2) * (of_x + of_y)
+        - (4 * m - 6) / (m**3 * (m - 1) ** 3) * (sum_x**2 + sum_y**2)
+        + 4 * (m - 2) / (m**3 * (m - 1) ** 2) * (rows @ rows + columns @ columns)
+        - 4 * (m - 3) / (m**3 * (m - 1) ** 2) * (k**2).sum()
+        - (8 * m - 12) / (m**5 * (m - 1)) * total**2
+        + 8 / (m**3 * (m - 1)) * ((sum_x + sum_y) * total / m - rows_x @ rows - rows_y @ columns)
+    )
+    return mmd2, variance
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("sigma", [0.8, [0.5, 1.0, 3.0]])
+@pytest.mark.parametrize("m", [2, 3, 5, 24])
+def test_biased_variance_is_that_of_mmd_gans(rng, library, m, sigma, estimator):
+    x, y = samples(rng, m, m, shift=0.5)
+    found = gkfast.mmd2_and_variance(library(x), library(y), sigma, estimator=estimator, variance="biased")
+    mmd2, variance = published_mmd2_and_variance(x, y, sigma, estimator == "biased")
+    assert float(found.mmd2) == pytest.approx(mmd2, abs=1e-13)
+    assert float(found.variance) == pytest.approx(variance, rel=1e-9, abs=1e-14)
+    # their ratio
+    ratio = float(found.mmd2) / max(float(found.variance), 1e-8) ** 0.5
+    assert ratio == pytest.approx(mmd2 / max(variance, 1e-8) ** 0.5, rel=1e-9)
+
+
+def test_biased_estimate_of_mmd2_beside_either_variance(rng):
+    x, y = samples(rng, 7, 5, shift=0.5)
+    found, usual = gkfast.mmd2_and_variance(x, y, 0.8, estimator="biased"), gkfast.mmd2_and_variance(x, y, 0.8)
+    assert float(found.mmd2) == pytest.approx(float(gkfast.mmd2(x, y, 0.8, estimator="biased")), abs=1e-14)
+    assert found.variance == usual.variance
+
+
+def test_biased_variance_has_gradients(rng):
+    x, y = (torch.from_numpy(a).requires_grad_() for a in samples(rng, 5, 5))
+    assert torch.autograd.gradcheck(lambda x, y: gkfast.mmd2_and_variance(x, y, 0.9, variance="biased"), (x, y))
+
+
+def variance_of_the_u_statistic(x, y, sigma):
+    """D. Sutherland and N. Deka's estimate (arXiv 1906.02104) for N = M, as codes that cite it have it."""
+    kx, ky, k = matrices(x, y, sigma)
+    m = len(x)
+    m2, m3 = m * (m - 1), m * (m - 1) * (m - 2)
+    m4 = m3 * (m - 3)
+    rows_x, rows_y, rows, columns = kx.sum(1), ky.sum(1), k.sum(1), k.sum(0)
+    return (
+        4 / m4 * (rows_x @ rows_x + rows_y @ rows_y)
+        - 2 / m4 * ((kx**2).sum() + (ky**2).sum())
+        + 4 * (m**2 - m - 1) / (m2 * m2 * m * (m - 1)) * (rows @ rows + columns @ columns)
+        - 4 * (m - 2) / (m2 * m * (m - 1) ** 2) * (k**2).sum()
+        - 2 * (2 * m - 3) / (m2 * m4) * (rows_x.sum() ** 2 + rows_y.sum() ** 2)
+        - 4 * (2 * m - 3) / m2**3 * k.sum() ** 2
+        - 8 / (m * m3) * (rows_x @ rows + rows_y @ columns)
+        + 8 / (m * m * m3) * (rows_x.sum() + rows_y.sum()) * k.sum()
+    )
+
+
+def test_variance_beside_that_of_the_u_statistic(rng):
+    # they differ in the variance of the mean between samples: with the pairs (i, i) and without
+    for m in (4, 6, 20):
+        x, y = samples(rng, m, m, shift=0.5)
+        _, _, k = matrices(x, y, 0.8)
+        rows, columns, total, squares = k.sum(1), k.sum(0), k.sum(), (k**2).sum()
+        apart = (total**2 - rows @ rows - columns @ columns + squares) / (m * (m - 1)) ** 2
+        shares = (rows @ rows + columns @ columns - 2 * squares) / (m * m * (m - 1)) - 2 * apart
+        alone = squares / m**2 - apart
+        with_pairs = ((m - 1) * shares + alone) / m**2
+        without = ((m - 2) * shares + alone) / (m * (m - 1))
+        expected = variance_of_the_u_statistic(x, y, 0.8) + 4 * (with_pairs - without)
+        assert float(gkfast.mmd2_and_variance(x, y, 0.8).variance) == pytest.approx(expected, rel=1e-9)
+
+
+def test_estimates_of_the_variance_of_two_estimators(rng):
+    """Each is unbiased for its own estimator, and the published code's is far off where samples are small."""
+    x = rng.normal(size=(6000, 5, 2))
+    y = 1.3 * rng.normal(size=(6000, 5, 2)) + 0.5
+    unbiased, biased = gkfast.mmd2_and_variance(x, y, 0.8), gkfast.mmd2_and_variance(x, y, 0.8, variance="biased")
+    u_statistic = gkfast.mmd2(x, y, 0.8, estimator="u_statistic").var()
+    of_u = np.mean([variance_of_the_u_statistic(*pair, 0.8) for pair in zip(x[::4], y[::4], strict=True)])
+    # standard errors: 1.6e-4 + 2 * 2.6e-2 / sqrt(6000) + 9e-4 for a quarter of the samples
+    assert unbiased.variance.mean() == pytest.approx(unbiased.mmd2.var(), abs=3e-3)
+    assert of_u == pytest.approx(u_statistic, abs=5e-3)
+    assert biased.variance.mean() < 0.6 * unbiased.mmd2.var()
+
+
 def test_variance_keeps_its_digits_with_a_wide_kernel(rng, exact):
     x, y = (a.astype(np.float32) for a in samples(rng, 30, 40, shift=0.2))
     found, truth = gkfast.mmd2_and_variance(x, y, 200.0), exact(gkfast.mmd2_and_variance, x, y, 200.0)
@@ -169,6 +271,13 @@ def test_witness_keeps_its_digits_with_a_wide_kernel(rng, exact):
         (lambda x: gkfast.mmd_test(x, x, 1.0, estimator="linear"), "estimator must be unbiased or biased for a test"),
         (lambda x: gkfast.mmd_test(x, x[:1], 1.0), "y must have at least 2 rows"),
         (lambda x: gkfast.mmd2_and_variance(x, x[:3], 1.0), "y must have at least 4 rows for the variance"),
+        (lambda x: gkfast.mmd2_and_variance(x, x, 1.0, variance="both"), "variance must be unbiased or biased, got"),
+        (lambda x: gkfast.mmd2_and_variance(x, x, 1.0, estimator="linear"), "estimator must be unbiased or biased"),
+        (
+            lambda x: gkfast.mmd2_and_variance(x, x[:4], 1.0, variance="biased"),
+            "the same number of rows for the bias",
+        ),
+        (lambda x: gkfast.mmd2_and_variance(x, x[:1], 1.0, variance="biased"), "y must have at least 2 rows"),
         (lambda x: gkfast.witness(x, x, x[:, :1], 1.0), "y must have as many coordinates as points"),
         (lambda x: gkfast.witness(x, x[:0], x, 1.0), "x must have at least 1 row"),
     ],
