@@ -578,13 +578,6 @@ def one_sample_per_row(name: str, value: Any, function: str) -> None:
         )
 
 
-def device_of_module(name: str, x: Array, device: Any) -> None:
-    if x.device != device:
-        raise ValueError(
-            f"{name} must be on the device of the module ({device}), got {x.device}; move one of them with .to()"
-        )
-
-
 def not_on_meta(name: str, on_meta: bool) -> None:
     if on_meta:
         raise ValueError(

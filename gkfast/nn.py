@@ -1,6 +1,11 @@
-"""torch.nn modules over gkfast's functions: they hold the bandwidth, the functions hold the mathematics."""
+"""torch.nn modules over gkfast's functions: they hold the bandwidth, the functions hold the mathematics.
 
-from collections.abc import Sequence
+Modules take torch tensors. Losses take one sample per row, (N, D): flatten images with ``x.flatten(1)``, and call the
+functions for batches of samples. Bandwidths are float64 and stay so in ``half()``, ``bfloat16()`` and ``to_empty()``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,8 +14,29 @@ from torch import Tensor
 import gkfast
 from gkfast import checks
 from gkfast.checks import Estimator
+from gkfast.functional import under_autocast
 
 Bandwidth = float | Sequence[float] | Literal["median", "mean"]
+
+Move = Callable[[Tensor], Tensor]
+
+
+def _kept(move: Move) -> Move:
+    """What torch does to a module's tensors, for numbers that no cast may round and no to_empty() may lose."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        # a number that is always there to be moved, whatever move does to numbers
+        device = move(tensor.new_empty(1, dtype=torch.float32)).device
+        if device == tensor.device:
+            if not tensor.is_meta:
+                # sharing memory, say, is done in place
+                move(tensor)
+            return tensor
+        # the one device without float64
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return torch.empty_like(tensor, device=device, dtype=dtype) if tensor.is_meta else tensor.to(device, dtype)
+
+    return moved
 
 
 class RBF(torch.nn.Module):
@@ -24,7 +50,8 @@ class RBF(torch.nn.Module):
     Parameters
     ----------
     sigma : float or sequence of S floats
-        Bandwidths to begin with, in the units of x; with dims one number, or one for each dimension.
+        Bandwidths to begin with, in the units of x; with dims one number, or one for each dimension. A 1-D array or
+        tensor counts as a sequence, here and below.
     dims : int, optional
         The number of dimensions D, each of which gets a bandwidth of its own.
     weights : sequence of S floats, optional
@@ -34,13 +61,15 @@ class RBF(torch.nn.Module):
 
     Attributes
     ----------
-    log_sigma : parameter (or buffer) of shape (S,) or (D,)
-        What is learned: the logarithm keeps bandwidths positive.
+    log_sigma : parameter (or buffer) of shape (S,) or (D,), float64
+        What is learned: the logarithm keeps bandwidths positive. It has the digits that float64 data ask for, takes
+        no more time in float32 kernels, and no cast of the module rounds it.
 
     Raises
     ------
-    ValueError
-        For bandwidths that are not positive, or as many as there are neither dimensions nor weights.
+    TypeError, ValueError
+        For bandwidths that are not positive, or as many as there are neither dimensions nor weights; for x or y that
+        are no tensors.
 
     Examples
     --------
@@ -61,17 +90,29 @@ class RBF(torch.nn.Module):
         learnable: bool = True,
     ) -> None:
         super().__init__()
-        checks.bandwidths(sigma, weights)
-        values = [float(s) for s in sigma] if isinstance(sigma, Sequence) else [float(sigma)]
+        values = checks.constants("sigma", sigma)
         if dims is not None:
-            values = checks.per_dimension(values, dims, weights)
+            values, dims = checks.ard(values, dims, weights)
         self.dims = dims
-        self.weights = None if weights is None else [float(w) for w in weights]
-        log_sigma = torch.tensor(values).log()
-        if learnable:
+        self.weights = checks.weights_of_kernels(weights, len(values))
+        self.given = [math.log(s) for s in values]
+        log_sigma = torch.tensor(self.given, dtype=torch.float64)
+        if checks.switch("learnable", learnable):
             self.log_sigma = torch.nn.Parameter(log_sigma)
         else:
             self.register_buffer("log_sigma", log_sigma)
+
+    def reset_parameters(self) -> None:
+        """The bandwidths to begin with."""
+        with torch.no_grad():
+            self.log_sigma.copy_(torch.tensor(self.given, dtype=torch.float64, device="cpu"))
+
+    def _apply(self, fn: Move, recurse: bool = True) -> "RBF":
+        was_meta = self.log_sigma.is_meta
+        super()._apply(_kept(fn), recurse)
+        if was_meta and not self.log_sigma.is_meta:
+            self.reset_parameters()
+        return self
 
     @property
     def sigma(self) -> Tensor:
@@ -80,14 +121,34 @@ class RBF(torch.nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The kernel matrix (..., N, M) of x (..., N, D) and y (..., M, D), by default x itself."""
+        for name, points in (("x", x), ("y", y)):
+            if points is not None:
+                checks.module_tensor(name, points)
+        checks.not_on_meta("RBF", self.log_sigma.is_meta and not x.is_meta)
         if self.dims is None:
             return gkfast.rbf(x, y, self.sigma, weights=self.weights)
-        checks.coordinates("x", x, self.dims)
-        sigma = self.sigma.to(x.dtype)
-        return gkfast.rbf(x / sigma, None if y is None else y / sigma)
+        return self._per_dimension(x, y, self.dims)
+
+    def _per_dimension(self, x: Tensor, y: Tensor | None, dims: int) -> Tensor:
+        x, y = under_autocast(x, y)
+        checks.points("x", x)
+        if y is not None:
+            checks.two_point_sets("x", x, "y", y)
+        checks.coordinates("x", x, dims)
+        # halves are divided in float32: a quotient in half precision would move the points
+        compute = torch.float32 if x.dtype.itemsize == 2 else x.dtype
+        sigma = self.sigma.to(x.device, compute)
+        scaled = [None if points is None else points.to(compute) / sigma for points in (x, y)]
+        k: Tensor = gkfast.rbf(*scaled).to(x.dtype)
+        return k
 
     def extra_repr(self) -> str:
-        return f"sigma={[round(s, 4) for s in self.sigma.tolist()]}, dims={self.dims}, weights={self.weights}"
+        sigma = "on meta" if self.log_sigma.is_meta else [round(s, 4) for s in self.sigma.tolist()]
+        return f"sigma={sigma}, dims={self.dims}, weights={self.weights}"
+
+
+# what a saved state's bandwidths are found by, in the order of their numbers in it
+_RULES = ("given", "median", "mean")
 
 
 class _Bandwidth(torch.nn.Module):
@@ -95,26 +156,52 @@ class _Bandwidth(torch.nn.Module):
 
     running: Tensor
     factors: Tensor
+    kind: Tensor
 
     def __init__(self, sigma: Bandwidth, scales: Sequence[float], momentum: float) -> None:
         super().__init__()
-        checks.bandwidth_rule(sigma, scales, momentum)
-        self.rule = sigma if isinstance(sigma, str) else None
-        self.scales = [1.0] if self.rule is None else [float(s) for s in scales]
-        self.momentum = momentum
-        if isinstance(sigma, str):
-            given: list[float] = [0.0]
-        else:
-            given = [float(s) for s in sigma] if isinstance(sigma, Sequence) else [float(sigma)]
-        self.register_buffer("running", torch.tensor(given, dtype=torch.float64))
+        found = checks.found_or_given(sigma)
+        self.rule = found if isinstance(found, str) else None
+        self.given = [0.0] if isinstance(found, str) else found
+        numbers = checks.constants("scales", scales)
+        self.scales = [1.0] if self.rule is None else numbers
+        self.momentum = checks.share("momentum", momentum)
+        self.register_buffer("running", torch.tensor(self.given, dtype=torch.float64))
         # beside it wherever the module goes: a copy from the host would wait, and no graph could capture it
         self.register_buffer("factors", torch.tensor(self.scales, dtype=torch.float64), persistent=False)
+        # a state says how its bandwidths were found; not in an integer, which averages of weights would cut off
+        self.register_buffer("kind", torch.tensor(self._kind(), dtype=torch.float64))
         self.seen = self.rule is None
+
+    def _kind(self) -> float:
+        return float(_RULES.index(self.rule or "given"))
+
+    def reset_parameters(self) -> None:
+        """The bandwidths to begin with: the given ones, or none yet."""
+        with torch.no_grad():
+            self.running.copy_(torch.tensor(self.given, dtype=torch.float64, device="cpu"))
+            self.factors.copy_(torch.tensor(self.scales, dtype=torch.float64, device="cpu"))
+            self.kind.fill_(self._kind())
+        self.seen = self.rule is None
+
+    def _apply(self, fn: Move, recurse: bool = True) -> "_Bandwidth":
+        was_meta = self.running.is_meta
+        super()._apply(_kept(fn), recurse)
+        if was_meta and not self.running.is_meta:
+            self.reset_parameters()
+        return self
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The bandwidths (S,), float64; while training, after a look at x and y."""
+        if x.is_meta:
+            # a question for shapes
+            return x.new_empty(len(self.given) if self.rule is None else len(self.scales), dtype=torch.float64)
+        checks.not_on_meta("the loss", self.running.is_meta)
         if self.rule is None:
             return self.running
+        if self.running.device != x.device:
+            # an average of the data's distances is kept where they are
+            self.to(x.device)
         if self.training or not self.seen:
             now = self._found(x, y)
             if self.seen:
@@ -127,22 +214,86 @@ class _Bandwidth(torch.nn.Module):
 
     def _found(self, x: Tensor, y: Tensor) -> Tensor:
         rule = gkfast.median_sigma if self.rule == "median" else gkfast.mean_sigma
-        found = rule(*(t.detach().float().reshape(-1, t.shape[-1]) for t in (x, y))).double().reshape(1)
-        # where all rows are equal every bandwidth will do, but zero
-        return torch.where(found > 0, found, self.running if self.seen else 1.0)
+        # under autocast one sample may be in half precision and the other not
+        wide = (t.float() if t.dtype.itemsize == 2 else t for t in (x.detach(), y.detach()))
+        found = rule(*wide).double().reshape(1)
+        # where all rows are equal every bandwidth will do, but zero; and one infinite row is not to stay for ever
+        return torch.where((found > 0) & (found < math.inf), found, self.running if self.seen else 1.0)
 
     def _scaled(self, sigma: Tensor) -> Tensor:
-        return sigma * self.factors.to(sigma.device, torch.float64)
+        return sigma * self.factors
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-        # an untrained module's running bandwidth is zero
-        self.seen = bool((self.running > 0).all())
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        wrong = self._wrong_state(state_dict, prefix)
+        if wrong:
+            errors.append(wrong)
+            return
+        arguments = (state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        super()._load_from_state_dict(*arguments)
+        # older states do not say
+        if f"{prefix}kind" in missing:
+            missing.remove(f"{prefix}kind")
+        if self.running.is_meta:
+            return
+        if self.running.dtype != torch.float64 and self.running.device.type != "mps":
+            self.running = self.running.double()
+        # no state has these: an assigned one may have brought the bandwidths to a device
+        if self.factors.device != self.running.device:
+            self.factors = torch.tensor(self.scales, dtype=self.running.dtype, device=self.running.device)
+        if self.rule is None:
+            self.given = self.running.tolist()
+        else:
+            # an untrained module's running bandwidth is zero
+            self.seen = bool((self.running > 0).all())
+
+    def _wrong_state(self, state_dict: Any, prefix: str) -> str | None:
+        """Why a state is not of bandwidths such as these; a state on the meta device has nothing to say."""
+        kind, running = (state_dict.get(prefix + name) for name in ("kind", "running"))
+        ours, module = self.rule or "given", prefix.rstrip(".") or "the module"
+        again = "make the module with the sigma of the one that was saved"
+        if isinstance(kind, Tensor) and not kind.is_meta:
+            number = round(kind.item())
+            theirs = _RULES[number] if number in range(len(_RULES)) else "unknown"
+            if theirs != ours:
+                return (
+                    f"{module} must load bandwidths that are {_found_by(ours)}, got a state of bandwidths that are "
+                    f"{_found_by(theirs)}; {again}, or leave {prefix}running and {prefix}kind out of the state and "
+                    f"load it with strict=False"
+                )
+        if self.rule is None and isinstance(running, Tensor) and not running.is_meta and not (running > 0).all():
+            return (
+                f"{module} must load positive bandwidths, got {running.tolist()}, as of a rule without data; {again}"
+            )
+        return None
 
     def extra_repr(self) -> str:
+        if self.running.is_meta:
+            return f"{self.rule or 'given'}, on meta"
         if self.rule is None:
             return f"{self.running.tolist()}"
         return f"{self.rule} times {self.scales}, momentum={self.momentum}, now {self.running.item():.4g}"
+
+
+def _found_by(rule: str) -> str:
+    return f"found by the rule {rule!r}" if rule in ("median", "mean") else rule
+
+
+def _samples(x_name: str, x: Tensor, y_name: str, y: Tensor, function: str) -> tuple[Tensor, Tensor]:
+    """Two samples (N, D) and (M, D) as the functions will see them; `function` is what takes batches."""
+    for name, sample in ((x_name, x), (y_name, y)):
+        checks.one_sample_per_row(name, sample, function)
+    x, y = under_autocast(x, y)
+    checks.two_point_sets(x_name, x, y_name, y)
+    return x, y
 
 
 class MMDLoss(torch.nn.Module):
@@ -159,9 +310,11 @@ class MMDLoss(torch.nn.Module):
         (`gkfast.median_sigma`, `gkfast.mean_sigma` of both samples together), detached.
     scales : sequence of floats
         What a rule's bandwidth is multiplied with, one kernel for each; of no effect on given bandwidths.
+        A bandwidth that is found moves to the device of the samples.
     momentum : float in [0, 1]
         How much of a rule's bandwidth is renewed at each training step: 1 follows every batch, 0 keeps the first
-        batch's. The running bandwidth is saved with the module, and left alone in evaluation mode.
+        batch's. The running bandwidth is saved with the module, and left alone in evaluation mode. The state says by
+        which rule it was found, and a module of another rule does not load it.
     estimator : {"unbiased", "biased", "u_statistic", "linear"}
         See `gkfast.kernel_means`. The unbiased estimate may fall below zero.
     root : bool
@@ -186,13 +339,15 @@ class MMDLoss(torch.nn.Module):
         root: bool = False,
     ) -> None:
         super().__init__()
-        checks.rooted(root, estimator)
+        self.root = checks.switch("root", root)
+        checks.loss_estimator(estimator, self.root)
         self.bandwidth = _Bandwidth(sigma, scales, momentum)
         self.estimator = estimator
-        self.root = root
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The loss (...,) of x (..., N, D) and y (..., M, D)."""
+        """The loss () of x (N, D) and y (M, D): one sample per row, so flatten images with ``flatten(1)``."""
+        x, y = _samples("x", x, "y", y, "gkfast.mmd2")
+        checks.estimator(self.estimator, x, y, False)
         sigma = self.bandwidth(x, y)
         weights = [1 / len(sigma)] * len(sigma)
         value: Tensor = gkfast.mmd2(x, y, sigma, weights=weights, estimator=self.estimator)
@@ -242,20 +397,21 @@ class RepulsiveLoss(torch.nn.Module):
 
     def __init__(self, sigma: float | Sequence[float] = 1.0, *, lower: float = 0.25, upper: float = 4.0) -> None:
         super().__init__()
-        checks.bandwidths(sigma, None)
-        checks.bounds(lower, upper)
-        self.sigma = [float(s) for s in sigma] if isinstance(sigma, Sequence) else [float(sigma)]
-        self.lower = lower
-        self.upper = upper
+        self.sigma = checks.constants("sigma", sigma)
+        self.lower, self.upper = checks.squared_bounds(lower, upper)
 
     def critic(self, real: Tensor, fake: Tensor) -> Tensor:
-        """What the critic minimises: features of real (..., N, D) and generated (..., M, D) samples."""
+        """What the critic minimises: features of real (N, D) and generated (M, D) samples; float32 for halves."""
+        real, fake = self._features(real, fake)
+        # the number of pairs may leave the range of float16
+        real, fake = (t.float() if t.dtype.itemsize == 2 else t for t in (real, fake))
         within_real = gkfast.rbf(real, None, self.sigma).clamp(min=self._kernel(self.upper))
         within_fake = gkfast.rbf(fake, None, self.sigma).clamp(max=self._kernel(self.lower))
         return _mean_of_pairs(within_real) - _mean_of_pairs(within_fake)
 
     def generator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """What the generator minimises."""
+        """What the generator minimises, of the same features."""
+        real, fake = self._features(real, fake)
         value: Tensor = gkfast.mmd2(fake, real, self.sigma)
         return value
 
@@ -263,17 +419,24 @@ class RepulsiveLoss(torch.nn.Module):
         """The critic's and the generator's loss."""
         return self.critic(real, fake), self.generator(real, fake)
 
+    def _features(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        real, fake = _samples("real", real, "fake", fake, "gkfast.rbf and gkfast.mmd2")
+        checks.some_rows("real", real, 2, "a mean over pairs")
+        checks.some_rows("fake", fake, 2, "a mean over pairs")
+        return real, fake
+
     def _kernel(self, squared_distance: float) -> float:
-        return float(sum(torch.tensor(-squared_distance / (2 * s * s)).exp() for s in self.sigma))
+        # divided twice: the square of a small bandwidth may be zero
+        return sum(math.exp(-squared_distance / s / s / 2) for s in self.sigma)
 
     def extra_repr(self) -> str:
         return f"sigma={self.sigma}, lower={self.lower}, upper={self.upper}"
 
 
 def _mean_of_pairs(k: Tensor) -> Tensor:
-    """The mean over i != j of (..., N, N)."""
+    """The mean over i != j of (N, N)."""
     n = k.shape[-1]
-    return (k.sum((-2, -1)) - k.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1))
+    return (k.sum() - k.diagonal().sum()) / (n * (n - 1))
 
 
 class KDERatioLoss(torch.nn.Module):
@@ -317,7 +480,10 @@ class KDERatioLoss(torch.nn.Module):
         self.bandwidth = _Bandwidth(sigma, scales, momentum)
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
-        """The loss () of fake (N, D), two rows at least, and real (M, D)."""
+        """The loss () of fake (N, D), two rows at least, and real (M, D): one sample per row."""
+        fake, real = _samples("fake", fake, "real", real, "gkfast.log_density")
+        checks.some_rows("fake", fake, 2, "a density of the other rows")
+        checks.some_rows("real", real, 1, "a density")
         terms = []
         for s in self.bandwidth(fake, real):
             within = gkfast.log_density(fake, fake.detach(), s, leave_one_out=True)
@@ -351,14 +517,14 @@ class ArticleRegularizer(torch.nn.Module):
 
     def __init__(self, sigma: float = 1.0, *, form: Literal["log_ratio", "literal"] = "log_ratio") -> None:
         super().__init__()
-        checks.bandwidths(sigma, None)
-        checks.regularizer_form(form)
-        self.sigma = float(sigma)
+        checks.term_form(form)
+        self.sigma = checks.one_constant("sigma", sigma)
         self.form = form
         self.ratio = KDERatioLoss(self.sigma)
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
-        """The term () of fake (N, D) and real (M, D)."""
+        """The term () of fake (N, D) and real (M, D): one sample per row."""
+        fake, real = _samples("fake", fake, "real", real, "gkfast.log_density")
         if self.form == "literal":
             pairs: Tensor = gkfast.rbf(fake[..., None, :], fake[..., None, :], self.sigma)
             return pairs.log().mean()
