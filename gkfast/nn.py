@@ -217,7 +217,7 @@ class _Bandwidth(torch.nn.Module):
         # under autocast one sample may be in half precision and the other not
         wide = (t.float() if t.dtype.itemsize == 2 else t for t in (x.detach(), y.detach()))
         found = rule(*wide).double().reshape(1)
-        # where all rows are equal every bandwidth will do, but zero; and one infinite row is not to stay for ever
+        # where all rows are equal every bandwidth will do, but zero; infinite rows are not to stay for ever
         return torch.where((found > 0) & (found < math.inf), found, self.running if self.seen else 1.0)
 
     def _scaled(self, sigma: Tensor) -> Tensor:
