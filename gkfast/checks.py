@@ -319,58 +319,11 @@ def permutation_test(estimator: object, permutations: object, seed: object, x: A
         )
 
 
-def per_dimension(values: list[float], dims: object, weights: object) -> list[float]:
-    """One bandwidth for each of the dimensions."""
-    if not isinstance(dims, int) or isinstance(dims, bool) or dims < 1:
-        raise ValueError(f"dims must be a whole number of at least 1, got {dims!r}; it is the D of x (..., N, D)")
-    if len(values) not in (1, dims):
-        raise ValueError(f"sigma must be one number or one for each of {dims} dimensions, got {len(values)}")
-    if weights is not None:
-        raise ValueError("weights must be left out with dims, got some; a kernel with dims is a single one")
-    return values * dims if len(values) == 1 else values
-
-
 def coordinates(name: str, x: Array, dims: int) -> None:
     if x.shape[-1] != dims:
         raise ValueError(
             f"{name} must have {dims} coordinates, got {x.shape[-1]}; dims was set when the module was made"
         )
-
-
-def bandwidth_rule(sigma: Any, scales: Any, momentum: Any) -> None:
-    """What a loss finds its bandwidths by."""
-    if not isinstance(sigma, str):
-        bandwidths(sigma, None)
-    elif sigma not in ("median", "mean"):
-        raise ValueError(f"sigma must be a number, a sequence, 'median' or 'mean', got {sigma!r}; 'median' is usual")
-    _positive("scales", scales)
-    if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must lie in [0, 1], got {momentum!r}; 1 follows every batch, 0 keeps the first")
-
-
-def _positive(name: str, values: Any) -> None:
-    if not isinstance(values, Sequence) or not values or not all(0 < v < math.inf for v in values):
-        raise ValueError(f"{name} must be positive numbers, got {values!r}; for example (0.5, 1.0, 2.0)")
-
-
-def rooted(root: bool, estimator: str) -> None:
-    if root and estimator != "biased":
-        raise ValueError(
-            f"estimator must be biased where root is True, got {estimator!r}; the others may fall below zero"
-        )
-
-
-def bounds(lower: float, upper: float) -> None:
-    if not 0 <= lower < upper:
-        raise ValueError(
-            f"lower and upper must be squared distances with 0 <= lower < upper, got {lower!r} and {upper!r}; "
-            f"0.25 and 4 are the paper's, for sigma 1"
-        )
-
-
-def regularizer_form(form: object) -> None:
-    if form not in ("log_ratio", "literal"):
-        raise ValueError(f"form must be log_ratio or literal, got {form!r}; literal is zero for every input")
 
 
 def separable(estimator: object, x: Array) -> None:
