@@ -113,9 +113,8 @@ def mmd2(
     value = own.detach()
     dist.all_reduce(value, group=group)
     if estimator == "biased":
-        one = all_x.new_ones(1, len(all_x)), all_y.new_ones(1, len(all_y))
         kernel_weights = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None).bandwidths()[1]
-        value = squared_norm(value[None], all_x[None], all_y[None], *one, kernel_weights)[0]
+        value = squared_norm(value[None], all_x[None], all_y[None], kernel_weights)[0]
     # the value of all; the gradient of this process's share, as often as there are losses to be summed
     return value + dist.get_world_size(group) * (own - own.detach())
 

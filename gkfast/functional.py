@@ -714,7 +714,7 @@ def _mmd2(x: Array, y: Array, **options: Any) -> Array:
     baseline = p.run.baselines(s.x, s.y, sigma)
     values = p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, sigma, weights, s.drop, baseline, **p.modes)
     if s.drop == 0:
-        values = squared_norm(values, s.x, s.y, s.a, s.b, weights)
+        values = squared_norm(values, s.x, s.y, weights, s.a, s.b)
     return s.give(values)
 
 
@@ -729,7 +729,7 @@ def _mmd2_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: A
     values, _, *gradients = p.run.kernel_sums_with_gradients(s.scale[:, None], *arguments)
     values = values[:, 0]
     if s.drop == 0:
-        values = squared_norm(values, x, y, s.a, s.b, weights)
+        values = squared_norm(values, x, y, weights)
     of_points = zip(points, gradients, strict=False)
     return s.give(values), [d.reshape(a.shape) for a, d in of_points if d is not None]
 

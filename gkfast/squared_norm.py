@@ -18,25 +18,31 @@ _ROUNDING = 1e-4
 _MIX = -7046029254386353131, -4658895280553007687
 
 
-def squared_norm(values: Array, x: Array, y: Array, a: Array, b: Array, weights: Array) -> Array:
-    """values (B,) of the biased MMD^2 between x (B, N, D) and y (B, M, D) with row weights a (B, N) and b (B, M).
+def squared_norm(
+    values: Array, x: Array, y: Array, weights: Array, a: Array | None = None, b: Array | None = None
+) -> Array:
+    """values (B,) of the biased MMD^2 between x (B, N, D) and y (B, M, D), for kernel weights (B, S).
 
-    weights (B, S) are those of the kernels. The gradient stays that of the values.
+    a (B, N) and b (B, M) are the weights of the rows, by default equal. The gradient stays that of the values.
     """
+    if a is not None and b is not None:
+        xp: Any = sys.modules["torch"] if checks.is_tensor(values) else np
+        # a row's weight is one more coordinate of it
+        x, y = xp.concatenate([x, a[..., None]], -1), xp.concatenate([y, b[..., None]], -1)
     if checks.is_tensor(values):
-        return _of_tensors(values, x, y, a, b, weights)
+        return _of_tensors(values, x, y, weights)
     found = np.maximum(values, 0)
     if _may_be_equal(found, x, y, weights):
-        found = _zero_where_equal(found, x, y, a, b)
+        found = _zero_where_equal(found, x, y)
     return np.where((weights >= 0).all(-1), found, values)
 
 
-def _of_tensors(values: Array, x: Array, y: Array, a: Array, b: Array, weights: Array) -> Array:
+def _of_tensors(values: Array, x: Array, y: Array, weights: Array) -> Array:
     from gkfast import ops
 
     torch = sys.modules["torch"]
     with torch.no_grad():
-        seen, x, y, a, b, weights = (t.detach() for t in (values, x, y, a, b, weights))
+        seen, x, y, weights = (t.detach() for t in (values, x, y, weights))
         found = seen.clamp(min=0)
         # numbers may be looked at where nobody traces and no device is waited for
         visible = ops.visible(weights)
@@ -45,7 +51,7 @@ def _of_tensors(values: Array, x: Array, y: Array, a: Array, b: Array, weights: 
         if x.shape == y.shape and not (
             visible and ops.visible(seen) and not _may_be_equal(found.numpy(), x, y, weights.numpy())
         ):
-            found = _zero_where_equal(found, x, y, a, b)
+            found = _zero_where_equal(found, x, y)
         if not visible or not bool((weights >= 0).all()):
             found = torch.where((weights >= 0).all(-1).to(seen.device), found, seen)
         change = found - seen
@@ -57,20 +63,20 @@ def _may_be_equal(values: np.ndarray, x: Array, y: Array, weights: np.ndarray) -
     return x.shape == y.shape and not bool((values > _ROUNDING * weights.sum(-1)).all())
 
 
-def _zero_where_equal(values: Array, x: Array, y: Array, a: Array, b: Array) -> Array:
+def _zero_where_equal(values: Array, x: Array, y: Array) -> Array:
     xp: Any = sys.modules["torch"] if checks.is_tensor(values) else np
-    equal = _fingerprint(xp, x, a) == _fingerprint(xp, y, b)
+    equal = _fingerprint(xp, x) == _fingerprint(xp, y)
     # a NaN stays
     return xp.where(equal, abs(values) * 0, values)
 
 
-def _fingerprint(xp: Any, x: Array, a: Array) -> Array:
-    """An integer for each of a batch of weighted sets, the same for any order of the rows.
+def _fingerprint(xp: Any, x: Array) -> Array:
+    """An integer for each of a batch of sets, the same for any order of the rows.
 
     Other sets have it with a probability of 2^-64.
     """
     # bits as integers; 0 and -0 are one number
-    rows = xp.concatenate([x, a[..., None]], -1) + 0.0
+    rows = x + 0.0
     bits = rows.view(xp.int32 if rows.dtype == xp.float32 else xp.int64)
     bits = bits.long() if checks.is_tensor(bits) else bits.astype(np.int64)
     place = xp.arange(1, bits.shape[-1] + 1, **({"device": x.device} if checks.is_tensor(x) else {}))

@@ -130,8 +130,7 @@ def mmd_test(
     p_value = double(p, not_below) / statistic.shape[1]
     observed = statistic[:, 0]
     if estimator == "biased":
-        one = p.xp.ones(z.shape[:2], dtype=p.compute, **on(p, z))
-        observed = squared_norm(observed, z[:, :n], z[:, n:], one[:, :n], one[:, n:], kernel_weights)
+        observed = squared_norm(observed, z[:, :n], z[:, n:], kernel_weights)
     return MMDTest(p.give(observed, p.scalar_dtype), p.give(p_value, _float64(p)))
 
 
@@ -225,14 +224,20 @@ def mmd2_and_variance(
     checks.variance_of_mmd2(variance, estimator, x, y)
     p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, precision, backend)
     x3, y3 = double(p, p.rows(x)), double(p, p.rows(y))
-    baseline = p.run.baselines(x3, y3, p.bandwidths()[0])
+    sigmas, kernel_weights = p.bandwidths()
+    baseline = p.run.baselines(x3, y3, sigmas)
     xx, yy = _sums(p, x3, x3, baseline, True), _sums(p, y3, y3, baseline, True)
     xy, yx = _sums(p, x3, y3, baseline), _sums(p, y3, x3, baseline)
     n, m = x.shape[-2], y.shape[-2]
     pairs = n * m
     total = xy.rows.sum(-1)
-    diagonal = 0 if estimator == "biased" else 1
-    mmd2 = xx.rows.sum(-1) / (n * (n - diagonal)) + yy.rows.sum(-1) / (m * (m - diagonal)) - 2 * total / pairs
+    within_x, within_y, diagonal = xx.rows.sum(-1), yy.rows.sum(-1), 1
+    if estimator == "biased":
+        own = weighted_sum(double(p, kernel_weights), 1 - baseline)
+        within_x, within_y, diagonal = within_x + n * own, within_y + m * own, 0
+    mmd2 = within_x / (n * (n - diagonal)) + within_y / (m * (m - diagonal)) - 2 * total / pairs
+    if estimator == "biased":
+        mmd2 = squared_norm(mmd2, x3, y3, kernel_weights)
     if variance == "biased":
         spread = _biased_variance(xx, yy, xy, yx, n)
         return MMD2AndVariance(p.give(mmd2, p.scalar_dtype), p.give(spread, p.scalar_dtype))
