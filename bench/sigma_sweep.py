@@ -24,7 +24,7 @@ from bench import machine, rivals
 RESULTS = Path(__file__).parent / "results"
 ROWS = 2048
 FACTORS = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
-DIMS = (1, 2, 16, 64)
+DIMS = (1, 2, 16, 64, 784)
 TURNS = 15
 
 
