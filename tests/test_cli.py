@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from importlib.metadata import version
 
 import numpy as np
@@ -17,6 +18,8 @@ import torch
 import gkfast
 from gkfast.__main__ import main
 from gkfast.gan import metrics
+from gkfast.gan.checkpoint import Checkpoints, Signals
+from gkfast.gan.loop import Loop
 from gkfast.kernels.cpu import compiled
 
 FILES = [
@@ -254,6 +257,156 @@ def test_resume_takes_the_settings_of_the_folder(tmp_path, capsys):
     assert "steps must be 4 to resume from" in capsys.readouterr().err
     # a refusal changes nothing
     assert main(["train", "--resume", "--out", "out"]) == 0
+
+
+RESUMED = ["train", "--resume", "--out", "out"]
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def figures(folder):
+    summary = json.loads((folder / "metrics.json").read_text())
+    for part in (summary, summary.get("control", {})):
+        part.pop("seconds", None)
+    return summary
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A run that ended, and the same one in "out", stopped in the middle of its second part."""
+    arguments = ["train", "--data", "ring", "--loss", "gan+mmd", "--steps", "6", "--batch", "16"]
+    assert main([*arguments, "--out", "whole"]) == 0
+    advance, steps = Loop.advance, []
+
+    def advancing(loop):
+        record = advance(loop)
+        steps.append(loop.step)
+        if len(steps) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "advance", advancing)
+        assert main([*arguments, "--out", "out"]) == 128 + signal.SIGTERM
+    assert names(tmp_path / "out" / "checkpoints") == ["control", "generator"]
+    assert max(Checkpoints(tmp_path / "out" / "checkpoints" / "control").steps()) == 3
+    return tmp_path / "whole", tmp_path / "out"
+
+
+def refused(arguments, capsys, message):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert message in said
+
+
+def assert_same_bits(whole, resumed):
+    for name in ("generator.pt", "control.pt"):
+        a, b = (torch.load(folder / name, weights_only=True) for folder in (whole, resumed))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    for name in ("samples.png", "witness.png", "progress.png"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+
+
+def test_a_refused_resume_changes_nothing(begun, capsys):
+    whole, out = begun
+    before = contents(out)
+    newest = "out/checkpoints/generator/step-000000006.pt"
+    for asked, name, was, now in (
+        # torch's own sums round otherwise with another number
+        (["--threads", "2"], "threads", 1, 2),
+        (["--steps", "7"], "steps", 6, 7),
+        (["--batch", "8"], "batch", 16, 8),
+        (["--seed", "1"], "seed", 0, 1),
+        (["--lam", "2"], "lam", None, 2.0),
+        (["--lr", "0.5"], "generator_rate", 0.001, 0.5),
+        (["--sigma", "0.5,1"], "sigma", "'median'", [0.5, 1.0]),
+        (["--data", "grid"], "data must be the rows that", "", None),
+        (["--set", "r1=0.5"], "r1", 0.0, 0.5),
+        (["--set", "ema=0.5"], "ema", 0.999, 0.5),
+        (["--set", "units=32"], "units", 128, 32),
+        # with one that may change
+        (["--set", "keep=1", "--set", "clip=1"], "clip", 0.0, 1.0),
+        (["--kernel-off"], "loss", "'gan+mmd'", "'gan'"),
+    ):
+        message = name if now is None else f"{name} must be {was} to resume from {newest}, got {now}; resume with"
+        refused([*RESUMED, *asked], capsys, message)
+        assert contents(out) == before
+    assert main(RESUMED) == 0
+    assert_same_bits(whole, out)
+    assert figures(whole) == figures(out)
+
+
+def test_what_no_bit_depends_on_may_change(begun):
+    whole, out = begun
+    arguments = [*RESUMED, "--set", "keep=1", "--set", "checkpoint_every=2", "--set", "tensorboard=false"]
+    assert main([*arguments, "--no-control"]) == 0
+    assert json.loads((out / "config.json").read_text())["control"] is False
+    # and back: the control goes on from where it was
+    assert main([*RESUMED, "--set", "control=true"]) == 0
+    assert Checkpoints(out / "checkpoints" / "control").steps() == [6]
+    assert_same_bits(whole, out)
+    settings = json.loads((out / "config.json").read_text())
+    assert (settings["keep"], settings["checkpoint_every"], settings["control"]) == (1, 2, True)
+    assert figures(out) == figures(whole) | {"keep": 1, "checkpoint_every": 2}
+
+
+def test_checkpoints_say_how_a_run_began(begun, capsys):
+    """A config.json that says something else, as an edit leaves it, is put right by the command line."""
+    whole, out = begun
+    settings = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(settings | {"threads": 2}))
+    before = contents(out)
+    refused(RESUMED, capsys, "threads must be 1 to resume from out/checkpoints/generator/step-000000006.pt, got 2")
+    assert contents(out) == before
+    assert main([*RESUMED, "--threads", "1"]) == 0
+    assert_same_bits(whole, out)
+
+
+def test_the_second_part_is_checked_before_the_first_goes_on(begun, capsys):
+    _, out = begun
+    path = Checkpoints(out / "checkpoints" / "control").path(3)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    before = contents(out)
+    refused(RESUMED, capsys, "step-000000003.pt must be a whole checkpoint")
+    assert contents(out) == before
+    path.write_bytes(whole)
+    assert main(RESUMED) == 0
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x[::-1], lambda x: x[:, :1], lambda x: x + 0.01])
+def test_other_data_are_refused(tmp_path, capsys, change):
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    np.save("mine.npy", rows)
+    common = ["train", "--data", "mine.npy", "--batch", "16", "--steps", "2", "--no-control", "--out", "out"]
+    assert main(common) == 0
+    before = contents(tmp_path / "out")
+    np.save("mine.npy", change(rows))
+    refused(RESUMED, capsys, "data must be the rows that out/checkpoints/generator/step-000000002.pt was trained on")
+    assert contents(tmp_path / "out") == before
+    # in another precision they are the same
+    np.save("mine.npy", rows.astype(np.float32))
+    assert main(RESUMED) == 0
+
+
+def test_a_run_without_a_checkpoint_keeps_its_settings(tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "advance", lambda loop: os.kill(os.getpid(), signal.SIGTERM) or os._exit(1))
+        patch.setattr(Signals, "held", lambda signals: nullcontext())
+        assert (
+            main(["train", "--data", "ring", "--batch", "16", "--steps", "2", "--no-control", "--out", "out"]) == 143
+        )
+    before = contents(tmp_path / "out")
+    refused([*RESUMED, "--steps", "3"], capsys, "steps must be 2 to resume from out/config.json, got 3; resume with")
+    assert contents(tmp_path / "out") == before
+    assert main(RESUMED) == 0
 
 
 def test_help_and_version_do_not_load_torch():

@@ -38,7 +38,7 @@ def test_generate_data_follows_its_generator_and_dtype():
 
 @pytest.mark.parametrize(("sizes", "name"), [((-1, 2), "num_samples"), ((3, -2), "noise_dim")])
 def test_generate_data_refuses_negative_sizes(sizes, name):
-    with pytest.raises(ValueError, match=f"{name} must not be negative, got -"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 0, got -"):
         generate_data(*sizes)
 
 

@@ -115,8 +115,8 @@ def test_gan_loss_is_the_cross_entropy():
 def test_gan_loss_takes_certain_discriminators():
     d = torch.tensor([0.0, 1.0], requires_grad=True)
     # right and certain costs nothing, wrong and certain the clamped 100
-    assert gan_loss(torch.tensor([0, 1]), d).item() == 0
-    wrong = gan_loss(torch.tensor([1, 0]), d)
+    assert gan_loss(torch.tensor([0.0, 1.0]), d).item() == 0
+    wrong = gan_loss(torch.tensor([1.0, 0.0]), d)
     assert wrong.item() == 100
     wrong.backward()
     assert d.grad.isfinite().all()
@@ -151,6 +151,10 @@ def test_log_ratio_adds_lambda_times_the_ratio():
             {"lam": 1.0, "fake": torch.ones(2, 2), "sigma": 1.0, "regularizer": "log_ratio"},
             'real must be given for regularizer="log_ratio"',
         ),
+        # labels of another convention, and a logit
+        ({"y": torch.tensor([1.0, -1.0])}, r"y must lie in \[0, 1\], got values from -1 to 1; label real samples 1"),
+        ({"d": torch.tensor([0.5, 3.0])}, r"d must lie in \[0, 1\], got values from 0.5 to 3; end D with a sigmoid"),
+        ({"d": torch.tensor([0.5, math.nan])}, r"d must lie in \[0, 1\], got values from nan"),
     ],
 )
 def test_gan_loss_names_what_is_wrong(arguments, message):
@@ -210,6 +214,37 @@ def test_relativistic_loss_is_its_formula():
     x, g = points(5, 3), points(5, 4)
     assert goal.discriminator(D, x, g) == losses.relativistic_loss(D(x), D(g))
     assert goal.generator(D, x, g) == losses.relativistic_loss(D(g), D(x))
+
+
+def test_relativistic_loss_pairs_its_rows():
+    with pytest.raises(ValueError, match=r"must have the same shape, got \(3, 1\) and \(3,\); give as many of each"):
+        losses.relativistic_loss(torch.zeros(3, 1), torch.zeros(3))
+
+
+def test_labels_are_floats():
+    for y in (torch.tensor([1, 0]), torch.tensor([True, False])):
+        with pytest.raises(
+            TypeError, match=r"y must hold floating-point numbers, got torch\..*; cast it with .float"
+        ):
+            gan_loss(y, torch.tensor([0.5, 0.5]))
+
+
+def test_gan_loss_keeps_its_graph_whole():
+    y, d = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.9, 0.2], [0.5, 0.25]])
+    each = [gan_loss(*pair) for pair in zip(y, d, strict=True)]
+    torch.testing.assert_close(torch.vmap(gan_loss)(y, d), torch.stack(each))
+    compiled = torch.compile(gan_loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(y[0], d[0]), each[0])
+
+
+def test_a_discriminator_may_return_numbers_without_an_axis():
+    x, g, weight = points(6, 0), points(6, 1), points(3, 2)[:, :1]
+    for name in ("gan", "rpgan", "hinge", "article"):
+        goal = objective(name, [1.0], r1=3.0)
+        flat, column = (goal.discriminator(D, x, g) for D in (lambda s: (s @ weight)[:, 0], linear(weight)))
+        torch.testing.assert_close(flat, column, **TOLERANCE)
+        flat, column = (goal.generator(D, x, g) for D in (lambda s: (s @ weight)[:, 0], linear(weight)))
+        torch.testing.assert_close(flat, column, **TOLERANCE)
 
 
 def test_hinge_loss_by_hand():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -264,6 +265,31 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, options, name):
     train(tmp_path)
     with pytest.raises(ValueError, match=f"{name} must be .* to resume from .*step-000000016.pt, got"):
         train(tmp_path, **options)
+
+
+def test_another_network_and_other_data_are_refused(tmp_path):
+    train(tmp_path)
+    G, D = networks()
+    other = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    options = {"sigma": 1.0, "epochs": 4, "batch_size": 16, "noise_dim": 2, "ema": 0.5, "checkpoints": tmp_path}
+    before = [w.clone() for w in other.parameters()]
+    with pytest.raises(
+        ValueError, match=r"generator must be the network of the checkpoint, 0.bias of shape \(16,\), got"
+    ):
+        train_gan(other, D, None, Y, resume=True, **options)
+    assert all(torch.equal(w, b) for w, b in zip(other.parameters(), before, strict=True))
+    for x, y in ((None, Y + 0.1), (None, Y[:63].repeat(2, 1)), (torch.randn(64, 3), Y)):
+        with pytest.raises(ValueError, match=r"data must be the rows that .*step-000000016.pt was trained on"):
+            train_gan(G, D, x, y, resume=True, **options)
+
+
+def test_numbers_of_numpy_can_be_resumed(tmp_path):
+    numbers = {"learning_rate": np.float32(1e-3), "r1": np.float64(0.1), "seed": np.int64(3), "lam": np.float32(2)}
+    steps = train(tmp_path, **numbers).steps
+    assert (
+        train(tmp_path, **{name: float(value) for name, value in numbers.items() if name != "seed"}, seed=3).steps
+        == steps
+    )
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

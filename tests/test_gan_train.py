@@ -2,6 +2,7 @@
 
 import doctest
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -242,24 +243,114 @@ def test_a_kernel_on_features_needs_features():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"batch_size": 1}, "batch_size must be at least 2 and at most the 64 rows of y, got 1"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
         ({"batch_size": 65}, "at most the 64 rows of y, got 65"),
         ({"x": torch.zeros(8, 3)}, "at most the 8 rows of x, got 16"),
         ({"output": "score"}, 'output must be "probability" or "logit", got \'score\''),
         ({"loss": "wgan"}, "loss must be one of gan, .* got 'wgan'"),
         ({"y": torch.zeros(64, 5)}, r"generator must return rows of the shape of y's, \(5,\), got \(2,\)"),
-        ({"D": nn.Linear(2, 3)}, r"discriminator must return one number per sample, got shape \(2, 3\)"),
+        ({"D": nn.Linear(2, 3)}, r"discriminator must return one number per sample, got shape \(16, 3\) for 16"),
         (
             {"D": networks(sigmoid=False)[1].append(nn.Threshold(9.0, 9.0))},
-            r"probabilities in \[0, 1\], got \[9.0, 9.0\]",
+            r"probabilities in \[0, 1\], got values from 9 to 9 for a batch; end it with a sigmoid, or pass output=",
         ),
         ({"sigma": -1.0}, "sigma must be positive"),
+        (
+            {"loss": "mmdgan", "D": nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))},
+            r"features of shape \(B, F\) .* \(16,\)",
+        ),
+        (
+            {"G": nn.Linear(5, 2)},
+            r"generator must take noise of shape \(16, 3\) and torch.float32, got RuntimeError .*; set",
+        ),
+        (
+            {"D": nn.Linear(5, 1)},
+            r"discriminator must take samples of shape \(16, 2\) and torch.float32, got RuntimeError",
+        ),
+        (
+            {"G": nn.Linear(3, 2).requires_grad_(False)},
+            "generator must have weights to train, got frozen ones; give it",
+        ),
+        ({"D": nn.Sigmoid()}, "discriminator must have weights to train, got none; give it a layer"),
+        (
+            {"y": torch.full((64, 2), math.nan)},
+            "y must hold finite numbers, got NaN or infinity; remove or clip them",
+        ),
+        ({"y": torch.zeros(64)}, r"y must have shape \(rows, ...\) .* got \(64,\); .* use y.reshape\(-1, 1\)"),
+        ({"r1": 1e10}, r"r1 must be a number from 0 to 1e\+09, got 1.*; 10 is usual"),
+        ({"seed": 2**64}, "seed must be a whole number from 0 to 9223372036854775807, got 18446744073709551616"),
+        (
+            {"loss": Objective(kernel=lambda fake, real: fake)},
+            r"loss.kernel must return a scalar tensor .* got Tensor of shape \(16, 2\); return a mean",
+        ),
+        (
+            {"loss": Objective(lambda D, x, g: D(g).mean().detach())},
+            r"loss.discriminator must return a scalar tensor .* got one without a gradient",
+        ),
+        (
+            {"loss": Objective(generator=lambda D, x, g: 0.5)},
+            r"loss.generator must return a scalar tensor .* got 0.5",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         train(**options)
+
+
+def random_discriminator(seed, *last):
+    """One to three hidden layers of 2 to 64 units; a third of them return nearly one number for every sample."""
+    rng = random.Random(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        units, activation = 2 ** rng.randint(1, 6), rng.choice([nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.SiLU])
+        layers = [nn.Linear(2, units), activation()]
+        for _ in range(rng.randint(0, 2)):
+            layers += [nn.Linear(units, units), activation()]
+        head = nn.Linear(units, 1)
+        if seed % 3 == 0:
+            nn.init.normal_(head.weight, std=1e-3)
+            nn.init.constant_(head.bias, rng.random())
+    return nn.Sequential(*layers, head, *last)
+
+
+def test_logits_are_never_taken_for_probabilities():
+    in_range = 0
+    for seed in range(200):
+        D = random_discriminator(seed)
+        before, d = weights(D), sample(D, Y)
+        in_range += bool(((d >= 0) & (d <= 1)).all())
+        with pytest.raises(ValueError, match=r"discriminator must return probabilities in \[0, 1\], got values from"):
+            train(D=D, epochs=1, batch_size=64)
+        # it is given back as it came
+        assert not any(moved(D, before))
+    # on the data alone many could not be told
+    assert in_range > 50
+
+
+def test_probabilities_are_taken():
+    for seed in range(200):
+        last = (nn.Sigmoid(), nn.Hardsigmoid(), nn.Sequential(nn.Tanh(), nn.Threshold(0.0, 0.0)))[seed % 3]
+        result = train(D=random_discriminator(seed, last), epochs=1, batch_size=64)
+        assert result.steps == 1
+    # one that ends in no sigmoid
+    two = nn.Sequential(nn.Linear(2, 2), nn.Softmax(dim=1), nn.Linear(2, 1, bias=False).requires_grad_(False))
+    nn.init.constant_(two[2].weight, 0.0)[0, 0] = 1.0
+    assert train(D=two, epochs=1).steps == 4
+
+
+def test_logits_in_training_alone_are_told_at_the_first_step():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(2, 1)
+
+        def forward(self, x):
+            return 10 * self.body(x) if self.training else self.body(x).sigmoid()
+
+    with pytest.raises(ValueError, match=r"probabilities in \[0, 1\], got values from .* by step 1; end it with"):
+        train(D=Late())
 
 
 def test_integer_data_are_refused():

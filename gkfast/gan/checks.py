@@ -4,19 +4,37 @@ The kernels' own arguments are checked by gkfast.checks, the command line's by g
 """
 
 import math
+import os
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+
+import gkfast.checks
 
 # below, a batch of a few hundred has not one pair that is near
 _LEAST_MEAN_KERNEL = 1e-5
 
 # of fewer rows the held-out fifth is too small for any figure
 _MIN_ROWS = 20
+
+# an R1 or R2 weight above is a mistake: on data near 1 papers take 0.1 to 100, and it grows as their square
+_GREATEST_PENALTY = 1e9
+
+# torch's own generators take no more
+_GREATEST_SEED = 2**63 - 1
+
+# times the spread of data: what rounding may change in their means, and other rows do not
+_SAME = 1e-5
+
+# a probability that was put together from others may be off by rounding
+_ROUNDING = 1e-6
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Refusal(ValueError):
@@ -31,21 +49,204 @@ def no_tensorboard() -> ImportError:
     return ImportError("tensorboard=true needs tensorboard, which is not installed; run pip install tensorboard")
 
 
-def not_negative(name: str, size: int) -> None:
-    if size < 0:
-        raise ValueError(f"{name} must not be negative, got {size}; pass 0 or more")
+def _shown(value: object) -> str:
+    """A value in a few characters of one line."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    said = repr(value)
+    return said if len(said) <= 60 and "\n" not in said else type(value).__name__
 
 
-def same_shape(first: str, a: Tensor, second: str, b: Tensor, remedy: str) -> None:
+def whole(name: str, value: object, least: int, remedy: str, most: int | None = None) -> int:
+    """The whole number, as Python's."""
+    good = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not good or value < least or (most is not None and value > most):  # type: ignore[operator]
+        rule = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise _refused(value, f"{name} must be a whole number {rule}, got {_shown(value)}; {remedy}")
+    return int(value)  # type: ignore[call-overload]
+
+
+def number(
+    name: str,
+    value: object,
+    remedy: str,
+    *,
+    most: float = math.inf,
+    open_below: bool = False,
+    open_above: bool = False,
+) -> float:
+    """The finite number between 0 and `most`, as Python's; either end may be left out."""
+    good = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if good:
+        found = float(value)  # type: ignore[arg-type]
+        low = found > 0 if open_below else found >= 0
+        if low and math.isfinite(found) and (found < most if open_above else found <= most):
+            return found
+    if most == math.inf:
+        rule = "a finite number above 0" if open_below else "a finite number of at least 0"
+    else:
+        rule = f"a number from 0 to {'below ' * open_above}{most:g}"
+    raise _refused(value, f"{name} must be {rule}, got {_shown(value)}; {remedy}")
+
+
+def _refused(value: object, message: str) -> ValueError | TypeError:
+    """A number out of range is a bad value; everything else is of the wrong type."""
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return ValueError(message) if number else TypeError(message)
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {_shown(value)}; pass one of them")
+
+
+def penalty(name: str, value: object) -> float:
+    """The weight of a gradient penalty."""
+    return number(name, value, "10 is usual for data near 1, for others scale the data", most=_GREATEST_PENALTY)
+
+
+def weight(value: object) -> float:
+    """The weight of a kernel term."""
+    return number("lam", value, "put a minus into the kernel term itself, or leave lam out")
+
+
+def seed(value: object) -> int:
+    return whole("seed", value, 0, "0 is usual", most=_GREATEST_SEED)
+
+
+def tensor(name: str, value: object) -> None:
+    """value is a floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch tensor, got {_shown(value)}; convert it with torch.as_tensor")
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name} must hold floating-point numbers, got {value.dtype}; cast it with .float()")
+
+
+def outputs(**named: object) -> None:
+    """What a discriminator returns for one sample or more: (N, ...), all on one device."""
+    first: Tensor | None = None
+    for name, value in named.items():
+        tensor(name, value)
+        assert isinstance(value, Tensor)
+        if value.ndim == 0 or value.numel() == 0:
+            raise ValueError(
+                f"{name} must have shape (N,) or (N, 1) with a row at least, got {tuple(value.shape)}; "
+                "pass what the discriminator returns for a batch"
+            )
+        if first is not None and value.device != first.device:
+            raise ValueError(
+                f"{name} must be on the device of {next(iter(named))} ({first.device}), got {value.device}; "
+                "move one with .to()"
+            )
+        first = value if first is None else first
+
+
+def samples(name: str, value: object) -> None:
+    """value is a tensor of samples, (N, D), one at least."""
+    tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.ndim != 2 or len(value) == 0:
+        raise ValueError(
+            f"{name} must have shape (N, D) with a row at least, got {tuple(value.shape)}; "
+            f"flatten each sample with {name}.flatten(1)"
+        )
+
+
+def two_samples(fake: object, real: object) -> None:
+    """Generated and real samples of this process, (N, D) and (M, D)."""
+    samples("fake", fake)
+    samples("real", real)
+    gkfast.checks.two_point_sets("fake", fake, "real", real)
+
+
+def enough_samples(least: int, **named: Tensor) -> None:
+    """As many samples as a mean over pairs takes."""
+    for name, value in named.items():
+        if len(value) < least:
+            raise ValueError(f"{name} must have at least {least} rows, got {len(value)}; pass a larger batch")
+
+
+def bandwidths(sigma: Any) -> list[float]:
+    """Given bandwidths as Python's numbers."""
+    if isinstance(sigma, Tensor):
+        if sigma.device.type == "meta":
+            raise ValueError("sigma must hold numbers, got a tensor on the meta device; pass a number")
+        gkfast.checks.bandwidths(sigma, None)
+        sigma = sigma.tolist()
+    elif isinstance(sigma, np.ndarray | np.generic):
+        gkfast.checks.bandwidths(sigma, None)
+        sigma = sigma.tolist()
+    gkfast.checks.bandwidths(sigma, None)
+    return [float(s) for s in sigma] if isinstance(sigma, list | tuple) else [float(sigma)]
+
+
+def one_bandwidth(sigma: Any) -> float:
+    found = bandwidths(sigma)
+    if len(found) != 1:
+        raise ValueError(f"sigma must be one number, got {len(found)} of them; pass one of them")
+    return found[0]
+
+
+def bandwidth_rule(sigma: Any, scales: Any, momentum: Any) -> tuple[Any, list[float], float]:
+    """Bandwidths or the rule that finds them, what it is multiplied with, and how much of it is renewed."""
+    if isinstance(sigma, str):
+        if sigma not in ("median", "mean"):
+            raise ValueError(f'sigma must be numbers, "median" or "mean", got {sigma!r}; "median" is usual')
+    else:
+        sigma = bandwidths(sigma)
+    if not isinstance(scales, list | tuple) or not scales:
+        raise TypeError(f"scales must be a list of positive numbers, got {_shown(scales)}; for example [0.5, 1, 2]")
+    ladder = [number("scales", scale, "for example [0.5, 1, 2]", open_below=True) for scale in scales]
+    return sigma, ladder, number("momentum", momentum, "1 follows every batch, 0 keeps the first", most=1)
+
+
+def beside(sigma: Any, x: Any) -> None:
+    """A bandwidth in a tensor can be read where x is."""
+    if isinstance(sigma, Tensor) and isinstance(x, Tensor) and (sigma.device.type == "meta") != (x.is_meta):
+        raise ValueError(f"sigma must be on the device of x ({x.device}), got {sigma.device}; pass a number")
+
+
+def same_shape(first: str, a: Any, second: str, b: Any, remedy: str) -> None:
     if a.shape != b.shape:
         raise ValueError(
             f"{first} and {second} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}; {remedy}"
         )
 
 
-def regularizer(value: str) -> None:
-    if value not in ("literal", "log_ratio"):
-        raise ValueError(f'regularizer must be "literal" or "log_ratio", got {value!r}; pass one of them')
+def pairs(x: Any, y: Any) -> None:
+    """Arrays (..., D) of one shape, library and dtype."""
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor | np.ndarray) or value.ndim == 0:
+            raise TypeError(
+                f"{name} must be an array or tensor of shape (..., D), got {_shown(value)}; "
+                "convert it with numpy.asarray or torch.as_tensor"
+            )
+    same_shape("x", x, "y", y, "for all pairs of two sets call compute_distance")
+    gkfast.checks.same_kind("x", x, "x", x)
+    gkfast.checks.same_kind("y", y, "x", x)
+
+
+def labels_and_outputs(y: Any, d: Any) -> None:
+    tensor("y", y)
+    tensor("d", d)
+    same_shape("y", y, "d", d, "reshape one of them")
+    outputs(y=y, d=d)
+
+
+def probabilities(name: str, value: Tensor, remedy: str) -> None:
+    if not ((value >= 0) & (value <= 1)).all():
+        low, high = (float(v) for v in value.detach().aminmax())
+        raise ValueError(f"{name} must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {remedy}")
+
+
+def regularizer(value: object) -> None:
+    _choice("regularizer", value, ("literal", "log_ratio"), "pass one of them")
+
+
+def _choice(name: str, value: object, known: Sequence[str], remedy: str) -> None:
+    if not isinstance(value, str) or value not in known:
+        names = " or ".join(f'"{one}"' for one in known)
+        raise ValueError(f"{name} must be {names}, got {_shown(value)}; {remedy}")
 
 
 def gaussian_term(value: str, fake: Tensor | None, real: Tensor | None, sigma: float | None) -> None:
@@ -56,25 +257,100 @@ def gaussian_term(value: str, fake: Tensor | None, real: Tensor | None, sigma: f
         raise ValueError('real must be given for regularizer="log_ratio", got None; pass the real samples')
 
 
-def loss(name: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}; choose one of them")
+def loss(name: str, value: object, known: Collection[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {_shown(value)}; choose one of them")
 
 
-def epochs(value: int) -> None:
-    if value < 1:
-        raise ValueError(f"epochs must be at least 1, got {value}; pass the number of passes over y")
+def part(name: str, value: object) -> None:
+    """A part of an objective."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a callable or None, got {_shown(value)}; pass a function of its arguments")
 
 
-def output(value: str) -> None:
-    if value not in ("probability", "logit"):
-        raise ValueError(f'output must be "probability" or "logit", got {value!r}; say what D returns')
+def function(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a callable, got {_shown(value)}; pass a network or a function")
 
 
-def rows(name: str, value: Tensor, batch_size: int) -> None:
-    """Floating-point rows, enough for one batch; an unbiased MMD needs two of each."""
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must hold floating-point numbers, got {value.dtype}; cast it with .float()")
+def trains_something(generator: object, kernel: object) -> None:
+    if generator is None and kernel is None:
+        raise ValueError("generator or kernel must be given, got None for both; pass what the generator minimises")
+
+
+def output(value: object) -> None:
+    _choice("output", value, ("probability", "logit"), "say what D returns")
+
+
+def network(name: str, value: object) -> None:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {_shown(value)}; wrap a function in a module")
+
+
+def weights(name: str, value: nn.Module, trained: bool) -> None:
+    """The module has weights, which can be trained where they are to be."""
+    if not any(w.requires_grad or not trained for w in value.parameters()):
+        frozen = "frozen ones" if any(True for _ in value.parameters()) else "none"
+        raise ValueError(f"{name} must have weights to train, got {frozen}; give it a layer, or requires_grad_(True)")
+
+
+def objective_or_name(value: object, known: Collection[str], kind: type) -> None:
+    if not isinstance(value, kind):
+        if not isinstance(value, str):
+            raise TypeError(f"loss must be one of LOSSES or an Objective, got {_shown(value)}; pass one of them")
+        loss("loss", value, known)
+
+
+def folder(name: str, value: object) -> None:
+    """A folder that is there, or may be made."""
+    if value is None:
+        return
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be the path of a folder, got {_shown(value)}; pass a str or a Path")
+    if Path(value).exists() and not Path(value).is_dir():
+        raise ValueError(f"{name} must be the path of a folder, got the file {str(value)!r}; name another one")
+
+
+def noise_options(generator: object, device: object, dtype: object) -> None:
+    """Where noise comes from, and what it is."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {_shown(generator)}; leave it out, or make one")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in _FLOATS):
+        raise TypeError(f"dtype must be a floating torch dtype, got {_shown(dtype)}; for example torch.float32")
+    if device is not None:
+        try:
+            if isinstance(device, bool) or not isinstance(device, str | int | torch.device):
+                raise TypeError("of another type")
+            torch.empty(0, device=device)
+        # what torch raises for a name that it does not know, and for a device that is not there
+        except (RuntimeError, TypeError, AssertionError, ImportError) as error:
+            raise _unknown_device(device) from error
+    if isinstance(generator, torch.Generator):
+        where = torch.empty(0, device=device).device
+        if where.type not in (generator.device.type, "meta"):
+            raise ValueError(
+                f"generator must be on the device of the noise ({where.type}), got one on {generator.device.type}; "
+                "make it with torch.Generator(device)"
+            )
+
+
+def _unknown_device(value: object) -> ValueError | TypeError:
+    kind = ValueError if isinstance(value, str | int | torch.device) and not isinstance(value, bool) else TypeError
+    return kind(f'device must be one that torch finds here, got {_shown(value)}; for example "cpu"')
+
+
+def rows(name: str, value: Any, batch_size: int) -> None:
+    """Finite floating-point rows, enough for one batch; an unbiased MMD needs two of each."""
+    tensor(name, value)
+    if value.ndim < 2 or value[:1].numel() == 0:
+        raise ValueError(
+            f"{name} must have shape (rows, ...) with a number in each row, got {tuple(value.shape)}; "
+            f"for one number per row use {name}.reshape(-1, 1)"
+        )
+    if value.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a tensor on the meta device; pass one that has data")
+    if not value.isfinite().all():
+        raise ValueError(f"{name} must hold finite numbers, got NaN or infinity; remove or clip them")
     if not 2 <= batch_size <= len(value):
         raise ValueError(
             f"batch_size must be at least 2 and at most the {len(value)} rows of {name}, got {batch_size}; "
@@ -98,6 +374,35 @@ def has_features(discriminator: nn.Module) -> None:
         )
 
 
+def same_data(path: Path, saved: list[list[float]] | None, now: list[list[float]]) -> None:
+    """A checkpoint was trained on rows of this outline; one that has none is believed."""
+    same = saved is None or (len(saved) == len(now) and all(map(_alike, saved, now)))
+    if not same:
+        raise ValueError(
+            f"data must be the rows that {path} was trained on to resume from it, got others; "
+            "give the same ones, or train into another folder"
+        )
+
+
+def _alike(a: list[float], b: list[float]) -> bool:
+    """Two outlines (gkfast.gan.checkpoint.outline) of the same rows: their shapes agree, their means to rounding."""
+    return a[4:] == b[4:] and all(
+        math.isclose(p, q, rel_tol=_SAME, abs_tol=_SAME * a[0]) for p, q in zip(a[:4], b[:4], strict=True)
+    )
+
+
+def same_network(name: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """A network has the weights of a checkpoint."""
+    shapes = [{key: tuple(w.shape) for key, w in s.items() if isinstance(w, Tensor)} for s in (saved, now)]
+    for key in sorted({*shapes[0], *shapes[1]}):
+        a, b = (shape.get(key) for shape in shapes)
+        if a != b:
+            raise ValueError(
+                f"{name} must be the network of the checkpoint, {key} of shape {a}, got {b}; "
+                "resume with the same network, or train into another folder"
+            )
+
+
 def same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     for name in now:
         if saved.get(name) != now[name]:
@@ -107,26 +412,52 @@ def same_run(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def generated(samples: Tensor, real: Tensor) -> None:
+def generated(samples: Any, real: Tensor) -> None:
     """What the generator returns has the shape of real rows."""
-    if samples.shape[1:] != real.shape[1:]:
+    if not isinstance(samples, Tensor) or samples.shape[1:] != real.shape[1:]:
+        got = tuple(samples.shape[1:]) if isinstance(samples, Tensor) else _shown(samples)
         raise ValueError(
             f"generator must return rows of the shape of y's, {tuple(real.shape[1:])}, "
-            f"got {tuple(samples.shape[1:])}; change its last layer"
+            f"got {got}; change its last layer"
         )
 
 
-def judged(d: Tensor, probabilities: bool) -> None:
-    """What the discriminator returns for two rows is one number each, of the kind that was announced."""
-    if d.numel() != 2:
+def runs(name: str, rule: str, error: Exception, remedy: str) -> ValueError:
+    said = " ".join(str(error).split())
+    return ValueError(f"{name} must {rule}, got {type(error).__name__} ({said}); {remedy}")
+
+
+def judged(d: Any, rows: int, features: bool) -> None:
+    """What the discriminator returns is one number for each row, or as many features as it likes."""
+    got = f"shape {tuple(d.shape)}" if isinstance(d, Tensor) else _shown(d)
+    if features and not (isinstance(d, Tensor) and d.ndim > 1 and len(d) == rows):
         raise ValueError(
-            f"discriminator must return one number per sample, got shape {tuple(d.shape)} for two; "
+            f"discriminator must return features of shape (B, F) for this loss, got {got} for {rows} samples; "
             "change its last layer"
         )
-    if probabilities and not ((d >= 0) & (d <= 1)).all():
+    if not features and not (isinstance(d, Tensor) and d.numel() == rows):
         raise ValueError(
-            f"discriminator must return probabilities in [0, 1], got {d.flatten().tolist()}; "
-            'end it with a sigmoid, or pass output="logit"'
+            f"discriminator must return one number per sample, got {got} for {rows}; change its last layer"
+        )
+
+
+def announced(least: float, greatest: float, where: str) -> None:
+    """What the discriminator returned are the probabilities that were announced."""
+    if least < -_ROUNDING or greatest > 1 + _ROUNDING:
+        raise ValueError(
+            f"discriminator must return probabilities in [0, 1], got values from {least:.4g} to {greatest:.4g} "
+            f'{where}; end it with a sigmoid, or pass output="logit"'
+        )
+
+
+def minimised(name: str, value: Any) -> None:
+    """A part of the objective returned one number that has a gradient."""
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        plain = isinstance(value, Tensor) and value.numel() == 1
+        got = "one without a gradient" if plain else _shown(value)
+        raise ValueError(
+            f"{name} must return a scalar tensor that depends on the weights, got {got}; "
+            "return a mean over rows, not detached"
         )
 
 
@@ -135,7 +466,7 @@ def finite(record: dict[str, float]) -> None:
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"training must keep {name} finite, got {value} at step {record['step']}; "
-                "lower the learning rate or lam"
+                "lower the learning rate, lam, r1 or r2"
             )
 
 
@@ -298,6 +629,7 @@ _LEAST: dict[str, tuple[float, bool]] = {
     **dict.fromkeys(("seed", "units", "noise_dim", "lam", "r1", "r2", "clip", "checkpoint_every"), (0, True)),
     **dict.fromkeys(("generator_rate", "discriminator_rate"), (0, False)),
 }
+_GREATEST = {"r1": _GREATEST_PENALTY, "r2": _GREATEST_PENALTY, "seed": _GREATEST_SEED}
 _SHARES = ("momentum", "final_rate", "beta1", "beta2", "ema")
 _CHOICES = {
     "space": ("data", "features"),
@@ -314,6 +646,8 @@ def config(settings: Any) -> None:
         if value is not None and not (math.isfinite(value) and (value >= least if reached else value > least)):
             rule = f"at least {least:g}" if reached else f"greater than {least:g}"
             raise ValueError(f"{name} must be {rule} and finite, got {value!r}; correct it")
+        if value is not None and value > _GREATEST.get(name, math.inf):
+            raise ValueError(f"{name} must be at most {_GREATEST[name]:g}, got {value!r}; correct it")
     for name in _SHARES:
         value = getattr(settings, name)
         if not 0 <= value <= 1 or (value == 1 and name in ("beta1", "beta2", "ema")):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from gkfast.gan import checks, losses
 from gkfast.gan.loop import Recipe
@@ -56,10 +56,13 @@ class Config(Recipe):
         Whether the same GAN is trained without the kernel, for the report.
     device : {"cpu", "cuda"}
     threads : int
-        Of the CPU; networks this small gain nothing from a second one, and lose all when it shares its core.
+        Of the CPU; networks this small gain nothing from a second one, and lose all when it shares its core. torch's
+        own sums and matrix products round in another order with another number, so a run keeps the one it has.
     tensorboard : bool
         Whether records also go to TensorBoard.
     """
+
+    FREE: ClassVar[tuple[str, ...]] = (*Recipe.FREE, "keep", "control", "tensorboard")
 
     steps: int = 3000
     batch: int = 256

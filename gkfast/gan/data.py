@@ -87,7 +87,7 @@ def generate_data(
     generator : torch.Generator, optional
         By default torch's global one.
     device, dtype : optional
-        As for torch.randn.
+        As for torch.randn; the dtype is float64, float32, bfloat16 or float16.
 
     Returns
     -------
@@ -97,7 +97,9 @@ def generate_data(
     Raises
     ------
     ValueError
-        If a size is negative.
+        If a size is negative, or torch does not find the device.
+    TypeError
+        If a size is no whole number, or another argument is of the wrong type.
 
     Examples
     --------
@@ -105,8 +107,9 @@ def generate_data(
     >>> generate_data(5, 3).shape
     torch.Size([5, 4])
     """
-    for name, size in (("num_samples", num_samples), ("noise_dim", noise_dim)):
-        checks.not_negative(name, size)
+    num_samples = checks.whole("num_samples", num_samples, 0, "pass the number of rows")
+    noise_dim = checks.whole("noise_dim", noise_dim, 0, "16 is usual")
+    checks.noise_options(generator, device, dtype)
     normal = torch.randn(num_samples, noise_dim, generator=generator, device=device, dtype=dtype)
     uniform = torch.rand(num_samples, 1, generator=generator, device=device, dtype=dtype)
     return torch.cat([normal, uniform], dim=1)

@@ -4,8 +4,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -56,6 +56,9 @@ class Recipe:
         Steps between checkpoints, where there are any; 0 for twenty over the whole training.
     """
 
+    # what no number depends on: it may change when a run is resumed
+    FREE: ClassVar[tuple[str, ...]] = ("checkpoint_every",)
+
     steps: int
     batch: int
     noise_dim: int = 16
@@ -75,6 +78,10 @@ class Recipe:
         """The factor of the learning rates at a step, the first of which is 1."""
         wave = (1 + math.cos(math.pi * (step - 1) / self.steps)) / 2
         return self.final_rate + (1 - self.final_rate) * wave
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the numbers depend on: a run is resumed with the same ones."""
+        return {name: value for name, value in asdict(self).items() if name not in self.FREE}
 
 
 class Loop:
@@ -105,7 +112,7 @@ class Loop:
         self.main: bool = self.accelerator.is_main_process
         self.processes: int = self.accelerator.num_processes
         self.generator, self.discriminator, self.goal, self.recipe = generator, discriminator, goal, recipe
-        self.sigma, self.probabilities = list(sigma), probabilities
+        self.sigma = list(sigma)
         self.real = real.to(self.device)
         self.held_out = self.real[:500] if held_out is None else held_out.to(self.device)
         checks.shares(recipe.batch, self.processes)
@@ -118,12 +125,13 @@ class Loop:
         # what is random inside the networks differs from process to process
         torch.manual_seed(recipe.seed + self.accelerator.process_index)
 
-        # both networks once, so that a wrong shape is named before the first step
-        checks.generated(sample(generator, self.fixed_noise[:2]), self.real)
-        if goal.discriminator is not None and goal.critic is None:
-            checks.judged(sample(discriminator, self.real[:2]), probabilities)
-        if goal.on_features:
-            checks.has_features(discriminator)
+        # both networks on a batch, so that what they return is known to fit before the first step
+        judges = goal.discriminator is not None or goal.generator is not None
+        self.probabilities = probabilities and judges and goal.critic is None
+        rows = min(-(-recipe.batch // self.processes), len(self.fixed_noise))
+        self._check_networks(self.fixed_noise[:rows], self.real[:rows])
+        # the least and the greatest that the discriminator has returned
+        self.range = torch.tensor([math.inf, -math.inf], device=self.device)
 
         fused = self.device.type in ("cpu", "cuda")
         betas = (recipe.beta1, recipe.beta2)
@@ -165,15 +173,19 @@ class Loop:
             # 3-5. what separates real from generated data
             if goal.discriminator is not None:
                 d_loss = goal.discriminator(self._judged_by(self.D), y, x.detach())
+                checks.minimised("loss.discriminator", d_loss)
                 self._descend(d_loss, self.d_optimizer, self.d_weights)
 
         # 3-5. the generator: what the discriminator says, and what the kernel says
         g_loss = x.new_zeros(())
         if goal.generator is not None:
             # not through DistributedDataParallel: the discriminator's weights need no gradients here
-            g_loss = g_loss + goal.generator(self._judged_by(self.discriminator), y, x)
+            judged = goal.generator(self._judged_by(self.discriminator), y, x)
+            checks.minimised("loss.generator", judged)
+            g_loss = g_loss + judged
         if goal.kernel is not None:
             kernel_term = goal.kernel(*self._compared(x, y))
+            checks.minimised("loss.kernel", kernel_term)
             g_loss = g_loss + goal.lam * kernel_term
         self._descend(g_loss, self.g_optimizer, self.g_weights)
         if self.recipe.ema:
@@ -184,6 +196,7 @@ class Loop:
         logged = self.step % log_every == 0 or self.step in (1, self.recipe.steps)
         if logged:
             # the only place that waits for the device
+            self._check_range()
             record["g_loss"] = g_loss.item()
             if goal.discriminator is not None:
                 record["d_loss"] = d_loss.item()
@@ -207,9 +220,7 @@ class Loop:
         """Whether it is so on any process."""
         if self.processes == 1:
             return here
-        flag = torch.tensor(int(here), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+        return bool(self._greatest(torch.tensor(int(here), device=self.device)))
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on; on all processes at once."""
@@ -232,6 +243,8 @@ class Loop:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        for name, network in (("generator", self.generator), ("discriminator", self.discriminator)):
+            checks.same_network(name, state[name], network.state_dict())
         self.step = state["step"]
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
@@ -258,11 +271,51 @@ class Loop:
             nn.utils.clip_grad_norm_(weights, self.recipe.clip)
         optimizer.step()
 
+    def _greatest(self, values: Tensor) -> Tensor:
+        """The greatest of all processes."""
+        if self.processes > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def _check_networks(self, noise: Tensor, real: Tensor) -> None:
+        """Both networks take a batch and return what is wanted of them."""
+        goal = self.goal
+        try:
+            fake = sample(self.generator, noise)
+        # what torch raises for another shape, dtype or device
+        except RuntimeError as error:
+            wanted = f"take noise of shape {tuple(noise.shape)} and {noise.dtype}"
+            raise checks.runs("generator", wanted, error, "set noise_dim, or change its first layer") from error
+        checks.generated(fake, self.real)
+        if goal.on_features:
+            checks.has_features(self.discriminator)
+        if goal.discriminator is None and goal.generator is None:
+            return
+        for samples in (real, fake.to(real.dtype)):
+            try:
+                d = sample(self.discriminator, samples)
+            except RuntimeError as error:
+                wanted = f"take samples of shape {tuple(samples.shape)} and {samples.dtype}"
+                raise checks.runs("discriminator", wanted, error, "change its first layer, or cast y") from error
+            checks.judged(d, len(samples), features=goal.critic is not None)
+            if self.probabilities:
+                checks.announced(*bounds(d), "for a batch")
+        if self.probabilities:
+            checks.announced(*bounds_of_all_weights(self.discriminator, real), "with other weights")
+
+    def _check_range(self) -> None:
+        """What the discriminator has returned since the last look lay in [0, 1], if it was to."""
+        if self.probabilities:
+            least, greatest = self._greatest(self.range * self.range.new_tensor([-1, 1])).tolist()
+            checks.announced(-least, greatest, f"by step {self.step}")
+
     def _judged_by(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
         def outputs(samples: Tensor) -> Tensor:
             d = self._through(network, samples)
-            if not self.probabilities or self.goal.critic is not None:
+            if not self.probabilities:
                 return d
+            low, high = d.detach().to(self.range.dtype).aminmax()
+            self.range = torch.stack([self.range[0].minimum(low), self.range[1].maximum(high)])
             # clamped, because the logit of 0 and of 1 is infinite
             return torch.logit(d, eps=1e-6)
 
@@ -359,6 +412,40 @@ def sample(network: nn.Module, inputs: Tensor) -> Tensor:
     outputs: Tensor = network(inputs)
     network.train(mode)
     return outputs
+
+
+def bounds(values: Tensor) -> tuple[float, float]:
+    """The least and the greatest value that is a number."""
+    numbers = values.detach().float()
+    numbers = numbers[~numbers.isnan()]
+    return (float(numbers.min()), float(numbers.max())) if numbers.numel() else (0.0, 0.0)
+
+
+@torch.no_grad()
+def bounds_of_all_weights(network: nn.Module, inputs: Tensor) -> tuple[float, float]:
+    """The least and the greatest output in evaluation mode while weights are drawn at random; they are put back.
+
+    Logits may lie in [0, 1] on a batch by chance, and leave it as the weights are trained. A sigmoid stays there
+    whatever they are.
+    """
+    weights = [w for w in network.parameters() if w.requires_grad]
+    kept = [w.clone() for w in weights]
+    rng = torch.Generator().manual_seed(0)
+    found = []
+    try:
+        # wide draws move a last bias out of [0, 1], and narrow ones do not overflow in a deep network
+        for width in (1.0, 10.0, 1.0, 10.0, 1.0, 10.0):
+            for weight, before in zip(weights, kept, strict=True):
+                weight.copy_(before + width * torch.randn(weight.shape, generator=rng).to(weight))
+            try:
+                found.append(bounds(sample(network, inputs)))
+            # some networks cannot be run with every weight, for example one that inverts a matrix
+            except (RuntimeError, ValueError, ArithmeticError):
+                continue
+    finally:
+        for weight, before in zip(weights, kept, strict=True):
+            weight.copy_(before)
+    return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=0.0)
 
 
 def kernel_seconds(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:

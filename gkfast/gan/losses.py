@@ -20,6 +20,7 @@ import gkfast
 import gkfast.distributed
 from gkfast.gan import checks
 from gkfast.nn import ArticleRegularizer, Bandwidth, KDERatioLoss, MMDLoss, RepulsiveLoss
+from gkfast.ops.define import plain
 
 # what judges single samples, what compares sets of a critic's features, and what compares sets of samples
 ADVERSARIES = ("gan", "rpgan", "hinge", "article")
@@ -91,6 +92,7 @@ def compute_distance(x: Tensor, y: Tensor | None = None, sigma: float = 1.0) -> 
     tensor([[1.],
             [1.]])
     """
+    checks.beside(sigma, x)
     K: Tensor = gkfast.rbf(x, y, sigma)
     return K
 
@@ -120,7 +122,9 @@ def similarity(x: Tensor, y: Tensor, sigma: float = 1.0) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes differ.
+        If the shapes, dtypes or devices differ.
+    TypeError
+        If x or y is no array of a floating-point dtype.
 
     Examples
     --------
@@ -129,7 +133,8 @@ def similarity(x: Tensor, y: Tensor, sigma: float = 1.0) -> Tensor:
     >>> similarity(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]]), sigma=0.5)
     tensor([1., 1.])
     """
-    checks.same_shape("x", x, "y", y, "for all pairs of two sets call compute_distance")
+    checks.pairs(x, y)
+    checks.beside(sigma, x)
     K: Tensor = gkfast.rbf(x[..., None, :], y[..., None, :], sigma)
     return K[..., 0, 0]
 
@@ -141,6 +146,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
         -mean_j log D(x_j) - mean_i log(1 - D(g_i))
     """
+    checks.outputs(real_logits=real_logits, fake_logits=fake_logits)
     return _mean(F.softplus(-real_logits)) + _mean(F.softplus(fake_logits))
 
 
@@ -151,6 +157,7 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 
         -mean_i log D(g_i)
     """
+    checks.outputs(fake_logits=fake_logits)
     return _mean(F.softplus(-fake_logits))
 
 
@@ -163,6 +170,8 @@ def relativistic_loss(winner_logits: Tensor, loser_logits: Tensor) -> Tensor:
 
     The discriminator wants real samples to win, the generator its own.
     """
+    checks.outputs(winner_logits=winner_logits, loser_logits=loser_logits)
+    checks.same_shape("winner_logits", winner_logits, "loser_logits", loser_logits, "give as many of each")
     return _mean(F.softplus(loser_logits - winner_logits))
 
 
@@ -173,6 +182,7 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
 
         mean_j max(0, 1 - d(x_j)) + mean_i max(0, 1 + d(g_i))
     """
+    checks.outputs(real_logits=real_logits, fake_logits=fake_logits)
     return _mean(F.relu(1 - real_logits)) + _mean(F.relu(1 + fake_logits))
 
 
@@ -183,6 +193,7 @@ def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
 
         -mean_i d(g_i)
     """
+    checks.outputs(fake_logits=fake_logits)
     return -_mean(fake_logits)
 
 
@@ -195,10 +206,12 @@ def gradient_penalty(critic: "Critic", samples: Tensor) -> Tensor:
 
     Times gamma / 2 it is R1 on real and R2 on generated samples (Mescheder et al. 2018, equations 9 and 10).
     """
+    checks.function("critic", critic)
+    checks.outputs(samples=samples)
     samples = samples.detach().requires_grad_()
     squares = torch.zeros(len(samples), dtype=samples.dtype, device=samples.device)
     # a row's output depends on that row alone, so the gradient of the sum holds each row's own
-    for output in critic(samples).flatten(1).unbind(1):
+    for output in critic(samples).reshape(len(samples), -1).unbind(1):
         (gradient,) = torch.autograd.grad(output.sum(), samples, create_graph=True)
         squares = squares + gradient.flatten(1).square().sum(1)
     return _mean(squares)
@@ -220,11 +233,14 @@ class MMD(nn.Module):
         self, sigma: Bandwidth, scales: Sequence[float] = (1.0,), momentum: float = 0.0, root: bool = False
     ) -> None:
         super().__init__()
+        sigma, ladder, momentum = checks.bandwidth_rule(sigma, scales, momentum)
+        checks.flag("root", root)
         estimator: Literal["biased", "unbiased"] = "biased" if root else "unbiased"
-        self.whole = MMDLoss(sigma, scales=list(scales), momentum=momentum, estimator=estimator, root=root)
+        self.whole = MMDLoss(sigma, scales=ladder, momentum=momentum, estimator=estimator, root=root)
         self.given = None if isinstance(sigma, str) or root else list(self.whole.bandwidth.running.tolist())
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        checks.two_samples(fake, real)
         if self.given is None:
             value: Tensor = self.whole(_everybody(fake), _everybody(real))
             return value
@@ -250,10 +266,13 @@ class LogKDERatio(nn.Module):
 
     def __init__(self, sigma: Bandwidth, scales: Sequence[float] = (1.0,), momentum: float = 0.0) -> None:
         super().__init__()
-        self.whole = KDERatioLoss(sigma, scales=list(scales), momentum=momentum)
+        sigma, ladder, momentum = checks.bandwidth_rule(sigma, scales, momentum)
+        self.whole = KDERatioLoss(sigma, scales=ladder, momentum=momentum)
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        checks.two_samples(fake, real)
         everybody = _everybody(fake), _everybody(real)
+        checks.enough_samples(2, fake=everybody[0])
         value: Tensor = self.whole(*everybody)
         return value / _last_bandwidths(self.whole, *everybody).square().mean().to(value)
 
@@ -277,7 +296,7 @@ def mmd(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> Tensor:
     Scale-free: data and bandwidths multiplied by one number leave it as it is. O(N) memory. See the module MMD, which
     also finds the bandwidths itself.
     """
-    value: Tensor = MMD(sigma)(fake, real)
+    value: Tensor = MMD(checks.bandwidths(sigma))(fake, real)
     return value
 
 
@@ -287,13 +306,18 @@ def log_kde_ratio(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> Tensor:
     See gkfast.nn.KDERatioLoss for the formula. It is the article's term with pairs in place of the sample with
     itself. Needs two generated samples or more.
     """
-    value: Tensor = KDERatioLoss(sigma)(_everybody(fake), _everybody(real))
+    whole = KDERatioLoss(checks.bandwidths(sigma))
+    checks.two_samples(fake, real)
+    everybody = _everybody(fake), _everybody(real)
+    checks.enough_samples(2, fake=everybody[0])
+    value: Tensor = whole(*everybody)
     return value
 
 
 def literal_term(x: Tensor, sigma: float) -> Tensor:
     """The article's regulariser as printed, zero for every input; see gkfast.nn.ArticleRegularizer."""
-    value: Tensor = ArticleRegularizer(sigma, form="literal")(x, x)
+    checks.samples("x", x)
+    value: Tensor = ArticleRegularizer(checks.one_bandwidth(sigma), form="literal")(x, x)
     return value
 
 
@@ -306,6 +330,9 @@ def scaled_mmd(critic: "Critic", real: Tensor, fake: Tensor, distance: Callable[
 
     The Gaussian kernel has k(x, x) = 1, and the trace of its second derivative is |J phi|^2 / sigma^2; sigma is 1.
     """
+    checks.function("critic", critic)
+    checks.function("distance", distance)
+    checks.outputs(real=real, fake=fake)
     value = distance(critic(fake).flatten(1), critic(real).flatten(1))
     return value / (1 + gradient_penalty(critic, real))
 
@@ -339,7 +366,8 @@ def gan_loss(
     Parameters
     ----------
     y : tensor of shape (m,) or (m, 1)
-        Labels: 1 for real, 0 for generated. To train the generator, label its samples 1.
+        Labels, floating point: 1 for real, 0 for generated, or smoothed ones between. To train the generator, label
+        its samples 1.
     d : tensor of the shape of y
         The discriminator's outputs, probabilities in [0, 1]. The logarithms are clamped at -100, so that 0
         and 1 are finite. (Losses from logits: discriminator_loss and generator_loss.)
@@ -360,7 +388,10 @@ def gan_loss(
     Raises
     ------
     ValueError
-        If the shapes of y and d differ, or the Gaussian term lacks an argument.
+        If the shapes of y and d differ, one of them leaves [0, 1] (looked at on the CPU), or the Gaussian term lacks
+        an argument.
+    TypeError
+        If y, d, fake or real is no tensor of a floating-point dtype.
 
     Examples
     --------
@@ -369,8 +400,18 @@ def gan_loss(
     >>> gan_loss(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
     tensor(0.6931)
     """
-    checks.same_shape("y", y, "d", d, "reshape one of them")
+    checks.labels_and_outputs(y, d)
     checks.regularizer(regularizer)
+    lam = checks.weight(lam)
+    # a look at the values waits for no device and breaks no graph
+    if not torch.compiler.is_compiling() and plain((y, d)):
+        checks.probabilities("y", y, "label real samples 1 and generated ones 0")
+        checks.probabilities("d", d, "end D with a sigmoid, or take discriminator_loss of its logits")
+    for name, given in (("fake", fake), ("real", real)):
+        if given is not None:
+            checks.samples(name, given)
+    if sigma is not None:
+        sigma = checks.one_bandwidth(sigma)
     loss = F.binary_cross_entropy(d, y.to(d))
     if lam == 0:
         return loss
@@ -419,6 +460,13 @@ class Objective:
     on_features: bool = False
     critic: MMD | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("discriminator", "generator", "kernel", "critic"):
+            checks.part(name, getattr(self, name))
+        checks.trains_something(self.generator, self.kernel)
+        object.__setattr__(self, "lam", checks.weight(self.lam))
+        checks.flag("on_features", self.on_features)
+
 
 def objective(
     loss: str,
@@ -463,10 +511,14 @@ def objective(
     on_features : bool
         Whether the kernel term compares the discriminator's features.
     r1, r2 : float
-        The discriminator's gradient penalties, r / 2 times gradient_penalty, on real and on generated samples.
+        The discriminator's gradient penalties, r / 2 times gradient_penalty, on real and on generated samples, up to
+        1e9.
     """
     judge, term = parts(loss)
-    lam = default_lam(loss) if lam is None else lam
+    lam = default_lam(loss) if lam is None else checks.weight(lam)
+    sigma, scales, momentum = checks.bandwidth_rule(sigma, scales, momentum)
+    checks.flag("on_features", on_features)
+    r1, r2 = checks.penalty("r1", r1), checks.penalty("r2", r2)
     kernel = None if term is None else _kernel_term(term, sigma, scales, momentum)
     if judge is None:
         return Objective(None, None, kernel, lam, on_features)
@@ -536,8 +588,8 @@ def _article_generator(D: Critic, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def _everybody(rows: Tensor) -> Tensor:
-    """All processes' rows, (N, F)."""
-    return gkfast.distributed.gather(rows.flatten(1))
+    """All processes' rows, (N, F); of numbers (N,) they are (N, 1)."""
+    return gkfast.distributed.gather(rows.flatten(1) if rows.ndim > 1 else rows[:, None])
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import gkfast
 from gkfast.gan import checks, losses, metrics, networks, report
-from gkfast.gan.checkpoint import Checkpoints, Signals, write, write_tensors
+from gkfast.gan.checkpoint import Checkpoints, Signals, outline, write, write_tensors
 from gkfast.gan.config import Config, control, saved
 from gkfast.gan.data import Data, generate_data
 from gkfast.gan.loop import Record, sample
@@ -52,22 +52,25 @@ def run(
     except ImportError as error:
         raise checks.missing("training", "accelerate") from error
     sigma, fixed = bandwidths(data, config), metrics.fixed_sigma(data)
-    main: bool = PartialState(cpu=config.device == "cpu").is_main_process
+    processes = PartialState(cpu=config.device == "cpu")
+    main: bool = processes.is_main_process
+    configs = [config]
+    if config.control and losses.without_kernel(config.loss) != config.loss:
+        configs.append(control(config))
+    names = ("generator", "control")[: len(configs)]
+    folders = [Checkpoints(folder / "checkpoints" / name, config.keep) for name in names]
+    # whatever may be refused is, before anything is written
+    checks.shares(config.batch, processes.num_processes)
+    if resume:
+        _check_same(data, folder, configs, folders)
     if main:
         warning = checks.narrow(_mean_kernel(data, sigma), sigma)
         if warning and config.loss not in losses.ADVERSARIES:
             print(f"gkfast train: {warning}", file=sys.stderr)
-    if resume and (folder / "config.json").is_file():
-        checks.same_run(folder / "config.json", saved(folder), _identity(config))
-    if main:
         _write_json(folder / "config.json", {"gkfast": gkfast.__version__, **asdict(config)})
-    configs = [config]
-    if config.control and losses.without_kernel(config.loss) != config.loss:
-        configs.append(control(config))
     parts: list[Part] = []
     done: list[dict[str, Any]] = []
-    for name, part in zip(("generator", "control"), configs, strict=False):
-        checkpoints = Checkpoints(folder / "checkpoints" / name, part.keep)
+    for name, part, checkpoints in zip(names, configs, folders, strict=True):
         log = _log(folder, done, part) if main else None
         result = _train(data, part, sigma, fixed, checkpoints, resume, signals, log, progress)
         done += [{"run": part.loss, **record} for record in result.history]
@@ -109,17 +112,22 @@ def _train(
         held_out=data.validation,
         checkpoints=checkpoints,
         resume=resume,
-        identity=_identity(config),
         signals=signals,
         progress=config.loss if progress else None,
         on_record=log,
     )
 
 
-def _identity(config: Config) -> dict[str, Any]:
-    """The settings on which the numbers depend."""
-    free = ("control", "threads", "keep", "checkpoint_every", "tensorboard")
-    return {name: value for name, value in asdict(config).items() if name not in free}
+def _check_same(data: Data, folder: Path, configs: Sequence[Config], folders: Sequence[Checkpoints]) -> None:
+    """Every part can go on from its newest checkpoint; before there are any, config.json says what was begun."""
+    states = [checkpoints.load() for checkpoints in folders]
+    for config, checkpoints, state in zip(configs, folders, states, strict=True):
+        if state is not None:
+            path = checkpoints.path(state["step"])
+            checks.same_data(path, state.get("data"), outline(data.train))
+            checks.same_run(path, state["identity"], config.identity())
+    if not any(states) and (folder / "config.json").is_file():
+        checks.same_run(folder / "config.json", saved(folder), configs[0].identity())
 
 
 def build(data: Data, config: Config) -> tuple[nn.Module, nn.Module]:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gkfast.gan import checks
-from gkfast.gan.checkpoint import Checkpoints, Signals
+from gkfast.gan.checkpoint import Checkpoints, Signals, outline
 from gkfast.gan.loop import Loop, Recipe, Record
-from gkfast.gan.losses import Objective, objective
+from gkfast.gan.losses import LOSSES, Objective, objective
 
 
 @dataclass
@@ -104,8 +104,9 @@ def train_gan(
     lam : float, optional
         The weight of the kernel term; by default what suits the loss.
     output : {"probability", "logit"}
-        What the discriminator returns: the article's D(x) in [0, 1], or its logit, which loses no digits. Kernel
-        critics return features, and this is not looked at.
+        What the discriminator returns: the article's D(x), in [0, 1] whatever its weights, or its logit, which loses
+        no digits. The first is checked before the first step, on a batch with the given weights and with others,
+        and as training goes on. Kernel critics return features, and this is not looked at.
     noise_dim : int
         Used when x is None.
     learning_rate : float
@@ -115,7 +116,7 @@ def train_gan(
     ema : float
         The decay of an averaged generator, Result.average; 0 for none.
     r1, r2 : float
-        The discriminator's gradient penalties on real and on generated samples.
+        The discriminator's gradient penalties on real and on generated samples, up to 1e9.
     seed : int
         For noise, batches and dropout. The same seed and the same initial networks give the same numbers on a
         CPU. torch's global random state is left as it was.
@@ -135,9 +136,10 @@ def train_gan(
     Raises
     ------
     ValueError
-        If a number or a shape does not fit, or a checkpoint is of another training.
+        If a number or a shape does not fit, the discriminator returns no probabilities where it was said to, or a
+        checkpoint is of another training.
     TypeError
-        If x or y is not of a floating-point dtype.
+        If x or y is no tensor of a floating-point dtype, or another argument is of the wrong type.
     FloatingPointError
         When a loss becomes infinite or NaN.
     ImportError
@@ -159,21 +161,31 @@ def train_gan(
     >>> result.steps
     4
     """
-    sigmas = [float(sigma)] if isinstance(sigma, int | float) else [float(s) for s in sigma]
-    checks.epochs(epochs)
-    checks.output(output)
+    checks.network("generator", generator)
+    checks.network("discriminator", discriminator)
+    sigmas = checks.bandwidths(sigma)
+    epochs = checks.whole("epochs", epochs, 1, "pass the number of passes over y")
+    batch_size = checks.whole("batch_size", batch_size, 2, "64 to 512 are usual")
     checks.rows("y", y, batch_size)
     if x is not None:
         checks.rows("x", x, batch_size)
+    checks.objective_or_name(loss, LOSSES, Objective)
+    lam = None if lam is None else checks.weight(lam)
+    r1, r2 = checks.penalty("r1", r1), checks.penalty("r2", r2)
+    checks.output(output)
+    checks.folder("checkpoints", checkpoints)
+    checks.flag("resume", resume)
+    checks.flag("progress", progress)
+    rate = checks.number("learning_rate", learning_rate, "1e-3 is usual", open_below=True)
     recipe = Recipe(
         steps=epochs * (len(y) // batch_size),
         batch=batch_size,
-        noise_dim=noise_dim,
-        generator_rate=learning_rate,
-        discriminator_rate=learning_rate,
-        critic_steps=critic_steps,
-        ema=ema,
-        seed=seed,
+        noise_dim=checks.whole("noise_dim", noise_dim, 0, "16 is usual"),
+        generator_rate=rate,
+        discriminator_rate=rate,
+        critic_steps=checks.whole("critic_steps", critic_steps, 1, "1 is usual"),
+        ema=checks.number("ema", ema, "0.999 is usual, 0 for none", most=1, open_above=True),
+        seed=checks.seed(seed),
     )
     with Signals() if checkpoints is not None else nullcontext() as signals:
         return fit(
@@ -221,7 +233,7 @@ def fit(
         What the logged MMD^2 and kernel means compare generated samples with; by default up to 500 rows of
         `real`.
     identity : dict, optional
-        What a checkpoint must have been made with, besides the recipe, to be resumed.
+        What a checkpoint must have been made with, besides recipe.identity(), to be resumed.
     signals : Signals, optional
         Already entered; the loop holds it, so that a signal leads to a checkpoint.
     progress : str, optional
@@ -233,14 +245,18 @@ def fit(
         from tqdm import tqdm
     except ImportError as error:
         raise checks.missing("training", str(error.name)) from error
+    checks.weights("generator", generator, trained=True)
+    checks.weights("discriminator", discriminator, trained=goal.discriminator is not None)
     device = next(generator.parameters()).device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         loop = Loop(generator, discriminator, real, goal, recipe, sigma, noise, held_out, probabilities)
-        # how often it is saved changes nothing
-        identity = asdict(replace(recipe, checkpoint_every=0)) | (identity or {})
+        identity = recipe.identity() | (identity or {})
+        data = outline(real, noise) if checkpoints is not None else []
         saved = checkpoints.load() if checkpoints is not None and resume else None
         if saved is not None and checkpoints is not None:
-            checks.same_run(checkpoints.path(saved["step"]), saved["identity"], identity)
+            path = checkpoints.path(saved["step"])
+            checks.same_data(path, saved.get("data"), data)
+            checks.same_run(path, saved["identity"], identity)
             loop.restore(saved)
         if on_record is not None and loop.main:
             on_record(loop.history)
@@ -266,7 +282,7 @@ def fit(
                         on_record(loop.history)
                 stopping = loop.anyone(signals is not None and signals.received is not None)
                 if checkpoints is not None and (stopping or loop.step % every == 0 or loop.step in (1, recipe.steps)):
-                    state = loop.state() | {"identity": identity}
+                    state = loop.state() | {"identity": identity, "data": data}
                     if loop.main:
                         checkpoints.save(loop.step, state)
                 if stopping and loop.step < recipe.steps:
