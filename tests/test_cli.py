@@ -148,6 +148,8 @@ def test_title_is_escaped(tmp_path):
         (["--set", "steps=2.5"], "steps must be a whole number, got 2.5; correct it in --config or --set"),
         (["--set", "ladder=[1,-2]"], "ladder must be positive finite numbers, got [1.0, -2.0]"),
         (["--set", "ema=1"], "ema must lie between 0 and 1, got 1.0"),
+        (["--set", "r1=1e10"], "r1 must be at most 1e+09, got 10000000000.0; correct it"),
+        (["--seed", str(2**64)], "seed must be at most 9.22337e+18, got 18446744073709551616; correct it"),
         (["--set", "network=unet"], "network must be mlp or dcgan, got 'unet'"),
         (["--data", "ring", "--set", "network=dcgan"], 'network must be "mlp" for data that are no images'),
         (["--config", "none.toml"], "--config must be a TOML file of settings, got 'none.toml'"),
