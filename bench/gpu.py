@@ -391,7 +391,7 @@ def make(case, name, gpu):
         if case.op == "matmul":
             return lambda: (gpu.rbf_matmul(x, y, v, s, one, **by),)
         if case.op == "signs":
-            return lambda: (gpu.rbf_matmul(x, x, v, s, one, None, True, True, **by),)
+            return lambda: (gpu.rbf_matmul(x, x, v, s, one, None, True, one.expand_as(s), **by),)
         if case.op == "matmul gradient":
             g = coefficients(case)
             wants = (True, False, False, False, False)
