@@ -454,6 +454,23 @@ def by_products(monkeypatch):
     monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 0)
 
 
+@pytest.mark.parametrize("dims", [3, 48])
+def test_narrow_kernels_keep_their_digits(dims):
+    """Kernels down to 1e-30, of which k - 1 has no digit."""
+    x, y = sample(1, 33, 40, dims, torch.float32)
+    sigma = 0.12 * ONE
+    a, b = (torch.ones(1, n, device=DEVICE) for n in (33, 40))
+    scale = torch.tensor([[1 / (33 * 32), 1 / (40 * 39), -2 / (33 * 40)]], dtype=torch.float64, device=DEVICE)
+    wide = [doubled(t) for t in (x, y, a, b, scale)]
+    baseline = reference.baselines(x, y, sigma.to(DEVICE))
+    assert not baseline.any()
+    truth = reference.mmd2(*wide, sigma, ONE, 1, baseline.cpu())
+    between = reference.kernel_sums(*wide[:4], sigma, ONE, 1)[0, 2] / (33 * 40)
+    assert 0 < between < 1e-2
+    error = (gpu.mmd2(x, y, a, b, scale, sigma, ONE, 1, baseline).cpu() - truth).abs()
+    assert error <= 1e-5 * max(truth.abs(), between)
+
+
 def check_sums(x, y, sigma, weights, drop=1, less=True, relative=2e-6):
     """The sums, with weights and without gradients, so by halves; the same bits again."""
     a, b = (torch.rand(t.shape[:2]).to(DEVICE, t.dtype) for t in (x, y))
