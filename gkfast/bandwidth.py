@@ -1,9 +1,12 @@
 """Bandwidths from the data: the mean and the median pair distance.
 
-Multiply by a ladder for a mixture, for example ``[gkfast.median_sigma(x, y) * r for r in (1/8, 1/4, 1/2, 1, 2)]``.
+Multiply by a ladder for a mixture, for example ``[gkfast.median_sigma(x, y) * r for r in (1/8, 1/4, 1/2, 1, 2)]``. Of
+a batch each problem has its own bandwidth; one alone is passed as ``gkfast.median_sigma(x, y)[..., None]``.
 """
 
+import math
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -75,9 +78,13 @@ def mean_sigma(x: Array, y: Array | None = None) -> Array:
     2.0
     """
     xp, z = _pooled(x, y)
-    # centred first: the squares of coordinates far from the origin would cancel
-    centred = z - z.mean(-2)[..., None, :]
-    return _given(x, xp.sqrt(2 * (centred * centred).sum(-1).sum(-1) / (z.shape[-2] - 1)))
+    # centred first: the squares of coordinates far from the origin would cancel; from one of the rows, whose
+    # differences from equal rows are 0, where a mean is rounded
+    with np.errstate(invalid="ignore", over="ignore") if xp is np else nullcontext():
+        apart = z - z[..., :1, :]
+        centred = apart - apart.mean(-2)[..., None, :]
+        squares = (centred * centred).sum(-1).sum(-1)
+    return _given(x, xp.sqrt(2 * squares / (z.shape[-2] - 1)))
 
 
 def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) -> Array:
@@ -87,8 +94,8 @@ def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) ->
 
         sigma = median of |z_i - z_j|, i < j
 
-    where z is x, or x and y together. Of more than max_points rows, that many are taken at even spacing, so the
-    answer is deterministic; shuffle sorted data first.
+    where z is x, or x and y together; of an even number of distances the mean of the two in the middle. Of more than
+    max_points rows, that many are taken at even spacing, so the answer is deterministic; shuffle sorted data first.
 
     Parameters
     ----------
@@ -102,8 +109,8 @@ def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) ->
     Returns
     -------
     array of shape (...,)
-        A length in the units of x, with no gradient; float32 for half-precision input. 0 where at least half of the
-        distances are 0: not a bandwidth.
+        A length in the units of x; float32 for half-precision input. 0 where more than half of the distances are 0:
+        not a bandwidth.
 
     Raises
     ------
@@ -112,8 +119,9 @@ def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) ->
 
     Notes
     -----
-    O(max_points^2 D) time, O(max_points^2) memory at most. Exact up to max_points rows; beyond, an estimate whose
-    error falls as 1 / sqrt(max_points).
+    O(max_points^2 D) time, for each of a batch, O(max_points^2) memory. Exact up to max_points rows; beyond, an
+    estimate whose error falls as 1 / sqrt(max_points). Differentiable: the gradient is that of the distances in the
+    middle; detach it where the bandwidth is to be a constant.
 
     References
     ----------
@@ -126,26 +134,21 @@ def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) ->
     2.0
     """
     checks.max_points(max_points)
-    _, z = _pooled(x, y)
+    xp, z = _pooled(x, y)
     if z.shape[-2] > max_points:
-        rows = (np.arange(max_points) * z.shape[-2]) // max_points
-        z = z[..., rows.tolist(), :]
+        rows = xp.arange(max_points, **({"device": z.device} if checks.is_tensor(z) else {}))
+        rows = rows * z.shape[-2] // max_points
+        z = z.index_select(-2, rows) if checks.is_tensor(z) else z[..., rows, :]
     if checks.is_tensor(z):
-        import torch
-
-        z = z.detach()
-        flat = z.reshape(-1, *z.shape[-2:])
-        # differences, not the matrix-product form, which loses far-away neighbours
-        distances = torch.stack([torch.nn.functional.pdist(part) for part in flat])
-        middle = _middle(torch.sort(distances, -1).values)
-        return _given(x, middle.reshape(z.shape[:-2]))
-    flat = z.reshape(-1, *z.shape[-2:])
+        return _given(x, _median_of_tensor(z))
+    flat = z.reshape(math.prod(z.shape[:-2]), *z.shape[-2:])
     upper = np.triu_indices(z.shape[-2], 1)
     medians = []
     for part in flat:
         squares = np.zeros((len(part), len(part)), z.dtype)
-        for column in part.T:
-            squares += np.square(column[:, None] - column[None, :])
+        with np.errstate(invalid="ignore", over="ignore"):
+            for column in part.T:
+                squares += np.square(column[:, None] - column[None, :])
         medians.append(_middle(np.sort(np.sqrt(squares[upper]))))
     return _given(x, np.array(medians, dtype=z.dtype).reshape(z.shape[:-2]))[()]
 
@@ -153,3 +156,32 @@ def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) ->
 def _middle(ordered: Array) -> Array:
     count = ordered.shape[-1]
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
+
+
+def _median_of_tensor(z: Any) -> Any:
+    torch = sys.modules["torch"]
+    batch, (n, dims) = tuple(z.shape[:-2]), z.shape[-2:]
+    flat = z.reshape(math.prod(batch), n, dims)
+    if len(flat) == 0:
+        return z.new_empty(batch)
+    values, pairs = zip(*(_middle_pairs(part) for part in flat.detach().unbind()), strict=True)
+    # their distances anew, so that they have their gradients
+    places = torch.stack(pairs)
+    first, second = (flat.gather(1, k[..., None].expand(-1, -1, dims)) for k in (places // n, places % n))
+    distances = torch.linalg.vector_norm(first - second, dim=-1)
+    medians = torch.stack(values)
+    return torch.where(medians.isnan(), medians, distances).mean(-1).reshape(batch)
+
+
+def _middle_pairs(z: Any) -> tuple[Any, Any]:
+    """The two distances in the middle, and the places of their pairs in a matrix (n, n)."""
+    torch = sys.modules["torch"]
+    n = len(z)
+    count = n * (n - 1) // 2
+    # differences, not the matrix-product form, which loses far-away neighbours; NaN, which is the last in order,
+    # where a pair would count twice
+    distances = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
+    upper = distances.masked_fill(torch.ones_like(distances, dtype=torch.bool).tril(), math.nan).flatten()
+    found = [torch.kthvalue(upper, k + 1) for k in sorted({(count - 1) // 2, count // 2})]
+    found = found * 2 if len(found) == 1 else found
+    return torch.stack([f.values for f in found]), torch.stack([f.indices for f in found])

@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 Array = Any  # a NumPy array or a torch tensor; NumPy in, NumPy out, tensors in, tensors out
-Sigma = Any  # a number, a 0-d or 1-D tensor or array, or a sequence of numbers
+Sigma = Any  # a number, an array or tensor of shape () or (..., S), or a sequence of them
 Backend = Literal["reference", "cpu", "gpu"]
 Precision = Literal["highest", "high", "medium"]
 Estimator = Literal["biased", "unbiased", "u_statistic", "linear"]
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
+# a tuple, since torch.compile cannot follow a union of NumPy's types
+_NUMBERS = (int, float, np.integer, np.floating)
 
 
 def is_tensor(value: object) -> bool:
@@ -31,6 +33,42 @@ def is_tensor(value: object) -> bool:
 def floats(values: Any) -> bool:
     """One number, or a list or tuple of numbers, all of them Python's floats: found out in a moment."""
     return type(values) is float or (type(values) in (list, tuple) and {*map(type, values)} == {float})
+
+
+def as_floats(values: Any) -> Any:
+    """Numbers of Python and NumPy, alone or in a sequence, as a float or a tuple of floats; all else as it is."""
+    if floats(values):
+        return tuple(values) if type(values) is list else values
+    if compiling():
+        values = _traced(values)
+    elif isinstance(values, np.ndarray) and values.ndim == 0 and values.dtype.kind in "fiu":
+        values = values.item()
+    if isinstance(values, list | tuple | range):
+        numbers = tuple([_as_float(value) for value in values])
+        return numbers if floats(numbers) else values
+    return _as_float(values)
+
+
+def compiling() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
+
+
+def _traced(value: Any) -> Any:
+    """As torch.compile sees it: NumPy's arrays and scalars are tensors there, whose values nobody knows."""
+    if isinstance(value, np.ndarray):
+        return sys.modules["torch"].as_tensor(value)
+    return [_traced(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _as_float(value: Any) -> Any:
+    # True is no length, and what float64 cannot hold is refused later
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return value
 
 
 def on_cpu(array: Array) -> bool:
@@ -52,16 +90,51 @@ def _array(name: str, value: object) -> None:
             f"{name} must be a NumPy array or a torch tensor, got {type(value).__name__}; "
             f"convert it with numpy.asarray or torch.as_tensor"
         )
+    _ordinary(name, value)
     # NumPy is slow to spell a dtype, and knows halves, singles and doubles by one character
     if isinstance(value, np.ndarray):
         known = value.dtype.char in "efd" and value.dtype.isnative
     else:
         known = dtype_name(value) in _DTYPES
     if not known:
-        cast = "x.float()" if is_tensor(value) else "x.astype(numpy.float32)"
         raise TypeError(
-            f"{name} must have a floating dtype ({', '.join(_DTYPES)}), got {dtype_name(value)}; "
-            f"cast it, for example {cast.replace('x.', name + '.')}"
+            f"{name} must have a floating dtype ({', '.join(_DTYPES)}), got {dtype_name(value)}; {_cast(name, value)}"
+        )
+
+
+def _cast(name: str, value: Array) -> str:
+    if dtype_name(value).startswith("complex"):
+        return f"take its real part, {name}.real"
+    return f"cast it, for example {name}{'.float()' if is_tensor(value) else '.astype(numpy.float32)'}"
+
+
+def _ordinary(name: str, value: Array) -> None:
+    """An array or tensor that is no more than its numbers, one after the other."""
+    if type(value) is np.ndarray:
+        return
+    if isinstance(value, np.ndarray):
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} must be an array without a mask, got {type(value).__name__}; "
+                f"fill the masked entries with {name}.filled()"
+            )
+        if isinstance(value, np.matrix):
+            raise TypeError(
+                f"{name} must be an array, got matrix, which is always 2-D; convert it with numpy.asarray({name})"
+            )
+        return
+    if value.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one; call once for each part, or pad it with "
+            f"to_padded_tensor"
+        )
+    if value.layout is not sys.modules["torch"].strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense tensor, got layout {layout}; convert it with {name}.to_dense()")
+    if value.is_quantized:
+        raise TypeError(
+            f"{name} must have a floating dtype, got the quantized {dtype_name(value)}; "
+            f"convert it with {name}.dequantize()"
         )
 
 
@@ -101,7 +174,7 @@ def two_point_sets(x_name: str, x: Array, y_name: str, y: Array) -> None:
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(
             f"{y_name} must have as many coordinates as {x_name} ({x.shape[-1]}), got {y.shape[-1]}; "
-            f"both are (..., rows, D)"
+            f"both are (..., rows, D){_flattened(x_name, x.shape, y_name, y.shape)}"
         )
     batch_shape(((x_name, x.shape[:-2]), (y_name, y.shape[:-2])))
 
@@ -118,68 +191,141 @@ def batch_shape(named: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]
         return np.broadcast_shapes(*(shape for _, shape in named))
     except ValueError:
         shapes = " and ".join(f"{name} {tuple(shape)}" for name, shape in named)
+        images = "; for images (N, C, H, W) call .flatten(1) first" if any(len(s) > 1 for _, s in named) else ""
         raise ValueError(
-            f"batch dimensions must broadcast, got {shapes}; give each leading dimension the same size, or 1"
+            f"batch dimensions must broadcast, got {shapes}; give each leading dimension the same size, or 1{images}"
         ) from None
 
 
-def bandwidths(sigma: Sigma, weights: Sigma | None) -> None:
-    """sigma is one or more positive numbers, weights as many finite ones."""
-    count = _numbers("sigma", sigma)
-    if weights is not None and _numbers("weights", weights) != count:
+def _flattened(x_name: str, x: tuple[int, ...], y_name: str, y: tuple[int, ...]) -> str:
+    """What to add where points may have been meant to be images."""
+    names = [f"{name}.flatten(1)" for name, shape in ((x_name, x), (y_name, y)) if len(shape) > 2]
+    return f"; for images (N, C, H, W) use {' and '.join(names)}" if names else ""
+
+
+def bandwidths(sigma: Sigma, weights: Sigma | None, batch: tuple[int, ...] | None = None) -> None:
+    """sigma is one or more positive numbers, weights as many finite ones; those of a batch may be (..., S)."""
+    count = _numbers("sigma", sigma, batch)
+    if weights is not None and _numbers("weights", weights, batch) != count:
         raise ValueError(
-            f"weights must have one entry per bandwidth ({count}), got {_numbers('weights', weights)}; "
+            f"weights must have one entry per bandwidth ({count}), got {_numbers('weights', weights, batch)}; "
             f"leave it out for all ones"
         )
 
 
-def _numbers(name: str, value: Sigma) -> int:
+def _numbers(name: str, value: Sigma, batch: tuple[int, ...] | None) -> int:
+    """How many numbers there are for one problem."""
     # the usual cases in a moment
     if type(value) is float and 0 < value < math.inf:
         return 1
-    if type(value) is list and value and all(type(entry) is float and 0 < entry < math.inf for entry in value):
+    if (
+        type(value) in (list, tuple)
+        and value
+        and all(type(entry) is float and 0 < entry < math.inf for entry in value)
+    ):
         return len(value)
+    if compiling():
+        value = _traced(value)
     if is_tensor(value):
-        if value.ndim > 1 or value.numel() == 0:
-            raise ValueError(
-                f"{name} must be a number or a non-empty 1-D tensor, got shape {tuple(value.shape)}; "
-                f"for one bandwidth per dimension divide the data: rbf(x / ell, y / ell)"
-            )
-        if not value.is_floating_point():
-            raise TypeError(f"{name} must have a floating dtype, got {dtype_name(value)}; cast it with .float()")
-        return int(value.numel())
-    # plain Python, so that torch.compile can follow it
+        _floating_tensor(name, value)
+        return _shape_of_numbers(name, tuple(value.shape), batch)
     if isinstance(value, np.ndarray):
-        shape = value.shape
-        value = value.reshape(-1).tolist() if value.ndim < 2 else []
-    else:
-        shape = (len(value),) if isinstance(value, list | tuple) else ()
-    entries = value if isinstance(value, list | tuple) else [value]
-    if len(shape) > 1 or not entries:
+        _ordinary(name, value)
+        if value.dtype.kind not in "fiu":
+            raise TypeError(
+                f"{name} must have a dtype of real numbers, got {value.dtype}; for example numpy.array([1.0, 2.0])"
+            )
+        count = _shape_of_numbers(name, value.shape, batch)
+        numbers = value.reshape(-1).tolist()
+        _finite(name, numbers, value.tolist())
+        return count
+    if not isinstance(value, list | tuple | range):
+        _finite(name, [value], value)
+        return 1
+    entries: list[Any] = list(value)
+    if not entries:
+        raise ValueError(
+            f"{name} must be a number or a non-empty sequence, got {value!r}; for example 1.0 or [1.0, 2.0]"
+        )
+    numbers = []
+    for entry in entries:
+        if is_tensor(entry):
+            _floating_tensor(name, entry)
+            _leading(name, entry.shape, batch or ())
+        elif isinstance(entry, np.ndarray):
+            _numbers(name, entry[..., None], batch or ())
+        else:
+            numbers.append(entry)
+    _finite(name, numbers, value)
+    return len(entries)
+
+
+def _shape_of_numbers(name: str, shape: tuple[int, ...], batch: tuple[int, ...] | None) -> int:
+    """The S of an array of shape () or (..., S), whose leading dimensions broadcast to the batch."""
+    if not shape:
+        return 1
+    if shape[-1] == 0 or (batch is None and len(shape) > 1):
         raise ValueError(
             f"{name} must be a number or a non-empty 1-D sequence, got shape {shape}; "
             f"for one bandwidth per dimension divide the data: rbf(x / ell, y / ell)"
         )
+    if batch and shape == batch and math.prod(shape) > 1:
+        one = "bandwidth" if name == "sigma" else "weight"
+        raise ValueError(
+            f"{name} must be (..., S), got shape {shape}, which is the batch's as well; write {name}[..., None] for "
+            f"one {one} for each problem, {name}[None] or a list for {shape[-1]} summed kernels"
+        )
+    _leading(name, shape[:-1], batch or ())
+    return shape[-1]
+
+
+def _leading(name: str, leading: Sequence[int], batch: tuple[int, ...]) -> None:
+    """Dimensions before S enlarge no result; those of size 1 in front of the others may be dropped."""
+    own = list(leading)
+    while own and own[0] == 1:
+        del own[0]
+    if len(own) > len(batch) or any(n not in (1, b) for n, b in zip(own[::-1], batch[::-1], strict=False)):
+        raise ValueError(
+            f"{name} must have leading dimensions that broadcast to {batch}, the batch's, got {tuple(leading)}; "
+            f"the last dimension counts bandwidths; for one per dimension divide the data: rbf(x / ell, y / ell)"
+        )
+
+
+def _floating_tensor(name: str, value: Array) -> None:
+    _ordinary(name, value)
+    if dtype_name(value) not in _DTYPES:
+        raise TypeError(f"{name} must have a floating dtype, got {dtype_name(value)}; {_cast(name, value)}")
+
+
+def _finite(name: str, entries: list[Any], given: Any) -> None:
+    """The entries of what was given are finite numbers, for sigma positive ones."""
     for entry in entries:
-        if is_tensor(entry) and entry.ndim == 0 and entry.is_floating_point():
-            continue
-        if isinstance(entry, bool) or not isinstance(entry, int | float | np.integer | np.floating):
+        given = entry if len(entries) > 8 else given
+        if isinstance(entry, bool) or not isinstance(entry, _NUMBERS):
             raise TypeError(
-                f"{name} must be a number or a sequence of numbers, got {value!r}; for example 1.0 or [1.0, 2.0]"
+                f"{name} must be a number or a sequence of numbers, got {given!r}; for example 1.0 or [1.0, 2.0]"
             )
+        if isinstance(_as_float(entry), int):
+            raise ValueError(f"{name} must be finite, got a whole number beyond float64; remove or replace the entry")
         if name == "sigma" and not 0 < entry < math.inf:
-            raise ValueError(f"sigma must be positive and finite, got {value!r}; it is a length in the units of x")
+            raise ValueError(f"sigma must be positive and finite, got {given!r}; it is a length in the units of x")
         if not -math.inf < entry < math.inf:
-            raise ValueError(f"{name} must be finite, got {value!r}; remove or replace the entry")
-    return len(entries)
+            raise ValueError(f"{name} must be finite, got {given!r}; remove or replace the entry")
 
 
 def positive_weights(weights: Sigma | None) -> None:
     """Mixture weights of a density, where values can be seen."""
-    if weights is None or is_tensor(weights):
-        return
-    if not all(w > 0 for w in (weights if isinstance(weights, list | tuple | np.ndarray) else [weights])):
-        raise ValueError(f"weights must be positive for a density, got {weights!r}; leave out what has no weight")
+    for entry in weights if isinstance(weights, list | tuple | range) else [weights]:
+        if entry is None or is_tensor(entry) or (isinstance(entry, np.ndarray) and compiling()):
+            continue
+        if not (bool((entry > 0).all()) if isinstance(entry, np.ndarray) else entry > 0):
+            raise ValueError(f"weights must be positive for a density, got {weights!r}; leave out what has no weight")
+
+
+def tensor_of_numbers(name: str, value: Array, data: Array) -> None:
+    """A tensor of bandwidths or weights has values where the data have some."""
+    if value.device.type == "meta" and not (is_tensor(data) and data.device.type == "meta"):
+        raise ValueError(f"{name} must hold values, got a tensor on meta; move the data there as well")
 
 
 def vector(name: str, value: Array, size: int, rows_of: str, like: Array) -> None:
@@ -194,6 +340,15 @@ def vector(name: str, value: Array, size: int, rows_of: str, like: Array) -> Non
         raise ValueError(f"{name} must be finite and not negative, got such an entry; remove or replace it")
     if isinstance(value, np.ndarray) and size and not (value.max(-1) > 0).all():
         raise ValueError(f"{name} must have a positive entry, got only zeros; leave {name} out for equal weights")
+
+
+def pairs_of_weights(name: str, value: Array, estimator: str) -> None:
+    """Where i = j is left out, two rows have weight; values are seen in NumPy arrays alone."""
+    if estimator != "biased" and isinstance(value, np.ndarray) and not ((value > 0).sum(-1) > 1).all():
+        raise ValueError(
+            f"{name} must have two positive entries for the {estimator} estimator, got one; "
+            f"a single row has no pair: use the biased estimator"
+        )
 
 
 def right_hand_side(v: Array, y: Array) -> bool:
@@ -213,11 +368,13 @@ def right_hand_side(v: Array, y: Array) -> bool:
     )
 
 
-def some_rows(name: str, array: Array, least: int, purpose: str) -> None:
+def some_rows(
+    name: str, array: Array, least: int, purpose: str, otherwise: str = "a mean over nothing has no value"
+) -> None:
     if array.shape[-2] < least:
         raise ValueError(
             f"{name} must have at least {least} row{'s' * (least > 1)} for {purpose}, got {array.shape[-2]}; "
-            f"a mean over nothing has no value"
+            f"{otherwise}"
         )
 
 
@@ -227,8 +384,9 @@ def estimator(value: str, x: Array, y: Array, weighted: bool) -> None:
     if value not in known:
         raise ValueError(f"estimator must be one of {', '.join(known)}, got {value!r}; unbiased is the usual one")
     least = 1 if value == "biased" else 2
-    some_rows("x", x, least, f"the {value} estimator")
-    some_rows("y", y, least, f"the {value} estimator")
+    for name, other, sample in (("x", "yy", x), ("y", "xx", y)):
+        one = f"a single row has no pair: use the biased estimator, or {other} and xy of kernel_means"
+        some_rows(name, sample, least, f"the {value} estimator", *[one] * (sample.shape[-2] == 1))
     if value in ("u_statistic", "linear") and x.shape[-2] != y.shape[-2]:
         raise ValueError(
             f"x and y must have the same number of rows for the {value} estimator, got {x.shape[-2]} and "
@@ -275,9 +433,9 @@ def gpu_kernel(name: str, found: bool) -> None:
         )
 
 
-def out(value: Array, shape: tuple[int, ...], x: Array, needs_grad: bool) -> None:
-    """value can take a result of this shape as it is."""
-    same_kind("out", value, "x", x)
+def out(value: Array, shape: tuple[int, ...], arrays: Sequence[Array | None], needs_grad: bool) -> None:
+    """value can take a result of this shape as it is; the arrays, x first, are what it is made of."""
+    same_kind("out", value, "x", arrays[0])
     contiguous = value.is_contiguous() if is_tensor(value) else value.flags.c_contiguous and value.flags.writeable
     if tuple(value.shape) != shape or not contiguous:
         raise ValueError(
@@ -289,6 +447,33 @@ def out(value: Array, shape: tuple[int, ...], x: Array, needs_grad: bool) -> Non
             "out must be left out where a gradient is wanted, got inputs that require one; "
             "call under torch.no_grad() or without out"
         )
+    if is_tensor(value) and value.requires_grad and sys.modules["torch"].is_grad_enabled():
+        raise ValueError("out must not require a gradient, since none is recorded, got one that does; detach it")
+    if any(_share_memory(value, array) for array in arrays if array is not None):
+        raise ValueError(
+            "out must have memory of its own, got what overlaps the inputs, which are read while it is written; "
+            "allocate it with empty"
+        )
+
+
+def _share_memory(one: Array, other: Array) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.may_share_memory(one, other)
+    if not (is_tensor(one) and is_tensor(other)) or one.device != other.device or one.device.type == "meta":
+        return False
+    if compiling() or sys.modules["torch"]._C._are_functorch_transforms_active():
+        # what stands for a tensor there has no memory
+        return False
+    (begin, end), (start, stop) = _span(one), _span(other)
+    return begin < stop and start < end
+
+
+def _span(tensor: Any) -> tuple[int, int]:
+    """The addresses from the first number on, and just behind the last."""
+    if tensor.numel() == 0:
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def max_points(value: object) -> None:
@@ -336,6 +521,7 @@ def separable(estimator: object, x: Array) -> None:
     if x.ndim != 2:
         raise ValueError(
             f"x must have shape (N, D) on several processes, got {tuple(x.shape)}; gather batches instead"
+            f"{_flattened('x', x.shape, 'x', ())}"
         )
 
 

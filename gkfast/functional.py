@@ -3,14 +3,16 @@
     K[i, j] = sum_s w_s exp(-|x_i - y_j|^2 / (2 sigma_s^2))
 
 Everywhere x is (..., N, D), y is (..., M, D), leading batch dimensions broadcast, and sigma is a length in the units
-of x: one number, or S bandwidths whose kernels are summed with `weights` (default all ones). NumPy arrays give NumPy
-arrays; torch tensors give tensors on the same device, differentiable. dtypes are float64, float32, bfloat16 and
-float16; halves are computed in float32, and under torch.autocast count as float32.
+of x: one number, or S bandwidths whose kernels are summed with `weights` (default all ones), or (..., S) with others
+for each problem of a batch. NumPy arrays give NumPy arrays; torch tensors give tensors on the same device,
+differentiable. dtypes are float64, float32, bfloat16 and float16; halves are computed in float32, sums of them are
+returned in float32, and under torch.autocast they count as float32.
 """
 
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -54,19 +56,18 @@ class Problem:
         backend: Backend | None,
     ) -> None:
         first = next(iter(named.values()))
-        checks.bandwidths(sigma, weights)
+        self.batch = checks.batch_shape([(name, tuple(a.shape[:-2])) for name, a in named.items()])
+        checks.bandwidths(sigma, weights, self.batch)
         checks.precision(precision)
         checks.backend(backend, first)
         self.tensors = checks.is_tensor(first)
-        self.batch = checks.batch_shape([(name, tuple(a.shape[:-2])) for name, a in named.items()])
         self.count = math.prod(self.batch)
         self.dtype = first.dtype
         self.through_torch = not self.tensors and backend == "reference"
         if self.through_torch:
             import torch
 
-            named = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in named.items()}
-            first = next(iter(named.values()))
+            first = torch.from_numpy(np.empty(0, first.dtype))
         self.xp: Any = sys.modules["torch"] if checks.is_tensor(first) else np
         self.compute = self.xp.float64 if first.dtype == self.xp.float64 else self.xp.float32
         self.run = _backend(op, first, backend)
@@ -77,35 +78,61 @@ class Problem:
         if self.by_reference and first.device.type != "mps":
             # the reference is for believing: in float64, but for a device that has none
             self.compute = self.xp.float64
-        self.sigma = self.numbers(sigma)
+        self.sigma = self.numbers("sigma", sigma, first)
         if weights is None:
-            self.weights = self.xp.ones(len(self.sigma), dtype=self.xp.float64)
+            self.weights = self._float64([1.0] * self.sigma.shape[-1])
         else:
-            self.weights = self.numbers(weights)
+            self.weights = self.numbers("weights", weights, first)
 
-    def numbers(self, values: Sigma) -> Array:
-        """(S,) float64; a tensor stays what it is, so that it keeps its gradient and its device."""
-        if checks.is_tensor(values):
-            if self.xp is np:
-                values = values.detach().cpu().numpy()
-            else:
-                return values.reshape(-1)
+    def numbers(self, name: str, values: Sigma, data: Array) -> Array:
+        """(S,), or (B, S) where problems differ; float64, but a tensor beside tensors stays what it is.
+
+        So it keeps its gradient and its device. A bandwidth in a tensor that is not positive becomes NaN, as is then
+        all that is made of it: to refuse it would wait for the device.
+        """
+        values = checks.as_floats(values)
         if checks.floats(values):
-            values = [values] if type(values) is float else values
-            return np.array(values) if self.xp is np else self.xp.tensor(values, dtype=self.xp.float64)
+            # they stay on the CPU: kernels read them there without waiting for the device
+            return self._float64([values] if type(values) is float else values)
+        entries = values if isinstance(values, list | tuple | range) else [values]
+        tensors = [value for value in entries if checks.is_tensor(value)]
+        for tensor in tensors:
+            checks.tensor_of_numbers(name, tensor, data)
+        found = self._array(values, tensors) if entries is values else self._entry(values)
+        if tensors and name == "sigma":
+            found = found * self.xp.where(found > 0, 1.0, math.nan)
+        if math.prod(found.shape[:-1]) == 1:
+            # of no or one entry in front of S
+            return found.reshape(found.shape[-1:] or (1,))
+        found = found.reshape(found.shape[max(0, found.ndim - 1 - len(self.batch)) :])
+        return self.xp.broadcast_to(found, (*self.batch, found.shape[-1])).reshape((self.count, found.shape[-1]))
+
+    def _array(self, entries: Sequence[Any], tensors: Sequence[Array]) -> Array:
+        """Numbers, arrays and tensors, one for each bandwidth, as (..., S)."""
+        if self.xp is np or self.through_torch or not tensors:
+            return self._entry(np.stack(np.broadcast_arrays(*(_numbers_of(entry) for entry in entries)), -1))
+        torch = self.xp
+        # multiples of a bandwidth found in the data, say; where one is on a device, all go there
+        like = next((tensor for tensor in tensors if not checks.on_cpu(tensor)), tensors[0])
+        dtype = like.dtype
+        for tensor in tensors:
+            dtype = dtype if tensor.dtype == dtype else torch.promote_types(dtype, tensor.dtype)
+        parts = [torch.as_tensor(entry, dtype=dtype, device=like.device) for entry in entries]
+        return torch.stack(torch.broadcast_tensors(*parts), -1)
+
+    def _entry(self, values: Array) -> Array:
+        """An array or tensor in this problem's library."""
         if self.xp is np:
-            if isinstance(values, list | tuple):
-                values = [value.item() if checks.is_tensor(value) else value for value in values]
-            return np.atleast_1d(np.asarray(values, dtype=np.float64))
-        if isinstance(values, np.ndarray):
-            values = values.tolist()
-        values = list(values) if isinstance(values, list | tuple) else [values]
-        if any(checks.is_tensor(value) for value in values):
-            # multiples of a bandwidth found in the data, say
-            like = next(value for value in values if checks.is_tensor(value))
-            return self.xp.stack([self.xp.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
-        # numbers stay on the CPU: kernels read them there without waiting for the device
-        return self.xp.tensor(values, dtype=self.xp.float64)
+            return _numbers_of(values)
+        if checks.is_tensor(values) and not self.through_torch:
+            return values
+        return self._float64(values.tolist()).reshape(values.shape)
+
+    def _float64(self, values: Any) -> Array:
+        if self.xp is np:
+            return np.array(values, dtype=np.float64)
+        # named, since torch.set_default_device may say otherwise
+        return self.xp.tensor(values, dtype=self.xp.float64, device="cpu")
 
     def bandwidths(self, count: int | None = None) -> tuple[Array, Array]:
         """sigma and weights for each of a batch, (B, S), by default this problem's batch."""
@@ -113,14 +140,20 @@ class Problem:
         return self.for_each(self.sigma, count), self.for_each(self.weights, count)
 
     def for_each(self, numbers: Array, count: int | None = None) -> Array:
-        """(S,) as (B, S)."""
+        """(S,) or (B, S) as (B, S); where each problem is split into parts, B counts those."""
         count = self.count if count is None else count
-        return numbers[None] if count == 1 else self.xp.broadcast_to(numbers, (count, len(numbers)))
+        if numbers.ndim == 1:
+            return numbers[None] if count == 1 else self.xp.broadcast_to(numbers, (count, len(numbers)))
+        if count == self.count:
+            return numbers
+        parts = (self.count, count // self.count, numbers.shape[1])
+        return self.xp.broadcast_to(numbers[:, None], parts).reshape((count, numbers.shape[1]))
 
     def rows(self, array: Array) -> Array:
         """(..., R, C) as (B, R, C) in the dtype that is computed in."""
         if self.through_torch and not checks.is_tensor(array):
-            array = self.xp.from_numpy(np.ascontiguousarray(array))
+            # torch warns of what may not be written to
+            array = self.xp.from_numpy(np.require(array, requirements=("C", "W")))
         if array.dtype != self.compute:
             array = array.to(self.compute) if self.xp is not np else array.astype(self.compute)
         if array.ndim == 2 and not self.batch:
@@ -143,6 +176,11 @@ class Problem:
         """Losses of half-precision data come back in float32."""
         wide = sys.modules["torch"] if self.tensors else np
         return wide.float64 if self.dtype == wide.float64 else wide.float32
+
+
+def _numbers_of(values: Any) -> np.ndarray:
+    """Numbers, an array or a tensor as a float64 array; NumPy knows no bfloat16."""
+    return np.array(values.tolist() if checks.is_tensor(values) else values, dtype=np.float64)
 
 
 def _backend(op: str, x: Array, backend: Backend | None) -> ModuleType:
@@ -195,15 +233,19 @@ def rbf(
     Parameters
     ----------
     x : array of shape (..., N, D)
-        Points. NumPy array or torch tensor; float64, float32, bfloat16 or float16.
+        Points. NumPy array or torch tensor; float64, float32, bfloat16 or float16. Dimensions before N are a batch of
+        problems: pass images (N, C, H, W) as x.flatten(1), or each channel of each would be a set of H points.
     y : array of shape (..., M, D), optional
         Points of the same library, dtype and device. None means y = x: K is then bitwise symmetric.
-    sigma : float, or S numbers, or a tensor of shape () or (S,)
-        Bandwidths, in the units of x. gamma = 1 / (2 sigma^2).
-    weights : S numbers or tensor of shape (S,), optional
+    sigma : float, or S numbers, or an array or tensor of shape () or (..., S)
+        Bandwidths, in the units of x. gamma = 1 / (2 sigma^2). A list is always S bandwidths. The leading dimensions
+        of an array broadcast to the batch's: of shape (B, 1) it has one bandwidth for each problem of a batch (B,).
+        An entry of a list may be an array over the batch: ``[s, 2 * s]`` for ``s = median_sigma(x, y)``. An array of
+        just the batch's shape could mean either, and is refused.
+    weights : S numbers, or an array or tensor of shape (..., S), optional
         Weights of the summed kernels; all ones by default. Pass 1/S for the average.
     out : array of shape (..., N, M), optional
-        Contiguous array of the dtype of x that receives K; no gradient is then recorded.
+        Contiguous array of the dtype of x that receives K, with memory of its own; no gradient is then recorded.
     precision : {"highest", "high", "medium"}, optional
         Of GPU kernels for float32 and half-precision data, see Notes; None follows
         ``torch.get_float32_matmul_precision()``. For float64 data, and on the CPU, it changes nothing, but for
@@ -234,7 +276,8 @@ def rbf(
     the value; the kernels' second derivatives, and forward mode, the highest.
     NaN stays in the entries concerned. O(N M (D + S)) time; memory is the result's, which on the CPU is kept for
     backward where there is one bandwidth; it may be changed in place. Gradients to x, y, sigma and weights, of every
-    order. A sigma in a tensor is not checked, since that would wait for the device.
+    order; those to sigma and weights have the shape given. A sigma in a tensor is not checked, since that would wait
+    for the device: where it is not positive, every result that it has a part in is NaN.
 
     Examples
     --------
@@ -257,7 +300,7 @@ def _rbf_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: An
     p, x, y = _rbf_worked_out(points, **options)
     k = p.give(p.run.rbf(x, y, *p.bandwidths()))
     # of one bandwidth K is what its gradients are made of
-    return k, [k] if any(wants) and len(p.sigma) == 1 else []
+    return k, [k] if any(wants) and p.sigma.shape[-1] == 1 else []
 
 
 def _rbf_pull(
@@ -300,7 +343,8 @@ def _rbf(x: Array, y: Array | None = None, out: Array | None = None, **options: 
     if out is None:
         return p.give(p.run.rbf(x3, y3, *p.bandwidths(), **p.modes))
     shape = (*p.batch, x.shape[-2], (x if y is None else y).shape[-2])
-    checks.out(out, shape, x, _wants_gradient(p, x, y, p.sigma, p.weights))
+    inputs = (x, y, options["sigma"], options["weights"])
+    checks.out(out, shape, inputs, _wants_gradient(p, x, y, p.sigma, p.weights))
     if p.by_reference or p.compute != p.dtype:
         out[...] = p.give(p.run.rbf(x3, y3, *p.bandwidths(), **p.modes))
     elif p.tensors:
@@ -319,17 +363,18 @@ def _plain(
         return False
     if backend not in (None, "cpu") or _holds_tensors(sigma) or _holds_tensors(weights):
         return False
-    for other in points[1:]:
-        if not checks.is_tensor(other) or other.dtype != first.dtype or other.shape[:-2] != first.shape[:-2]:
-            return False
     from gkfast.ops import recorded
 
-    return recorded.possible(points)
+    for other in points[1:]:
+        if not checks.is_tensor(other) or other.dtype != first.dtype:
+            return False
+    # before their shapes, which nested tensors do not have
+    return recorded.possible(points) and all(other.shape[:-2] == first.shape[:-2] for other in points[1:])
 
 
 def _worked_out(what: Any, points: Sequence[Array], sigma: Sigma, weights: Sigma | None, **options: Any) -> Any:
     """what(shapes, dtype, ...) of arrays: from memory if it was worked out before, as in every step of a training."""
-    sigma, weights = (tuple(values) if type(values) is list else values for values in (sigma, weights))
+    sigma, weights = checks.as_floats(sigma), checks.as_floats(weights)
     shapes = tuple([a.shape for a in points])
     known = checks.floats(sigma) and (weights is None or checks.floats(weights))
     if not known or sum(map(math.prod, shapes)) > _MOST_REMEMBERED:
@@ -351,6 +396,25 @@ def _holds_tensors(values: Sigma | None) -> bool:
     if values is None or checks.floats(values):
         return False
     return any(checks.is_tensor(value) for value in (values if isinstance(values, list | tuple) else [values]))
+
+
+def _without_effect(rows: Array, weights: Array) -> tuple[Array, Array]:
+    """Rows of weight 0 that are not finite as copies of the heaviest row: no sum then meets 0 times NaN.
+
+    The derivative with respect to the weight of such a row is 0.
+    """
+    if rows.shape[-2] == 0:
+        return rows, weights
+    xp: Any = sys.modules["torch"] if checks.is_tensor(rows) else np
+    odd = (weights == 0) & ~xp.isfinite(rows).all(-1)
+    if xp is np and not odd.any():
+        return rows, weights
+    heaviest = weights.argmax(-1)[..., None, None]
+    batch = checks.batch_shape([("rows", tuple(rows.shape[:-2])), ("weights", tuple(weights.shape[:-1]))])
+    whole = xp.broadcast_to(rows, (*batch, *rows.shape[-2:]))
+    places = xp.broadcast_to(heaviest, (*batch, 1, rows.shape[-1]))
+    copy = np.take_along_axis(whole, places, -2) if xp is np else whole.gather(-2, places)
+    return xp.where(odd[..., None], copy, whole), xp.where(odd, xp.zeros_like(weights), weights)
 
 
 def _wants_gradient(p: Problem, *arrays: Array | None) -> bool:
@@ -387,7 +451,8 @@ def rbf_matmul(
     Returns
     -------
     array of shape (..., N) or (..., N, E)
-        In the dtype of x; zeros where y has no rows.
+        In the dtype of x, but float32 for half-precision input, whose range a sum may leave; zeros where y has no
+        rows.
 
     Notes
     -----
@@ -410,7 +475,8 @@ def rbf_matmul(
     has_columns = checks.right_hand_side(v, y)
     v = v if has_columns else v[..., None]
     p = Problem("rbf_matmul", {"x": x, "y": y, "v": v}, sigma, weights, precision, backend)
-    result = p.give(p.run.rbf_matmul(p.rows(x), p.rows(y), p.rows(v), *p.bandwidths(), **p.modes))
+    sums = p.run.rbf_matmul(p.rows(x), p.rows(y), p.rows(v), *p.bandwidths(), **p.modes)
+    result = p.give(sums, p.scalar_dtype)
     return result if has_columns else result[..., 0]
 
 
@@ -440,10 +506,11 @@ def log_density(
         Where the density is wanted; see `rbf` for sigma, precision, backend, dtypes and errors.
     data : array of shape (..., M, D)
         The sample; at least one row (two with leave_one_out).
-    weights : S positive numbers, optional
+    weights : S positive numbers, or an array or tensor of shape (..., S), optional
         Weights of the bandwidths; equal by default.
     data_weights : array of shape (..., M), optional
-        Weights of the rows of data, not negative; equal by default.
+        Weights of the rows of data, not negative; equal by default. A row of weight 0 counts for nothing, whatever
+        its coordinates.
     leave_one_out : bool
         Needs N = M.
 
@@ -508,7 +575,7 @@ def score(
     Returns
     -------
     array of shape (..., N, D)
-        In the dtype of x, in inverse units of x.
+        In inverse units of x; float32 for half-precision input, whose range distance / sigma^2 may leave.
 
     Notes
     -----
@@ -526,7 +593,7 @@ def score(
     array([[-0.25]])
     """
     p, arguments, _ = _density("score", x, data, sigma, weights, data_weights, leave_one_out, precision, backend)
-    return p.give(p.run.score(*arguments, leave_one_out, **p.modes))
+    return p.give(p.run.score(*arguments, leave_one_out, **p.modes), p.scalar_dtype)
 
 
 def _density(
@@ -552,6 +619,7 @@ def _density(
     named = {"x": x, "data": data}
     if data_weights is not None:
         checks.vector("data_weights", data_weights, data.shape[-2], "data", data)
+        data, data_weights = _without_effect(data, data_weights)
         named["data_weights"] = data_weights[..., None]
     p = Problem(op, named, sigma, weights, precision, backend)
     checks.positive_weights(weights)
@@ -561,16 +629,21 @@ def _density(
         # numbers beside a bandwidth that is on the device, or the other way round; equal ones are made there
         home = w.device if checks.on_cpu(s) else s.device
         s, w = s.to(home), (xp.ones_like(s) if weights is None else w.to(home))
-    log_weights = xp.log(w / w.sum()) - dims * xp.log(s) - 0.5 * dims * np.log(2 * np.pi)
-    # a number, which goes with tensors of any device
+    # weights in tensors are not checked
+    with np.errstate(divide="ignore", invalid="ignore") if xp is np else nullcontext():
+        log_weights = xp.log(w / w.sum(-1)[..., None]) - dims * xp.log(s) - 0.5 * dims * np.log(2 * np.pi)
+    # a number, which goes with tensors of any device, or (B, 1)
     greatest = checks.detached(xp.amax(log_weights, -1))
+    differences = log_weights - greatest[..., None]
     x3, data3 = p.rows(x), p.rows(data)
     if data_weights is None:
         share = xp.full(data3.shape[:2], 1 / data.shape[-2], dtype=xp.float64, **on(p, data3))
     else:
         a = double(p, p.rows(named["data_weights"])[..., 0])
         share = a / a.sum(-1)[..., None]
-    arguments = (x3, data3, p.for_each(s), p.for_each(log_weights - greatest), share)
+    if greatest.ndim:
+        greatest = greatest[:, None] if xp is np else greatest[:, None].to(x3.device)
+    arguments = (x3, data3, p.for_each(s), p.for_each(differences), share)
     return p, arguments, greatest - xp.log1p(-share) if leave_one_out else greatest
 
 
@@ -608,19 +681,24 @@ def kernel_means(
     Parameters
     ----------
     x : array of shape (..., N, D)
-        First sample; see `rbf` for sigma, weights, precision, backend, dtypes and errors.
+        First sample, images (N, C, H, W) as x.flatten(1); see `rbf` for batches, sigma, weights, precision, backend,
+        dtypes and errors.
     y : array of shape (..., M, D)
         Second sample.
     estimator : {"unbiased", "biased", "u_statistic", "linear"}
         Which pairs are averaged. "biased" (V-statistic): all. "unbiased": i != j in xx and yy. "u_statistic": i != j
         in xy as well (N = M). "linear": the disjoint pairs (0, 1), (2, 3), ... (N = M; an odd last row is left out).
     x_weights, y_weights : arrays of shape (..., N) and (..., M), optional
-        Weights of the rows, not negative, normalised to sum to one; a pair counts the product of its weights.
+        Weights of the rows, not negative, normalised to sum to one; a pair counts the product of its weights. A row
+        of weight 0 counts for nothing, whatever its coordinates; the gradient to its weight is 0 if they are not
+        finite.
 
     Returns
     -------
     KernelMeans
-        Named tuple (xx, yy, xy), each (...,); float32 for half-precision input.
+        Named tuple (xx, yy, xy), each (...,); float32 for half-precision input. The "unbiased" mean within a sample
+        of one row is NaN without a gradient, since it has no pair i != j; the other two are as ever. So the kernel
+        score of a forecast y at one observation x is yy / 2 - xy.
 
     Notes
     -----
@@ -639,13 +717,31 @@ def kernel_means(
     >>> [round(float(m), 4) for m in gkfast.kernel_means(x, y, 1.0)]
     [1.0, 1.0, 0.6065]
     """
+    x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
+    checks.two_point_sets("x", x, "y", y)
+    single = [name for name, sample in (("xx", x), ("yy", y)) if estimator == "unbiased" and sample.shape[-2] == 1]
+    if "xx" in single:
+        x, x_weights = _twice("x", x, x_weights)
+    if "yy" in single:
+        y, y_weights = _twice("y", y, y_weights)
     arguments = (x, y, sigma, estimator, weights, precision, backend, x_weights, y_weights)
     s = samples("kernel_sums", (1, 1, 1), *arguments)
     p = s.problem
     means = s.scale * p.run.kernel_sums(s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes)
     if s.parts != 1:
         means = means.reshape((p.count, s.parts, 3)).mean(1)
-    return KernelMeans(*(p.give(means[:, k], p.scalar_dtype) for k in range(3)))
+    found = KernelMeans(*(p.give(means[:, k], p.scalar_dtype) for k in range(3)))
+    xp: Any = sys.modules["torch"] if p.tensors else np
+    return found._replace(**{name: xp.full_like(getattr(found, name), math.nan) for name in single})
+
+
+def _twice(name: str, sample: Array, weights: Array | None) -> tuple[Array, Array | None]:
+    """A sample of one row as two equal ones: means with the other sample stay what they are."""
+    xp: Any = sys.modules["torch"] if checks.is_tensor(sample) else np
+    if weights is not None:
+        checks.vector(f"{name}_weights", weights, 1, name, sample)
+        weights = xp.concatenate([weights, weights], -1)
+    return xp.concatenate([sample, sample], -2), weights
 
 
 def mmd2(
@@ -666,7 +762,7 @@ def mmd2(
 
         MMD^2 = xx + yy - 2 xy        with the means of `kernel_means`
 
-    Parameters are those of `kernel_means`.
+    Parameters are those of `kernel_means`; images (N, C, H, W) go in as x.flatten(1).
 
     Returns
     -------
@@ -786,7 +882,10 @@ def samples(
     for name, value, like in (("x_weights", x_weights, x), ("y_weights", y_weights, y)):
         if value is not None:
             checks.vector(name, value, like.shape[-2], name[0], like)
+            checks.pairs_of_weights(name, value, estimator)
+            named[name[0]], value = _without_effect(like, value)
             named[name] = value[..., None]
+    x, y = named["x"], named["y"]
     p = Problem(op, named, sigma, weights, precision, backend)
     xp = p.xp
     x3, y3 = p.rows(x), p.rows(y)
@@ -826,7 +925,7 @@ def _float64(p: Problem, values: list[list[float]], like: Array) -> Array:
     if p.xp is np:
         return np.array(values)
     if checks.on_cpu(like):
-        return p.xp.tensor(values, dtype=p.xp.float64)
+        return p.xp.tensor(values, dtype=p.xp.float64, device="cpu")
     # set there: a copy from the host would wait for the device, and no CUDA graph could capture it
     first = values[0][0]
     numbers = like.new_full((len(values), len(values[0])), first, dtype=p.xp.float64)
@@ -878,7 +977,7 @@ def witness(
     y : array of shape (..., M, D)
         Second sample; at least one row.
     x_weights, y_weights : arrays of shape (..., N) and (..., M), optional
-        Weights of the rows, not negative, normalised to sum to one.
+        Weights of the rows, not negative, normalised to sum to one; see `kernel_means` for rows of weight 0.
 
     Returns
     -------
@@ -909,6 +1008,7 @@ def witness(
         named[name] = sample
         if row_weights is not None:
             checks.vector(f"{name}_weights", row_weights, sample.shape[-2], name, sample)
+            named[name], row_weights = _without_effect(sample, row_weights)
             named[f"{name}_weights"] = row_weights[..., None]
     p = Problem("rbf_matmul", named, sigma, weights, precision, backend)
     at = p.rows(points)
@@ -921,7 +1021,7 @@ def witness(
         sums = p.run.rbf_matmul(at, rows, a[..., None], sigmas, kernel_weights, None, False, baseline, **p.modes)
         return double(p, sums[..., 0]) / double(p, a).sum(-1)[..., None]
 
-    return p.give(mean("x", x) - mean("y", y), p.scalar_dtype)
+    return p.give(mean("x", named["x"]) - mean("y", named["y"]), p.scalar_dtype)
 
 
 def weighted_sum(weights: Array, factors: Array) -> Array:

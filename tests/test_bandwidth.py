@@ -54,7 +54,76 @@ def test_gradients():
     torch.manual_seed(0)
     x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(gkfast.mean_sigma, x)
-    assert not gkfast.median_sigma(x).requires_grad
+    # 21 distances, and 15: one pair in the middle; 28, and 10: two
+    for rows in (7, 6, 8, 5):
+        x = torch.randn(rows, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(gkfast.median_sigma, x)
+        assert torch.autograd.gradgradcheck(gkfast.median_sigma, x)
+    x, y = (torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda x, y: gkfast.median_sigma(x, y, max_points=5), (x, y))
+
+
+def test_the_gradient_of_the_median_is_that_of_the_middle_pairs():
+    # distances 1, 2, 3, 4, 6, 7: the middle ones are 3 = 4 - 1 and 4 = 7 - 3... of rows 0, 1, 3, 7: 1 2 3 4 6 7
+    x = torch.tensor([[0.0], [1.0], [3.0], [7.0]], dtype=torch.float64, requires_grad=True)
+    sigma = gkfast.median_sigma(x)
+    assert sigma == 3.5
+    (g,) = torch.autograd.grad(sigma, x)
+    # (|x_2 - x_0| + |x_3 - x_2|) / 2
+    assert g[:, 0].tolist() == [-0.5, 0.0, 0.0, 0.5]
+
+
+# torch loads its own forward-mode formulas by what it deprecates
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("rule", [gkfast.mean_sigma, gkfast.median_sigma])
+def test_vmap_is_the_loop_without_a_warning(rule):
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 2, 7, 3, dtype=torch.float64), torch.randn(3, 1, 6, 3, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.vmap(rule)(x, y), rule(x, y), rtol=1e-15, atol=0)
+    torch.testing.assert_close(torch.func.vmap(rule, (0, None))(x, y[0]), rule(x, y[0]), rtol=1e-15, atol=0)
+    each = torch.func.vmap(torch.func.vmap(torch.func.grad(rule)))(x)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(each, torch.autograd.grad(rule(leaf).sum(), leaf)[0], rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("rule", [gkfast.mean_sigma, gkfast.median_sigma])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_rows_have_no_scale(rng, library, rule, dtype):
+    for row in ([0.1, 1 / 3, 7e5], rng.normal(size=3) * 1e-12, rng.normal(size=3) * 1e12):
+        rows = np.tile(np.asarray(row, dtype), (11, 1))
+        assert float(rule(library(rows))) == 0
+
+
+def test_mean_about_any_row(rng, library):
+    # what is taken as the origin must not matter: an outlier, here
+    x = rng.normal(size=(40, 3))
+    x[0] += 1e6
+    exact = np.sqrt(np.mean(pdist(x) ** 2))
+    assert float(gkfast.mean_sigma(library(x))) == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", [gkfast.mean_sigma, gkfast.median_sigma])
+def test_empty_batches_and_no_coordinates(library, numpy_of, rule):
+    assert rule(library(np.zeros((0, 4, 3)))).shape == (0,)
+    assert rule(library(np.zeros((2, 0, 4, 3)))).shape == (2, 0)
+    assert rule(library(np.zeros((0, 4, 0)))).shape == (0,)
+    np.testing.assert_array_equal(numpy_of(rule(library(np.zeros((2, 4, 0))))), np.zeros(2))
+    for none in (np.zeros((0, 3)), np.zeros((2, 0, 3)), np.zeros((0, 0, 3))):
+        with pytest.raises(ValueError, match="x must have at least 2 rows for a pair distance, got 0"):
+            rule(library(none))
+    # a sample may be empty if the other is not
+    assert float(rule(library(np.zeros((0, 1))), library(np.array([[0.0], [2.0]])))) == 2
+
+
+def test_what_is_not_finite(library):
+    x = np.array([[0.0], [1.0], [3.0], [np.nan]])
+    # of 6 distances 3 are NaN
+    assert np.isnan(float(gkfast.median_sigma(library(x))))
+    for row in (np.nan, np.inf):
+        assert not np.isfinite(float(gkfast.mean_sigma(library(np.array([[0.0], [1.0], [row]])))))
+    x = np.vstack([np.arange(6.0)[:, None], [[np.inf]]])
+    # of 21 distances 15 are finite; the one in the middle is 3 of 5, 4, 3, 2 and 1 times 1, 2, 3, 4, 5
+    assert float(gkfast.median_sigma(library(x))) == 3
 
 
 def test_halves_come_back_in_float32(rng):

@@ -60,22 +60,127 @@ def test_points(call, arguments, error, message):
         (-1, ValueError, r"sigma must be positive and finite, got -1"),
         (float("nan"), ValueError, r"sigma must be positive and finite, got nan"),
         ([1.0, float("inf")], ValueError, r"sigma must be positive and finite, got \[1.0, inf\]"),
-        ([], ValueError, r"sigma must be a number or a non-empty 1-D sequence, got shape \(0,\)"),
+        ([], ValueError, r"sigma must be a number or a non-empty sequence, got \[\]"),
+        (np.ones(0), ValueError, r"sigma must be a number or a non-empty 1-D sequence, got shape \(0,\)"),
         (
             np.ones((2, 2)),
             ValueError,
-            r"sigma must be .* 1-D sequence, got shape \(2, 2\); for one bandwidth per dim",
+            r"sigma must have leading dimensions that broadcast to \(\), .*, got \(2,\); .* for one per dim",
         ),
+        ([np.ones(2), 1.0], ValueError, r"sigma must have leading dimensions that broadcast to \(\), .*, got \(2,\)"),
+        ([[1.0, 2.0]], TypeError, r"sigma must be a number or a sequence of numbers, got \[\[1.0, 2.0\]\]"),
         ("wide", TypeError, r"sigma must be a number or a sequence of numbers, got 'wide'"),
         (None, TypeError, r"sigma must be a number or a sequence of numbers, got None"),
         (True, TypeError, r"sigma must be a number or a sequence of numbers, got True"),
-        (torch.ones(2, 2), ValueError, r"sigma must be a number or a non-empty 1-D tensor, got shape \(2, 2\)"),
-        (torch.tensor(1), TypeError, r"sigma must have a floating dtype, got int64; cast it"),
+        (np.bool_(True), TypeError, r"sigma must be a number or a sequence of numbers, got np.True_"),
+        ([1.0, True], TypeError, r"sigma must be a number or a sequence of numbers, got \[1.0, True\]"),
+        (1j, TypeError, r"sigma must be a number or a sequence of numbers, got 1j"),
+        ({1.0}, TypeError, r"sigma must be a number or a sequence of numbers, got \{1.0\}"),
+        (np.array([True]), TypeError, r"sigma must have a dtype of real numbers, got bool; for example"),
+        (np.array([1.0, None]), TypeError, r"sigma must have a dtype of real numbers, got object; for example"),
+        (np.array(["1"]), TypeError, r"sigma must have a dtype of real numbers, got <U1; for example"),
+        (np.ma.masked_array([1.0], [True]), TypeError, r"sigma must be an array without a mask, .*sigma.filled\(\)"),
+        (10**400, ValueError, r"sigma must be finite, got a whole number beyond float64"),
+        ([1.0, 10**400], ValueError, r"sigma must be finite, got a whole number beyond float64"),
+        (np.array([1.0, -2.0]), ValueError, r"sigma must be positive and finite, got \[1.0, -2.0\]"),
+        ([1.0] * 9 + [-2.0], ValueError, r"sigma must be positive and finite, got -2.0"),
+        (torch.ones(2, 2), ValueError, r"sigma must have leading dimensions that broadcast to \(\), .*, got \(2,\)"),
+        (torch.ones(0), ValueError, r"sigma must be a number or a non-empty 1-D sequence, got shape \(0,\)"),
+        (
+            torch.tensor(1),
+            TypeError,
+            r"sigma must have a floating dtype, got int64; cast it, for example sigma.float",
+        ),
+        (torch.ones(1) * 1j, TypeError, r"sigma must have a floating dtype, got complex64; take its real part"),
+        (torch.ones(1).to_sparse(), TypeError, r"sigma must be a dense tensor, got layout sparse_coo; .*to_dense"),
+        (torch.ones(1, device="meta"), ValueError, r"sigma must hold values, got a tensor on meta; move the data"),
+        ([1.0, torch.ones(2).to(torch.float8_e5m2)[0]], TypeError, r"sigma must have a floating dtype, got float8"),
     ],
 )
 def test_sigma(call, sigma, error, message):
-    with pytest.raises(error, match=message):
-        call(x, y, sigma)
+    for points in ((x, y), (t, t)):
+        with pytest.raises(error, match=message.replace(r"got \[", r"got [\[(]").replace(r"\]", r"[\])]")):
+            call(*points, sigma)
+    if "finite" not in message and sigma is not None:
+        with pytest.raises(error, match=message.replace("sigma", "weights")):
+            call(x, y, 1.0, weights=sigma)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        range(1, 3),
+        (1, 2.0),
+        [np.int64(1), np.float16(2)],
+        np.array([1, 2]),
+        np.array([1, 2], np.float16),
+        torch.tensor([1, 2], dtype=torch.bfloat16),
+        torch.tensor([[1.0, 2.0]]),
+        [torch.tensor(1.0), np.array(2)],
+        [torch.tensor([1.0]), torch.tensor(2.0, dtype=torch.float64)],
+    ],
+    ids=repr,
+)
+def test_numbers_of_every_kind(call, numbers):
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    for library in (np.asarray, torch.from_numpy):
+        points = library(x), library(x[::-1] + 1)
+        truth = call(*points, [1.0, 2.0], weights=[1.0, 2.0])
+        for backend in (None, "reference"):
+            ours = call(*points, numbers, weights=numbers, backend=backend)
+            np.testing.assert_allclose(np.asarray(ours), np.asarray(truth), rtol=1e-12)
+        for one in (2, np.int32(2), np.array(2), np.array(2.0), np.float32(2), torch.tensor([[2.0]])):
+            assert np.array_equal(call(*points, one, weights=one), call(*points, 2.0, weights=2.0))
+
+
+UNUSUAL = {
+    "masked": (lambda: np.ma.masked_array(x, x == 0), r"an array without a mask, .*; fill .* with {}.filled\(\)"),
+    "matrix": (lambda: np.matrix(x), r"an array, got matrix, .*; convert it with numpy.asarray\({}\)"),
+    "sparse": (lambda: t.to_sparse(), r"a dense tensor, got layout sparse_coo; convert it with {}.to_dense\(\)"),
+    "sparse rows": (lambda: t.to_sparse_csr(), r"a dense tensor, got layout sparse_csr; convert it"),
+    "nested": (lambda: torch.nested.nested_tensor([t, t]), r"a dense tensor, got a nested one; call once for each"),
+    "jagged": (lambda: torch.nested.nested_tensor([t, t], layout=torch.jagged), r"a dense tensor, got a nested one"),
+    "quantized": (
+        lambda: torch.quantize_per_tensor(t, 0.1, 0, torch.quint8),
+        r"a floating dtype, got the quantized quint8; convert it with {}.dequantize\(\)",
+    ),
+    "complex": (lambda: t * 1j, r"a floating dtype .*, got complex64; take its real part, {}.real"),
+    "complex array": (lambda: x * 1j, r"a floating dtype .*, got complex128; take its real part, {}.real"),
+}
+
+
+# torch says of some of these that they are new, of others that they are old
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_arrays(call, kind):
+    make, message = UNUSUAL[kind]
+    value = make()
+    usual = t if isinstance(value, torch.Tensor) else x
+    with pytest.raises(TypeError, match="^x must (be|have) " + message.format("x")):
+        call(value, usual)
+    with pytest.raises(TypeError, match="^(y|data) must (be|have) " + message.format("(y|data)")):
+        call(usual, value) if call is not FUNCTIONS["rbf_matmul"] else gkfast.rbf(usual, value)
+    with pytest.raises(TypeError, match="^v must (be|have) " + message.format("v")):
+        gkfast.rbf_matmul(usual, None, value)
+    for rule in (gkfast.median_sigma, gkfast.mean_sigma):
+        with pytest.raises(TypeError, match="^x must (be|have) " + message.format("x")):
+            rule(value)
+
+
+def test_images_are_named():
+    images = torch.zeros(16, 3, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"as many coordinates.*; for images .* use x.flatten\(1\) and y.flatten\(1\)"
+    ):
+        gkfast.mmd2(images, torch.zeros(16, 3, 9, 9), 1.0)
+    with pytest.raises(ValueError, match=r"as many coordinates.*; for images .* use x.flatten\(1\)$"):
+        gkfast.mmd2(images, torch.zeros(16, 192), 1.0)
+    with pytest.raises(
+        ValueError, match=r"batch dimensions must broadcast, .*; for images .* call .flatten\(1\) first"
+    ):
+        gkfast.rbf(images, torch.zeros(15, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"both are \(..., rows, D\)$"):
+        gkfast.mmd2(x, y[:, :2], 1.0)
 
 
 def test_weights(call):
@@ -116,8 +221,22 @@ def test_estimators(function):
         function(x, y, 1.0, estimator="best")
     with pytest.raises(ValueError, match=r"x must have at least 1 row for the biased estimator, got 0"):
         function(x[:0], y, 1.0, estimator="biased")
-    with pytest.raises(ValueError, match=r"y must have at least 2 rows for the unbiased estimator, got 1"):
-        function(x, y[:1], 1.0)
+    if function is gkfast.mmd2:
+        message = (
+            r"y must have at least 2 rows for the unbiased .*, got 1; .* biased estimator, or xx and xy of kernel_m"
+        )
+        with pytest.raises(ValueError, match=message):
+            function(x, y[:1], 1.0)
+        with pytest.raises(ValueError, match="use the biased estimator, or yy and xy of kernel_means"):
+            function(x[:1], y, 1.0)
+    with pytest.raises(
+        ValueError, match=r"y must have at least 2 rows for the unbiased estimator, got 0; a mean over"
+    ):
+        function(x, y[:0], 1.0)
+    with pytest.raises(
+        ValueError, match=r"x_weights must have two positive entries for the unbiased estimator, got one"
+    ):
+        function(x, y, 1.0, x_weights=np.eye(4)[0])
     for estimator in ("u_statistic", "linear"):
         with pytest.raises(ValueError, match=rf"same number of rows for the {estimator} estimator, got 4 and 5"):
             function(x, y, 1.0, estimator=estimator)
@@ -157,6 +276,36 @@ def test_out():
         gkfast.rbf(x, y, out=np.empty((4, 5), np.float32))
     with pytest.raises(ValueError, match="out must be left out where a gradient is wanted"):
         gkfast.rbf(t.clone().requires_grad_(), t, out=torch.empty(4, 4))
+    for sigma, weights in ((torch.ones(1, requires_grad=True), None), (1.0, torch.ones(1, requires_grad=True))):
+        with pytest.raises(ValueError, match="out must be left out where a gradient is wanted"):
+            gkfast.rbf(t, t, sigma, weights=weights, out=torch.empty(4, 4))
+    with pytest.raises(ValueError, match="out must not require a gradient"):
+        gkfast.rbf(t, t, out=torch.empty(4, 4, requires_grad=True))
+    with torch.no_grad():
+        out = torch.empty(4, 4, requires_grad=True)
+        assert gkfast.rbf(t.clone().requires_grad_(), out=out) is out
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
+def test_out_has_memory_of_its_own(library):
+    memory = library(np.random.default_rng(0).uniform(1, 2, size=60))
+    before = np.asarray(memory).copy()
+    square, other = memory[:16].reshape(4, 4), memory[20:36].reshape(4, 4)
+    overlapping = {
+        "x": lambda: gkfast.rbf(square, other, out=square),
+        "y": lambda: gkfast.rbf(other, square, out=square),
+        "a view": lambda: gkfast.rbf(square[::2], out=memory[4:8].reshape(2, 2)),
+        "some rows": lambda: gkfast.rbf(square, other, out=memory[12:28].reshape(4, 4)),
+        "sigma": lambda: gkfast.rbf(square[:1], sigma=memory[20:21], out=memory[20:21].reshape(1, 1)),
+        "weights": lambda: gkfast.rbf(square[:1], weights=memory[40:41], out=memory[40:41].reshape(1, 1)),
+    }
+    for call in overlapping.values():
+        with pytest.raises(ValueError, match="out must have memory of its own, got what overlaps the inputs"):
+            call()
+    assert np.array_equal(np.asarray(memory), before)
+    # side by side
+    out = gkfast.rbf(square, other, out=memory[36:52].reshape(4, 4))
+    assert np.array_equal(np.asarray(out), np.asarray(gkfast.rbf(square, other)))
 
 
 def test_nothing_is_written_on_refusal():

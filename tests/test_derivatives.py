@@ -29,8 +29,9 @@ def inputs(leaf):
         "y": leaf(2, 5, 3),
         "z": leaf(5, 3),
         "v": leaf(2, 5, 2),
-        "sigma": torch.tensor([0.7, 1.5], dtype=D, requires_grad=True),
-        "w": torch.tensor([0.6, 0.3], dtype=D, requires_grad=True),
+        # (2,) would be the batch's shape as well
+        "sigma": torch.tensor([[0.7, 1.5]], dtype=D, requires_grad=True),
+        "w": torch.tensor([[0.6, 0.3]], dtype=D, requires_grad=True),
         "a": leaf(2, 4, positive=True),
         "b": leaf(2, 5, positive=True),
     }

@@ -154,11 +154,24 @@ def test_halves_are_computed_in_float32(rng, name, half):
     x = torch.from_numpy(rng.normal(size=(33, 5))).to(half)
     y = torch.from_numpy(rng.normal(size=(29, 5))).to(half)
     ours = CALLS[name](x, y)
-    # rounding the result is the only loss; scalar losses and log densities are not rounded to half at all
+    # kernel values lie within the range of a half; sums and densities are not rounded at all
     wide = CALLS[name](x.float(), y.float())
-    scalar = name in ("log_density", "kernel_means", "mmd2")
-    assert ours.dtype == (torch.float32 if scalar else half)
-    torch.testing.assert_close(ours, wide if scalar else wide.to(half), atol=0, rtol=0)
+    assert ours.dtype == (half if name == "rbf" else torch.float32)
+    torch.testing.assert_close(ours, wide.to(ours.dtype), atol=0, rtol=0)
+
+
+def test_sums_of_halves_may_leave_their_range():
+    x = torch.zeros(300, 1, dtype=torch.float16)
+    v = torch.full((300,), 1000.0, dtype=torch.float16, requires_grad=True)
+    sums = gkfast.rbf_matmul(x, None, v, 1.0)
+    torch.testing.assert_close(sums, torch.full((300,), 3e5))
+    # the gradient is of the half's dtype all the same
+    assert torch.autograd.grad(sums.sum(), v)[0].dtype == torch.float16
+    assert gkfast.rbf_matmul(x.numpy(), None, v.detach().numpy(), 1.0)[0] == 3e5
+    # (data - x) / sigma^2
+    far = torch.ones(1, 1, dtype=torch.float16)
+    assert gkfast.score(far, x[:1], 2.0**-9).item() == -(2.0**18)
+    assert gkfast.score(far.numpy(), x[:1].numpy(), 2.0**-9).item() == -(2.0**18)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -273,3 +286,190 @@ def test_joint_scaling_by_a_power_of_two(n, m, dims, seed):
     k = gkfast.rbf(x, y, sigma)
     for power in (2.0**-100, 2.0**-8, 2.0**100):
         np.testing.assert_array_equal(gkfast.rbf(x * np.float32(power), y * np.float32(power), sigma * power), k)
+
+
+def stacked(means):
+    return np.stack(means) if not isinstance(means[0], torch.Tensor) else torch.stack(means)
+
+
+BANDWIDTHS_OF_ALL = {
+    "rbf": lambda x, y, s, **k: gkfast.rbf(x, y, s, **k),
+    "rbf of x": lambda x, y, s, **k: gkfast.rbf(x, sigma=s, **k),
+    "rbf_matmul": lambda x, y, s, **k: gkfast.rbf_matmul(x, y, y, s, **k),
+    "log_density": lambda x, y, s, **k: gkfast.log_density(x, y, s, **k),
+    "leave one out": lambda x, y, s, **k: gkfast.log_density(x, x, s, leave_one_out=True, **k),
+    "score": lambda x, y, s, **k: gkfast.score(x, y, s, **k),
+    "kernel_means": lambda x, y, s, **k: stacked(gkfast.kernel_means(x, y, s, **k)),
+    "mmd2": lambda x, y, s, **k: gkfast.mmd2(x, y, s, **k),
+    "linear": lambda x, y, s, **k: gkfast.mmd2(x, y[:6], s, estimator="linear", **k),
+    "weighted": lambda x, y, s, **k: gkfast.mmd2(x, y, s, x_weights=abs(x[:, 0]), **k),
+    "witness": lambda x, y, s, **k: gkfast.witness(x, x, y, s, **k),
+    "mmd2_and_variance": lambda x, y, s, **k: stacked(gkfast.mmd2_and_variance(x, y, s, **k)),
+    "mmd_test": lambda x, y, s, **k: gkfast.mmd_test(x, y, s, permutations=9, seed=0, **k).statistic,
+}
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("sigma", [[0.0], [-1.0], [float("nan")], [1.0, 0.0], [-2.0, 3.0]])
+@pytest.mark.parametrize("name", BANDWIDTHS_OF_ALL)
+def test_a_bandwidth_in_a_tensor_that_is_not_positive(rng, name, sigma, backend):
+    # of coincident points as well, and without a warning
+    x = rng.normal(size=(6, 2))
+    y = np.concatenate([x[:2], rng.normal(size=(5, 2))])
+    function = BANDWIDTHS_OF_ALL[name]
+    for dtype in (np.float64, np.float32):
+        given = torch.tensor(sigma, dtype=torch.float64, requires_grad=True)
+        assert np.isnan(function(x.astype(dtype), y.astype(dtype), given, backend=backend)).all()
+        xt, yt = (torch.from_numpy(a.astype(dtype)).requires_grad_() for a in (x, y))
+        value = function(xt, yt, given, backend=backend)
+        assert value.isnan().all()
+        if name != "mmd_test":
+            g = torch.autograd.grad(value.sum(), (xt, given))
+            assert g[0].isnan().all()
+            # the good one of two has a gradient of its own where kernels are only added
+            assert g[1][~(given > 0)].isnan().all()
+
+
+ODD = {"infinite": np.inf, "NaN": np.nan}
+WEIGHTED = {
+    "mmd2": lambda x, y, a, **k: gkfast.mmd2(x, y, [0.5, 1.1], x_weights=a, **k),
+    "mmd2 of the second": lambda x, y, a, **k: gkfast.mmd2(y, x, 0.9, estimator="biased", y_weights=a, **k),
+    "u_statistic": lambda x, y, a, **k: gkfast.mmd2(x, y, 0.9, estimator="u_statistic", x_weights=a, **k),
+    "kernel_means": lambda x, y, a, **k: torch.stack(gkfast.kernel_means(x, y, 0.9, x_weights=a, **k)),
+    "witness": lambda x, y, a, **k: gkfast.witness(y, x, y, 0.9, x_weights=a, **k),
+    "log_density": lambda x, y, a, **k: gkfast.log_density(y, x, 0.9, data_weights=a, **k),
+    "score": lambda x, y, a, **k: gkfast.score(y, x, 0.9, data_weights=a, **k),
+}
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_row_of_weight_0_has_no_effect(name, odd, backend):
+    generator = torch.Generator().manual_seed(1)
+    whole, y = (torch.randn(2, 7, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    a = torch.rand(2, 7, generator=generator, dtype=torch.float64) + 0.1
+    a[:, [0, 4]] = a[1, 5] = 0.0
+    ones = torch.tensor([1.0, 0, 2.0])
+    spoilt = whole.clone()
+    spoilt[:, 0], spoilt[:, 4, 1], spoilt[1, 5, 0] = ODD[odd] * (1 + ones), ODD[odd], ODD[odd]
+    found = []
+    for x in (spoilt, whole):
+        x, z, b = (t.clone().requires_grad_() for t in (x, y, a))
+        value = WEIGHTED[name](x, z, b, backend=backend)
+        first = torch.autograd.grad(value.square().sum(), (x, z, b), create_graph=True)
+        second = torch.autograd.grad(first[0][:, 1].sum() + first[1].square().sum(), (x, z, b))
+        found.append((value, *first, *second))
+        array = WEIGHTED[name](x.detach(), z.detach(), b.detach(), backend=backend).numpy()
+        np.testing.assert_allclose(array, value.detach().numpy(), rtol=1e-12)
+    of_spoilt, of_whole = found
+    counts = a > 0
+    for k, (ours, truth) in enumerate(zip(of_spoilt, of_whole, strict=True)):
+        if k in (3, 6):
+            # the weights' own gradients, of rows that are 0 because they are not finite
+            assert (ours[~counts] == 0).all()
+            ours, truth = ours[counts], truth[counts]
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_rows_of_weight_0_in_arrays(rng, backend):
+    x, y = rng.normal(size=(5, 2)), rng.normal(size=(4, 2))
+    a, spoilt = np.array([0.5, 0.0, 1.0, 0.0, 2.0]), x.copy()
+    spoilt[[1, 3]] = np.nan, np.inf
+    for call in (
+        lambda x, a: gkfast.mmd2(x, y, 0.8, x_weights=a, backend=backend),
+        lambda x, a: gkfast.witness(y, y, x, 0.8, y_weights=a, backend=backend),
+        lambda x, a: gkfast.log_density(y, x, 0.8, data_weights=a, backend=backend),
+    ):
+        np.testing.assert_allclose(call(spoilt, a), call(x[[0, 2, 4]], a[[0, 2, 4]]), rtol=1e-13)
+        assert np.isnan(call(spoilt, np.ones(5))).any()
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_kernel_score_of_one_observation(rng, library, numpy_of, backend):
+    x, y = rng.normal(size=(3, 1, 2)), rng.normal(size=(3, 6, 2))
+    means = gkfast.kernel_means(library(x), library(y), [0.7, 1.4], backend=backend)
+    pairs = sum(np.exp(-((y[:, :, None] - y[:, None]) ** 2).sum(-1) / (2 * s * s)) for s in (0.7, 1.4))
+    across = sum(np.exp(-((x - y) ** 2).sum(-1) / (2 * s * s)) for s in (0.7, 1.4)).mean(-1)
+    within = (pairs.sum((1, 2)) - 12) / 30
+    assert np.isnan(numpy_of(means.xx)).all()
+    assert numpy_of(means.xx).dtype == np.float64
+    np.testing.assert_allclose(numpy_of(means.yy), within, rtol=1e-13)
+    np.testing.assert_allclose(numpy_of(means.xy), across, rtol=1e-13)
+    turned = gkfast.kernel_means(library(y), library(x), [0.7, 1.4], backend=backend)
+    assert np.isnan(numpy_of(turned.yy)).all()
+    np.testing.assert_allclose(numpy_of(turned.xx), within, rtol=1e-13)
+    weighted = gkfast.kernel_means(library(x), library(y), [0.7, 1.4], x_weights=library(np.full((3, 1), 2.0)))
+    np.testing.assert_allclose(numpy_of(weighted.xy), across, rtol=1e-13)
+    one = gkfast.kernel_means(library(x), library(x + 1), 1.0, backend=backend)
+    np.testing.assert_allclose(numpy_of(one.xy), np.exp(-1.0), rtol=1e-13)
+
+
+def test_the_kernel_score_has_gradients():
+    torch.manual_seed(0)
+    x, y = (torch.randn(rows, 2, dtype=torch.float64, requires_grad=True) for rows in (1, 5))
+
+    def score(x, y):
+        means = gkfast.kernel_means(x, y, 0.9)
+        return means.yy / 2 - means.xy
+
+    assert torch.autograd.gradcheck(score, (x, y))
+    assert torch.autograd.gradgradcheck(score, (x, y))
+
+
+@pytest.mark.parametrize("name", BANDWIDTHS_OF_ALL)
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_default_device_is_for_others(rng, name, device):
+    x, y = (torch.from_numpy(rng.normal(size=(rows, 2))) for rows in (6, 7))
+    function, sigma = BANDWIDTHS_OF_ALL[name], torch.tensor([0.7, 1.5])
+    plain = [function(x, y, s, backend=b) for s in (1.3, [0.7, 1.5], sigma) for b in (None, "reference")]
+    median = gkfast.median_sigma(x, y, max_points=9)
+    with torch.device(device):
+        found = [function(x, y, s, backend=b) for s in (1.3, [0.7, 1.5], sigma) for b in (None, "reference")]
+        assert torch.equal(gkfast.median_sigma(x, y, max_points=9), median)
+    for ours, truth in zip(found, plain, strict=True):
+        assert torch.equal(ours, truth)
+
+
+@pytest.mark.parametrize("name", BANDWIDTHS_OF_ALL)
+def test_memory_maps_that_are_read_only(rng, tmp_path, name):
+    points = rng.normal(size=(13, 2))
+    np.save(tmp_path / "points.npy", points)
+    mapped = np.load(tmp_path / "points.npy", mmap_mode="r")
+    assert not mapped.flags.writeable
+    function = BANDWIDTHS_OF_ALL[name]
+    for backend in (None, "reference"):
+        ours = function(mapped[:6], mapped[6:], [0.7, 1.5], backend=backend)
+        np.testing.assert_array_equal(ours, function(points[:6], points[6:], [0.7, 1.5], backend=backend))
+
+
+def test_batches_of_none(library):
+    x, y, a = (library(np.zeros(shape)) for shape in ((0, 4, 3), (0, 5, 3), (0, 4)))
+    for sigma in (1.0, [1.0, 2.0]):
+        for backend in (None, "reference"):
+            k = {"backend": backend}
+            assert gkfast.rbf(x, y, sigma, **k).shape == (0, 4, 5)
+            assert gkfast.rbf_matmul(x, y, y, sigma, **k).shape == (0, 4, 3)
+            assert gkfast.log_density(y, x, sigma, data_weights=a, **k).shape == (0, 5)
+            assert gkfast.score(x, y, sigma, **k).shape == (0, 4, 3)
+            assert gkfast.witness(y, x, y, sigma, x_weights=a, **k).shape == (0, 5)
+            for estimator in ("biased", "unbiased"):
+                assert gkfast.mmd2(x, y, sigma, estimator=estimator, x_weights=a, **k).shape == (0,)
+            assert gkfast.mmd2(x, x, sigma, estimator="linear", **k).shape == (0,)
+            assert gkfast.kernel_means(x, y, sigma, **k).xy.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "sigma", [2, [1, 2], range(1, 3), np.array([1.0, 2.0]), np.float64(2), np.array(2.0)], ids=repr
+)
+def test_numbers_in_a_compiled_function(rng, sigma):
+    x, y = (torch.from_numpy(rng.normal(size=(rows, 2))) for rows in (6, 7))
+    for call in (
+        lambda x, y: gkfast.rbf(x, y, sigma),
+        lambda x, y: gkfast.mmd2(x, y, sigma, weights=sigma, x_weights=x[:, 0].abs()),
+        lambda x, y: gkfast.log_density(x, y, sigma, weights=sigma),
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x, y), call(x, y), rtol=1e-15, atol=1e-15)

@@ -40,17 +40,20 @@ class Problem(NamedTuple):
         return Problem(*(t.clone().requires_grad_() for t in self))
 
 
+# [None]: as many bandwidths as there are problems could mean one for each
 OPERATIONS = {
-    "rbf": lambda p: gkfast.rbf(p.x, p.y, p.sigma, weights=p.weights),
-    "rbf_matmul": lambda p: gkfast.rbf_matmul(p.x, p.y, p.v, p.sigma, weights=p.weights),
-    "log_density": lambda p: gkfast.log_density(p.x, p.y, p.sigma, weights=p.weights, data_weights=p.b),
-    "score": lambda p: gkfast.score(p.x, p.y, p.sigma, weights=p.weights, data_weights=p.b),
+    "rbf": lambda p: gkfast.rbf(p.x, p.y, p.sigma[None], weights=p.weights[None]),
+    "rbf_matmul": lambda p: gkfast.rbf_matmul(p.x, p.y, p.v, p.sigma[None], weights=p.weights[None]),
+    "log_density": lambda p: gkfast.log_density(p.x, p.y, p.sigma[None], weights=p.weights[None], data_weights=p.b),
+    "score": lambda p: gkfast.score(p.x, p.y, p.sigma[None], weights=p.weights[None], data_weights=p.b),
     "kernel_means": lambda p: torch.stack(
-        gkfast.kernel_means(p.x, p.y, p.sigma, weights=p.weights, estimator="biased", x_weights=p.a, y_weights=p.b),
+        gkfast.kernel_means(
+            p.x, p.y, p.sigma[None], weights=p.weights[None], estimator="biased", x_weights=p.a, y_weights=p.b
+        ),
         -1,
     ),
     "mmd2": lambda p: gkfast.mmd2(
-        p.x, p.y, p.sigma, weights=p.weights, estimator="biased", x_weights=p.a, y_weights=p.b
+        p.x, p.y, p.sigma[None], weights=p.weights[None], estimator="biased", x_weights=p.a, y_weights=p.b
     ),
 }
 # how many rows each needs
