@@ -41,7 +41,7 @@ def as_floats(values: Any) -> Any:
         return tuple(values) if type(values) is list else values
     if compiling():
         values = _traced(values)
-    elif isinstance(values, np.ndarray) and values.ndim == 0 and values.dtype.kind in "fiu":
+    elif type(values) is np.ndarray and values.ndim == 0 and values.dtype.kind in "fiu":
         values = values.item()
     if isinstance(values, list | tuple | range):
         numbers = tuple([_as_float(value) for value in values])
