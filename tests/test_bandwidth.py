@@ -64,7 +64,7 @@ def test_gradients():
 
 
 def test_the_gradient_of_the_median_is_that_of_the_middle_pairs():
-    # distances 1, 2, 3, 4, 6, 7: the middle ones are 3 = 4 - 1 and 4 = 7 - 3... of rows 0, 1, 3, 7: 1 2 3 4 6 7
+    # distances 1, 2, 3, 4, 6 and 7; in the middle those of the rows 0 and 3, and of 3 and 7
     x = torch.tensor([[0.0], [1.0], [3.0], [7.0]], dtype=torch.float64, requires_grad=True)
     sigma = gkfast.median_sigma(x)
     assert sigma == 3.5
@@ -122,7 +122,7 @@ def test_what_is_not_finite(library):
     for row in (np.nan, np.inf):
         assert not np.isfinite(float(gkfast.mean_sigma(library(np.array([[0.0], [1.0], [row]])))))
     x = np.vstack([np.arange(6.0)[:, None], [[np.inf]]])
-    # of 21 distances 15 are finite; the one in the middle is 3 of 5, 4, 3, 2 and 1 times 1, 2, 3, 4, 5
+    # of 21 distances six are infinite, and 5, 4, 3, 2 and 1 of them are 1, 2, 3, 4 and 5
     assert float(gkfast.median_sigma(library(x))) == 3
 
 
