@@ -109,32 +109,24 @@ def mmd2(
     all_x, all_y = (_Gather.apply(t.detach(), size, group) for t, size in zip((x, y), sizes, strict=True))
     checks.estimator(estimator, all_x, all_y, False)
     first = tuple(sum(size[: dist.get_rank(group)]) for size in sizes)
-    own = _own_share(x, y, all_x, all_y, first, sigma, weights, estimator == "biased")
+    p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None)
+    own = _own_share(p, x, y, all_x, all_y, first, estimator == "biased")
     value = own.detach()
     dist.all_reduce(value, group=group)
     if estimator == "biased":
-        kernel_weights = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None).bandwidths()[1]
-        value = squared_norm(value[None], all_x[None], all_y[None], kernel_weights)[0]
+        value = squared_norm(value[None], all_x[None], all_y[None], p.bandwidths()[1])[0]
     # the value of all; the gradient of this process's share, as often as there are losses to be summed
     return value + dist.get_world_size(group) * (own - own.detach())
 
 
 def _own_share(
-    x: Tensor,
-    y: Tensor,
-    all_x: Tensor,
-    all_y: Tensor,
-    first: tuple[int, ...],
-    sigma: Sigma,
-    weights: Sigma | None,
-    biased: bool,
+    p: Problem, x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, first: tuple[int, ...], biased: bool
 ) -> Tensor:
     """This process's terms of MMD^2, with the whole gradient of its rows: they stand in pairs at both ends.
 
     Its rows of x and y begin at `first` among those of all.
     """
     n, m = all_x.shape[0], all_y.shape[0]
-    p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None)
     bandwidths, kernel_weights = p.bandwidths()
     # the same on every process
     baseline = p.run.baselines(p.rows(all_x), p.rows(all_y), bandwidths)

@@ -268,8 +268,8 @@ def rbf(
     Notes
     -----
     Absolute error at most 1e-6 (float32) and 1e-14 (float64) for every finite input: distances are sums of squared
-    differences, so neither an offset nor far clusters cost digits. A kernel below the dtype's normal range (1.2e-38 in
-    float32) is 0. K_ii is exactly sum_s weights_s for finite x_i.
+    differences, so neither an offset nor far clusters cost digits. A kernel below the normal numbers of its dtype
+    (1.2e-38 in float32) is 0. K_ii is exactly sum_s weights_s for finite x_i.
     On a GPU, where pairs are many, "high" and "medium" allow K 2e-4 and 4e-2, sums and gradients 1e-4 and 2e-2 of
     their norm, log densities 2^-14 and 2^-6 of the greatest exponent: for bandwidths of the data's scale, more where
     (x - centre)^2 / sigma^2 is large, and five times as much for gradients of MMD^2. Gradients have the precision of
