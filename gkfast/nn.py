@@ -126,7 +126,7 @@ class RBF(torch.nn.Module):
                 checks.module_tensor(name, points)
         checks.not_on_meta("RBF", self.log_sigma.is_meta and not x.is_meta)
         if self.dims is None:
-            return gkfast.rbf(x, y, self.sigma, weights=self.weights)
+            return gkfast.rbf(x, y, self.sigma[None], weights=self.weights)
         return self._per_dimension(x, y, self.dims)
 
     def _per_dimension(self, x: Tensor, y: Tensor | None, dims: int) -> Tensor:
@@ -350,7 +350,7 @@ class MMDLoss(torch.nn.Module):
         checks.estimator(self.estimator, x, y, False)
         sigma = self.bandwidth(x, y)
         weights = [1 / len(sigma)] * len(sigma)
-        value: Tensor = gkfast.mmd2(x, y, sigma, weights=weights, estimator=self.estimator)
+        value: Tensor = gkfast.mmd2(x, y, sigma[None], weights=weights, estimator=self.estimator)
         return (value.clamp(min=0) + 1e-8).sqrt() if self.root else value
 
     def extra_repr(self) -> str:

@@ -70,11 +70,6 @@ def one_by_one(function, x, y, s, w):
     return torch.stack(results).reshape((*batch, *results[0].shape))
 
 
-def without(name, w):
-    """Weights, but for what sums those of the whole batch."""
-    return None if name == "mmd2_and_variance" else w
-
-
 @pytest.fixture(params=FUNCTIONS)
 def name(request):
     return request.param
@@ -83,11 +78,10 @@ def name(request):
 @pytest.mark.parametrize(("x_batch", "y_batch", "shape"), SHAPES)
 def test_values_are_those_of_each_problem_alone(name, x_batch, y_batch, shape):
     x, y, s, w = problem(x_batch, y_batch, shape)
-    w = without(name, w)
     function = FUNCTIONS[name]
     truth = one_by_one(lambda *a: function(*a, backend="reference"), x, y, s, w)
     for backend in (None, "reference"):
-        for numbers in ((s, w), (s.numpy(), None if w is None else w.numpy())):
+        for numbers in ((s, w), (s.numpy(), w.numpy())):
             ours = function(x, y, *numbers, backend=backend)
             assert ours.shape == truth.shape
             torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-13)
@@ -95,7 +89,6 @@ def test_values_are_those_of_each_problem_alone(name, x_batch, y_batch, shape):
             np.testing.assert_allclose(ours, truth.numpy(), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.xfail(reason="the weights of the whole batch are summed for each problem", strict=True)
 def test_variance_with_weights_of_each_problem():
     x, y, s, w = problem((3,), (3,), (3, 2))
     function = FUNCTIONS["mmd2_and_variance"]
@@ -108,9 +101,8 @@ def test_gradients_have_the_shape_given(name, shape):
     x, y, s, w = problem((3,), (3,), shape)
     s, w = s.requires_grad_(), w.requires_grad_()
     function = FUNCTIONS[name]
-    leaves = [t for t in (s, without(name, w)) if t is not None]
     # gradcheck sees that they have the shape, and compares with differences of values
-    assert gradcheck(lambda *t: function(x, y, *t, *[None] * (2 - len(t))), leaves)
+    assert gradcheck(lambda *t: function(x, y, *t), (s, w))
 
 
 @pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "log_density", "mmd2", "mmd2, linear", "witness"])
@@ -124,10 +116,8 @@ def test_all_gradients_and_second_ones(name):
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_vmap_is_the_batch(name):
     x, y, s, w = problem((3,), (3,), (3, 2))
-    w = without(name, w)
     function = FUNCTIONS[name]
-    dims = (0, 0, 0, None if w is None else 0)
-    ours = torch.func.vmap(function, dims)(x, y, s, w)
+    ours = torch.func.vmap(function)(x, y, s, w)
     torch.testing.assert_close(ours, function(x, y, s, w), rtol=1e-13, atol=1e-13)
     # more of them over bandwidths alone
     many = torch.stack([s, 2 * s, 3 * s])

@@ -285,3 +285,29 @@ def test_witness_keeps_its_digits_with_a_wide_kernel(rng, exact):
 def test_messages(rng, call, message):
     with pytest.raises(ValueError, match=message):
         call(rng.normal(size=(5, 2)))
+
+
+def test_a_narrow_biased_test_tells_samples_apart():
+    """The diagonal, 1/N + 1/M of the statistic, is no measure of what rounding can change."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(20, 20)).astype(np.float32) + shift for shift in (0, 1))
+    biased, unbiased = (
+        gkfast.mmd_test(x, y.astype(np.float32), 0.7, permutations=200, seed=0, estimator=e)
+        for e in ("biased", "unbiased")
+    )
+    assert unbiased.p_value < 0.05
+    assert biased.p_value < 0.05
+
+
+def test_no_number_rejects_nothing():
+    x = np.zeros((5, 2))
+    x[0, 0] = np.nan
+    for estimator in ("unbiased", "biased"):
+        found = gkfast.mmd_test(x, np.ones((5, 2)), 1.0, estimator=estimator)
+        assert np.isnan(found.statistic)
+        assert np.isnan(found.p_value)
+
+
+def test_a_batch_of_no_problems():
+    for x in (np.empty((0, 6, 2)), torch.empty(0, 6, 2)):
+        assert gkfast.mmd2_and_variance(x, x, [1.0, 2.0]).variance.shape == (0,)
