@@ -95,7 +95,7 @@ def test_first_call(op, cache, caches, arrays, import_numba, benchmark, first_ca
 
     assert cache == "warm cache" or not any(caches[op].iterdir())
     tries = [benchmark.pedantic(run)]
-    assert any(caches[op].rglob("*.nbi")), "nothing was compiled into NUMBA_CACHE_DIR"
+    assert any(caches[op].rglob("*.nbc")), "nothing was compiled into NUMBA_CACHE_DIR"
     if cache == "warm cache":
         tries += [run() for _ in range(2)]
     found, exact = ({name: torch.from_numpy(a)} for a in np.load(files[1]).values())

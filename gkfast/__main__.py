@@ -104,13 +104,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "compile":
         import logging
 
-        from gkfast.kernels.cpu import ahead, compiled
+        try:
+            from gkfast.kernels.cpu import ahead, disk
+        # NUMBA_DISABLE_JIT is set
+        except RuntimeError as error:
+            parser.error(str(error))
 
         # that compiling takes long is said below
         logging.getLogger("gkfast").setLevel(logging.ERROR)
         for name, seconds in ahead.compile_everything():
             print(f"{seconds:6.1f} s  {name}", flush=True)
-        print(f"kept in {compiled.folder()}")
+        kept, refused = disk.writing()
+        if kept is None or refused:
+            print("\n".join(disk.places()))
+        if kept is None:
+            parser.exit(1, f"{parser.prog}: what was compiled is lost with this process\n")
+        print(f"kept in {kept.path}")
         return 0
     if options.command == "info":
         from gkfast import info

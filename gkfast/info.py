@@ -10,22 +10,30 @@ def lines() -> list[str]:
     import torch
     from llvmlite import binding
 
-    from gkfast.kernels.cpu import compiled, threads, vector
-
     packages = ", ".join(f"{name} {_version(name)}" for name in ("numpy", "numba", "torch", "triton"))
-    folder = compiled.folder()
-    files = [*folder.glob("*.nbi"), *folder.glob("*.nbc")]
-    size = sum(file.stat().st_size for file in files) / 2**20
     precision = torch.get_float32_matmul_precision()
     return [
         f"gkfast     {version('gkfast')}, Python {platform.python_version()}, {platform.system()}",
         f"packages   {packages}",
         f"processor  {_processor()} ({binding.get_host_cpu_name()})",
-        f"CPU        Numba kernels, vectors of {8 * vector.BYTES} bits, {vector.REGISTERS} vector registers",
-        f"threads    {threads.thread_count()}, as torch.get_num_threads() says; {threads.kind()}",
-        f"cache      {folder}: {len(files)} files, {size:.1f} MiB",
+        *_cpu(),
         f"GPU        {_gpu()}",
         f"precision  {precision}, as torch.get_float32_matmul_precision() says; on the CPU all are float32-grade",
+    ]
+
+
+def _cpu() -> list[str]:
+    try:
+        from gkfast.kernels.cpu import disk, threads, vector
+    # NUMBA_DISABLE_JIT is set
+    except RuntimeError as error:
+        return [f"CPU        none: {error}"]
+    first, *others = disk.places()
+    return [
+        f"CPU        Numba kernels, vectors of {8 * vector.BYTES} bits, {vector.REGISTERS} vector registers",
+        f"threads    {threads.thread_count()}, as torch.get_num_threads() says; {threads.kind()}",
+        f"cache      {first}",
+        *(f"           {other}" for other in others),
     ]
 
 

@@ -1,12 +1,5 @@
-"""How everything here is compiled: without the GIL, with NumPy's rules for division, kept on disk.
+"""How everything here is compiled: without the GIL, with NumPy's rules for division, kept on disk (disk.py)."""
 
-Two things that Numba's cache on disk leaves open are settled here. It compares the date of a function's own file, and
-would keep code of a tile long changed: the stamp here is of all files of this folder. And it numbers the files of a
-function's signatures by what its index lists, so that two processes that compile two of them at once may pick one
-number for both, and each would later load the other's code: whoever compiles or loads holds a lock on the folder.
-"""
-
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -18,20 +11,18 @@ from numba import njit, types
 from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 
+from . import disk
+
+if config.DISABLE_JIT:
+    raise RuntimeError(
+        "NUMBA_DISABLE_JIT must be unset for the CPU kernels, which exist as compiled code only, "
+        f'got {config.DISABLE_JIT}; unset it, or pass backend="reference"'
+    )
+
 _this_process = threading.RLock()
 _depth = 0
 _told = False
 _dispatchers: list[Any] = []
-
-
-def _stamp() -> str:
-    content = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        content.update(path.read_bytes())
-    return content.hexdigest()
-
-
-_STAMP = _stamp()
 
 
 def inner(function: Callable[..., Any]) -> Any:
@@ -41,10 +32,8 @@ def inner(function: Callable[..., Any]) -> Any:
 
 def compiled(function: Callable[..., Any], **options: bool) -> Any:
     """Numba's njit. No fastmath: it would allow to reorder what is ordered with care."""
-    dispatcher = njit(nogil=True, cache=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
-    file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
-    if file is not None:
-        file._source_stamp = _STAMP
+    dispatcher = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
+    dispatcher._cache = disk.Code(function)
     template_of, compile_one = dispatcher.get_call_template, dispatcher.compile
 
     def template_of_kinds(arguments: Any, keywords: Any) -> Any:
@@ -54,7 +43,7 @@ def compiled(function: Callable[..., Any], **options: bool) -> Any:
     dispatcher.get_call_template = template_of_kinds
 
     def compile_alone(signature: Any) -> Any:
-        with _locked(folder()), _lightly():
+        with _alone(), _lightly():
             found = compile_one(signature)
         _tell_once()
         return found
@@ -65,9 +54,10 @@ def compiled(function: Callable[..., Any], **options: bool) -> Any:
     return dispatcher
 
 
-def folder() -> Path:
-    """Where compiled code is kept."""
-    return Path(_dispatchers[0].stats.cache_path)
+def folder() -> Path | None:
+    """Where compiled code is kept, if anywhere."""
+    place, _ = disk.writing()
+    return None if place is None else place.path
 
 
 def compiled_here() -> int:
@@ -81,29 +71,26 @@ def _tell_once() -> None:
     if not _told and not _depth and compiled_here():
         _told = True
         logging.getLogger("gkfast").warning(
-            "gkfast compiles its CPU kernels for this machine, 5 to 30 s for an operation, and keeps them in %s; "
-            "the command `gkfast compile` does it beforehand",
-            folder(),
+            "gkfast compiles its CPU kernels for this machine, 5 to 30 s for an operation, and keeps them %s",
+            f"in {folder()}; the command `gkfast compile` does it beforehand"
+            if folder()
+            else "nowhere, as no folder can be written; set NUMBA_CACHE_DIR to one",
         )
 
 
 @contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """This process alone in the folder; a compilation within another is not locked out by it."""
+def _alone() -> Iterator[None]:
+    """This thread alone compiles; what it compiles within another compilation does not wait for that."""
     global _depth
     with _this_process:
-        if _depth:
+        depth = _depth
+        try:
+            _depth = depth + 1
             yield
-            return
-        place.mkdir(parents=True, exist_ok=True)
-        with open(place / "lock", "a") as file:
-            _wait_for(file)
-            _depth = 1
-            try:
-                yield
-            finally:
-                # closing the file lets the next one in
-                _depth = 0
+        finally:
+            _depth = depth
+            if not depth:
+                disk.release()
 
 
 @contextmanager
@@ -111,27 +98,9 @@ def _lightly() -> Iterator[None]:
     """At LLVM's first level: less time, and code as fast, since tiles are written in LLVM's own terms."""
     # the setting is Numba's, for all: nobody else compiles meanwhile
     with global_compiler_lock:
-        usual, config.OPT = config.OPT, type(config.OPT)(min(1, config.OPT))
+        usual = config.OPT
         try:
+            config.OPT = type(usual)(min(1, usual))
             yield
         finally:
             config.OPT = usual
-
-
-try:
-    import fcntl
-
-    def _wait_for(file: Any) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-except ImportError:
-    import msvcrt
-    import time
-
-    def _wait_for(file: Any) -> None:
-        while True:
-            try:
-                file.seek(0)
-                return msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-            except OSError:  # it gives up after ten seconds
-                time.sleep(0.1)
