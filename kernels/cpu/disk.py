@@ -56,18 +56,17 @@ class Place(NamedTuple):
     path: Path
     private: bool = False
 
-
-def _stamp() -> bytes:
-    content = hashlib.sha256()
-    for path in sorted(_PACKAGE.glob("*.py")):
-        content.update(path.read_bytes())
-    return content.digest()
+    def make(self) -> None:
+        self.path.mkdir(0o700 if self.private else 0o755, parents=True, exist_ok=True)
 
 
-_STAMP = _stamp()
+# what all code here depends on; none in an archive, whose code cannot be told from another version's
+_STAMP = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(_PACKAGE.glob("*.py")))
 
 
 def _candidates() -> Iterator[Place]:
+    if not _STAMP:
+        return
     own = "cpu_" + hashlib.sha256(os.fsencode(_PACKAGE)).hexdigest()[:16]
     if config.CACHE_DIR:
         yield Place(Path(config.CACHE_DIR).absolute() / own)
@@ -148,12 +147,12 @@ class _Folder:
         try:
             with open(number, "wb") as file:
                 if _POSIX and self.place.path == _PACKAGE / "__pycache__":
-                    # whoever may read the package may use its code, whatever the umask of who compiles it
-                    os.fchmod(number, os.stat(__file__).st_mode & 0o644 | 0o600)
+                    # whoever may read the package may use its code, whatever the umask; not all file systems can
+                    with suppress(OSError):
+                        os.fchmod(number, os.stat(__file__).st_mode & 0o644 | 0o600)
                 file.write(content)
-            os.replace(
-                self._name(temporary), self._name(name), src_dir_fd=self.number, dst_dir_fd=self.number
-            )  # fmt: skip
+            place = {"src_dir_fd": self.number, "dst_dir_fd": self.number}
+            os.replace(self._name(temporary), self._name(name), **place)
         except BaseException:
             with suppress(OSError):
                 os.unlink(self._name(temporary), dir_fd=self.number)
@@ -169,7 +168,11 @@ class _Folder:
 @cache
 def reading() -> list[Place]:
     """The folders where code is looked for."""
-    places = []
+    places: list[Place] = []
+    if config.CACHE_DIR:
+        # whoever names a new folder wants it filled
+        with suppress(OSError):
+            next(_candidates()).make()
     for place in _candidates():
         with suppress(OSError), _Folder(place) as folder:
             places.append(place)
@@ -185,7 +188,7 @@ def writing() -> tuple[Place | None, dict[Path, str]]:
     kept = None
     for place in _candidates():
         try:
-            place.path.mkdir(0o700 if place.private else 0o755, parents=True, exist_ok=True)
+            place.make()
             with _Folder(place) as folder:
                 folder.probe()
             kept = place
@@ -204,13 +207,14 @@ def writing() -> tuple[Place | None, dict[Path, str]]:
 def places() -> list[str]:
     """In words: each folder that is used, what is in it and whether it can be written, and each that is not used."""
     kept, refused = writing()
+    unused = dict(refused)
     used = list(dict.fromkeys([*reading(), *([] if kept is None else [kept])]))
     words = []
     for place in used:
         sizes = [path.stat().st_size for path in place.path.glob(f"*{_SUFFIX}")]
-        access = "writable" if place == kept else f"read only ({refused.pop(place.path)})"
+        access = "writable" if place == kept else f"only read ({unused.pop(place.path, 'not needed')})"
         words.append(f"{place.path}: {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB, {access}")
-    words += [f"{path}: not used ({why})" for path, why in refused.items()]
+    words += [f"{path}: not used ({why})" for path, why in unused.items()]
     if kept is None:
         words.append("new code is kept nowhere; set NUMBA_CACHE_DIR to a folder that this user alone can write")
     return words
