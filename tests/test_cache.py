@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 import gkfast
+from gkfast.kernels.cpu import disk
 
 # each process begins with another operation and dtype, so that they compile different signatures at the same time
 CHILD = """
@@ -64,3 +66,88 @@ def test_processes_share_an_empty_cache(tmp_path):
     assert sum(count for _, count in together) > 0
     for values, _ in together:
         np.testing.assert_array_equal(values, alone)
+
+
+# as on some network file systems
+NO_LOCKS = """
+import errno, fcntl
+def no_locks(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = no_locks
+"""
+# one function, for one signature and then the other; meanwhile the other process does the opposite
+TWO_SIGNATURES = """
+import sys, numpy, gkfast
+from gkfast.kernels.cpu import calls, compiled, disk, packed
+from gkfast.kernels.cpu.calls import address_of
+dtypes = [numpy.float32, numpy.float64]
+for dtype in dtypes[:: int(sys.argv[1])]:
+    packed.pack_addresses(numpy.dtype(dtype))
+x = numpy.arange(600.0).reshape(200, 3) ** 0.5
+for dtype in dtypes:
+    print(float(gkfast.rbf(x.astype(dtype), x[:50].astype(dtype), 2.0).sum()))
+print(compiled.compiled_here())
+"""
+
+
+def test_without_locks_on_files_no_process_loads_anothers_code(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def start(code, order):
+        command = [sys.executable, "-c", code, order]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def finish(process):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        *values, count = map(float, out.split())
+        return values, count
+
+    together = [finish(process) for process in [start(NO_LOCKS + TWO_SIGNATURES, order) for order in ("1", "-1")]]
+    assert min(count for _, count in together) > 0
+    alone, count = finish(start(TWO_SIGNATURES, "1"))
+    assert count == 0
+    x = np.arange(600.0).reshape(200, 3) ** 0.5
+    expected = gkfast.rbf(x, x[:50], 2.0, backend="reference").sum()
+    for values in (alone, *(values for values, _ in together)):
+        assert values == alone
+        np.testing.assert_allclose(values, [expected] * 2, rtol=1e-6)
+    # nothing half-written is left
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".nbc", ""}
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and not path.suffix] == ["lock"]
+
+
+def test_a_full_disk_is_told_once_and_harms_nothing(tmp_path, monkeypatch, caplog):
+    place = disk.Place(tmp_path)
+    monkeypatch.setattr(disk, "writing", lambda: (place, {}))
+    monkeypatch.setattr(disk, "reading", lambda: [place])
+    monkeypatch.setattr(disk.Code, "_told", False)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk.os, "replace", full)
+    from gkfast.kernels.cpu.compiled import compiled
+
+    @compiled
+    def double(x):
+        return 2 * x
+
+    assert double(3) == 6
+    assert double(1.5) == 3.0
+    assert len(double.signatures) == 2
+    assert caplog.text.count(f"gkfast cannot keep compiled code in {tmp_path}: [Errno 28] No space left") == 1
+    # what was begun is gone
+    assert {path.name for path in tmp_path.iterdir()} <= {"lock"}
+
+
+@pytest.mark.parametrize("damage", ["shorter", "of another version", "empty"])
+def test_a_file_that_is_not_whole_or_of_another_version_is_not_loaded(tmp_path, damage):
+    with disk._Folder(disk.Place(tmp_path)) as folder:
+        digest, content = b"d" * 32, b"content"
+        folder.write("name", digest + disk.hashlib.sha256(content).digest() + content)
+    assert disk._find("name", digest, [disk.Place(tmp_path)]) == content
+    path = tmp_path / "name"
+    whole = path.read_bytes()
+    path.write_bytes({"shorter": whole[:-1], "of another version": b"e" + whole[1:], "empty": b""}[damage])
+    assert disk._find("name", digest, [disk.Place(tmp_path)]) is None

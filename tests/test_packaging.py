@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import math
+import os
 import subprocess
 import sys
 import tomllib
@@ -14,8 +16,15 @@ import gkfast
 ROOT = Path(__file__).parent.parent
 
 
-def run(code, cwd=ROOT):
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+def run(code, cwd=ROOT, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_every_package_is_listed():
@@ -44,6 +53,77 @@ def test_numpy_calls_load_no_torch():
     code = "import sys, numpy, gkfast; gkfast.mmd2(numpy.eye(3), numpy.eye(3), 1.0); print('torch' in sys.modules)"
     result = run(code)
     assert result.stdout.strip() == "False", result.stderr
+
+
+WITHOUT_JIT = """
+import sys, numpy, gkfast
+x = numpy.eye(3)
+given = __import__("torch").from_numpy(x) if sys.argv[1:] else x
+print(float(gkfast.rbf(given, sigma=1.0, backend="reference").sum()))
+try:
+    gkfast.rbf(given, sigma=1.0)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import sys; sys.argv.append('torch')\n"])
+def test_without_numbas_compiler_one_sentence_says_what_to_do(first):
+    result = run(first + WITHOUT_JIT, NUMBA_DISABLE_JIT="1")
+    value, said = result.stdout.splitlines()
+    # three ones, and six pairs of distance sqrt(2)
+    assert float(value) == pytest.approx(3 + 6 * math.exp(-1), rel=1e-14)
+    assert said == (
+        "NUMBA_DISABLE_JIT must be unset for the CPU kernels, which exist as compiled code only, got 1; unset it, or "
+        'pass backend="reference"'
+    )
+
+
+def test_info_and_compile_without_numbas_compiler():
+    call = "from gkfast.__main__ import main; main([{!r}])"
+    result = run(call.format("info"), NUMBA_DISABLE_JIT="1")
+    assert "CPU        none: NUMBA_DISABLE_JIT must be unset" in result.stdout
+    assert "precision" in result.stdout
+    result = run(call.format("compile"), NUMBA_DISABLE_JIT="1")
+    assert result.returncode == 2
+    assert result.stderr.startswith("gkfast: NUMBA_DISABLE_JIT must be unset")
+    assert len(result.stderr.splitlines()) == 1
+
+
+# what is imported first chooses by other signs what the system has
+OTHER_SYSTEM = """
+import os, sys, numba
+if sys.argv[1:]:
+    import torch
+for name in ("register_at_fork", "sched_getaffinity", "RTLD_NOLOAD"):
+    delattr(os, name)
+sys.modules["fcntl"] = None
+import numpy, gkfast
+from gkfast.kernels.cpu import threads
+x = numpy.random.default_rng(0).normal(size=(1500, 6))
+print(threads.thread_count() == threads.team(1 << 30)[1] > 1, threads.kind())
+d2 = ((x[:, None] - x[None]) ** 2).sum(2)
+print(abs(gkfast.rbf(x, sigma=1.5) - numpy.exp(-d2 / 4.5)).max())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "RTLD_NOLOAD"), reason="this is such a system")
+@pytest.mark.parametrize("first", ["", "import sys, torch; torch.set_num_threads(3); sys.argv.append('torch')\n"])
+def test_systems_without_fork_affinity_and_locks(first):
+    result = run(first + OTHER_SYSTEM, NUMBA_NUM_THREADS="3")
+    assert result.returncode == 0, result.stderr
+    threads, error = result.stdout.splitlines()
+    assert threads == "True threads of its own"
+    assert float(error) < 1e-14
+
+
+def test_without_affinity_all_processors_count():
+    code = (
+        "import os, numba; del os.sched_getaffinity; os.cpu_count = lambda: 5\n"
+        "del os.environ['NUMBA_NUM_THREADS']; import gkfast.kernels.cpu.threads as t; print(t.thread_count())"
+    )
+    result = run(code, NUMBA_NUM_THREADS="1")
+    assert result.stdout.strip() == "5", result.stderr
 
 
 def test_public_names():

@@ -8,7 +8,7 @@ from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, fresh, give_back
 from .packed import limits, pack, pack_addresses, packed_columns
-from .sums import parameters_of, prepared, share_sum_rows, sum_rows_address
+from .sums import add_chunks, parameters_of, prepared, share_sum_rows, sum_rows_address
 from .threads import team
 
 
@@ -45,9 +45,13 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, baseline
     tolerances = ("sum", "gradient") if want_x or want_y or want_parameters else ("sum",)
     limit = limits(x.dtype, n * m, dims, *tolerances)
     addresses = _addresses(x.dtype)
-    arguments = (scale, x, y, a, b, sigma, weights, drop, baseline, wanted, limit, tuple(gradients))
+    values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3))
+    order, parameters = np.empty(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
+    results = (values, sums, order, parameters, tuple(gradients))
     arena = borrow()
-    values, sums, order, parameters = _kernel_sums(addresses, team(work), arena, *arguments)
+    _kernel_sums(
+        addresses, team(work), arena, scale, x, y, a, b, sigma, weights, drop, baseline, wanted, limit, results
+    )
     give_back(arena)
     dx, dy, da, db = (
         d.reshape(batch, combinations, *like.shape[1:]) if want else None
@@ -62,10 +66,11 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, baseline
 
 @compiled
 def _kernel_sums(
-    addresses, workers, arena, scale, x, y, a, b, sigma, weights, drop, baseline, wanted, limit, gradients
+    addresses, workers, arena, scale, x, y, a, b, sigma, weights, drop, baseline, wanted, limit, results
 ):
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
     want_x, want_y, want_a, want_b, want_parameters = wanted
+    values, sums, order, parameters, gradients = results
     plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, baseline, True, True, limit)
     pa, pb = packed_columns(_one_wide(a)), packed_columns(_one_wide(b))
     none = np.empty((len(x), 0, 1), x.dtype)
@@ -78,7 +83,7 @@ def _kernel_sums(
     xy, xy_rows = prepared(arena, plan, px, py, pb, pa, none, none, none, *between)
     # the longest first, if both sets are of one size: what is left at the end is short
     share_sum_rows(addresses[1], workers, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
-    values, sums = _values(scale, a, b, xx[-1], yy[-1], xy[-1])
+    _values(scale, a, b, xx[-1], yy[-1], xy[-1], values, sums)
     own, one = plan.unit, np.ones(len(x))
     tasks = (
         (scale, 0, own, _one_chunk(xx[-1].dx), xx[-1].dy, _one_chunk(xy[-1].dx), gradients[0]),
@@ -88,14 +93,16 @@ def _kernel_sums(
     )
     rows = (_pieces(gradients[0]), _pieces(gradients[1]), _pieces(gradients[2]), _pieces(gradients[3]))
     _share_combine(addresses[2], workers, rows, tasks)
-    return values, sums, plan.order, (xx[-1].parameters, yy[-1].parameters, xy[-1].parameters)
+    order[:] = plan.order
+    add_chunks(xx[-1].parameters, parameters[0])
+    add_chunks(yy[-1].parameters, parameters[1])
+    add_chunks(xy[-1].parameters, parameters[2])
 
 
 @inner
-def _values(scale, a, b, xx, yy, xy):
+def _values(scale, a, b, xx, yy, xy, values, sums):
     """scale_r . sums (B, R) and the sums (B, 3) of three sweeps' Parts."""
-    batch, combinations = scale.shape[0], scale.shape[1]
-    sums, values = np.empty((batch, 3)), np.empty((batch, combinations), a.dtype)
+    batch, combinations = values.shape
     # the value of a pair within a set is with its row; where those to columns were wanted, with either end
     _dot(a, xx.value, xx.column_value, sums[:, 0])
     _dot(b, yy.value, yy.column_value, sums[:, 1])
@@ -103,7 +110,6 @@ def _values(scale, a, b, xx, yy, xy):
     for q in range(batch):
         for r in range(combinations):
             values[q, r] = scale[q, r, 0] * sums[q, 0] + scale[q, r, 1] * sums[q, 1] + scale[q, r, 2] * sums[q, 2]
-    return values, sums
 
 
 @inner

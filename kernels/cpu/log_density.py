@@ -97,8 +97,8 @@ _share_log_sum_exp = shared_at(_log_sum_exp, flush_subnormals=True)
 
 
 @compiled
-def _log_density(addresses, workers, arena, x, y, sigma, weights, log_weights, data_log, skip_diagonal, limit):
-    """log2 sum_sj 2**(log_weights_s + data_log_j) k_sij, (B, N), for log_weights (B, S) and data_log (B, M)."""
+def _log_density(addresses, workers, arena, x, y, sigma, weights, log_weights, data_log, skip_diagonal, limit, out):
+    """out = log2 sum_sj 2**(log_weights_s + data_log_j) k_sij, (B, N), for log_weights (B, S), data_log (B, M)."""
     (batch, n, _), m, count = x.shape, y.shape[1], sigma.shape[1]
     plan, px, py = pack(
         addresses[0], workers, arena, x, y, False, sigma, weights, np.empty((len(x), 0)), False, False, limit
@@ -111,14 +111,12 @@ def _log_density(addresses, workers, arena, x, y, sigma, weights, log_weights, d
             column_log[b, j] = data_log[b, j] if j < m else -np.inf
         for s in range(count):
             ordered[b, s] = log_weights[b, plan.order[b, s]]
-    out = np.empty((batch, n))
     task = (
         px.rows, px.norms, n, py.columns, py.norms, m, plan.slope, plan.offset, plan.scale, ordered, column_log,
         skip_diagonal, out,
     )  # fmt: skip
     rows = batch * ((n + ROWS - 1) // ROWS)
     _share_log_sum_exp(addresses[1], workers, (rows,), (task,))
-    return out
 
 
 def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, in_float64=True):
@@ -140,8 +138,9 @@ def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, in_float6
     arrays = map(behaved, (x, y, sigma, weights, (log_weights - greatest) * LOG2_E, data_log))
     addresses = pack_addresses(x.dtype), _log_sum_exp_address(x.dtype)
     workers = team(batch * n * m * (dims + 20 * sigma.shape[1]))
+    out = np.empty((batch, n))
     arena = borrow()
-    out = _log_density(addresses, workers, arena, *arrays, leave_one_out, limits(x.dtype, n * m, dims, accuracy))
+    _log_density(addresses, workers, arena, *arrays, leave_one_out, limits(x.dtype, n * m, dims, accuracy), out)
     give_back(arena)
     return out / LOG2_E + greatest
 

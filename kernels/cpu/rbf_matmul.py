@@ -77,23 +77,21 @@ _share_one_column = shared_at(_one_column_rows, flush_subnormals=True)
 
 
 @compiled
-def _one_column(addresses, workers, arena, x, y, v, sigma, weights, limit):
-    """Whether that is how to do it, and K @ v, (B, N), for one bandwidth and v (B, M, 1); or else zeros."""
+def _one_column(addresses, workers, arena, x, y, v, sigma, weights, limit, out):
+    """Whether that is how to do it, and out += K @ v, (B, N), for one bandwidth and v (B, M, 1); or else nothing."""
     (batch, n, dims), m = x.shape, y.shape[1]
-    plan, px, py = pack(
-        addresses[0], workers, arena, x, y, False, sigma, weights, np.empty((len(x), 0)), False, False, limit
-    )
-    out = np.zeros((batch, n))
+    none = np.empty((batch, 0))
+    plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, none, False, False, limit)
     for b in range(batch):
         if not plan.finite or (dims > DEPTH and plan.offset[b] == np.inf):
-            return False, out
+            return False
     task = (
         px.rows, px.norms, n, py.columns, py.norms, plan.slope, plan.offset, plan.scale, plan.weights,
         packed_columns(v).columns, out,
     )  # fmt: skip
     rows = batch * ((n + ROWS - 1) // ROWS) if m else 0
     _share_one_column(addresses[1], workers, (rows,), (task,))
-    return True, out
+    return True
 
 
 def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, baseline=None):
@@ -108,8 +106,9 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, baselin
         addresses = pack_addresses(x.dtype), _one_column_address(x.dtype)
         arrays = map(behaved, (x, y, v.astype(x.dtype, copy=False), sigma, weights))
         workers = team(batch * n * m * (dims + 10))
+        out = np.zeros((batch, n))
         arena = borrow()
-        done, out = _one_column(addresses, workers, arena, *arrays, limits(x.dtype, n * m, dims, "sum"))
+        done = _one_column(addresses, workers, arena, *arrays, limits(x.dtype, n * m, dims, "sum"), out)
         give_back(arena)
         if done:
             return out[..., None].astype(x.dtype)

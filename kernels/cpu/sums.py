@@ -802,12 +802,19 @@ _share_round_rows = shared_at(_round_rows)
 
 
 @inner
-def _rounded(round_rows, workers, parts, unit, like):
-    batch, _, m, count = parts.shape
-    out = np.empty((batch, m, count), like.dtype)
+def _round(round_rows, workers, parts, unit, out):
+    batch, m, count = out.shape
     rows = batch * m if count else 0
     _share_round_rows(round_rows, workers, (rows,), ((parts, unit, out),))
-    return out
+
+
+@inner
+def add_chunks(parameters, out):
+    """out (B, 2 S) += the sums over chunks of parameters (B, chunks, 2 S)."""
+    for b in range(parameters.shape[0]):
+        for chunk in range(parameters.shape[1]):
+            for s in range(parameters.shape[2]):
+                out[b, s] += parameters[b, chunk, s]
 
 
 @inner
@@ -825,8 +832,9 @@ def _shifts(plan, shift, like):
 @compiled
 def _sweep(
     addresses, workers, arena, x, y, same, sigma, weights, baseline, limit, v, g, pairs, kernels, shift,
-    skip_diagonal, wants,
+    skip_diagonal, wants, results,
 ):  # fmt: skip
+    value, column_value, dx, dy, order, parameters = results
     plan, px, py = pack(addresses[0], workers, arena, x, y, same, sigma, weights, baseline, same, True, limit)
     pv, pg = packed_columns(v), packed_columns(g)
     task, rows = prepared(
@@ -842,13 +850,14 @@ def _sweep(
             for i in range(n):
                 for k in range(dims):
                     parts.dy[b, 0, i, k] += parts.dx[b, i, k]
-    dx = parts.dy if same else parts.dx.reshape((batch, 1, n, dims if wants[2] else 0))
-    value = parts.value.reshape((batch, 1, n, v.shape[2] if wants[0] else 0))
-    value = _rounded(addresses[2], workers, value, one, x)
-    column_value = _rounded(addresses[2], workers, parts.column_value, one, x)
-    dx = _rounded(addresses[2], workers, dx, plan.unit, x)
-    dy = dx if same else _rounded(addresses[2], workers, parts.dy, plan.unit, x)
-    return value, column_value, dx, dy, plan.order, parts.parameters
+    of_rows = parts.dy if same else parts.dx.reshape((batch, 1, n, dims if wants[2] else 0))
+    _round(addresses[2], workers, parts.value.reshape((batch, 1, n, v.shape[2] if wants[0] else 0)), one, value)
+    _round(addresses[2], workers, parts.column_value, one, column_value)
+    _round(addresses[2], workers, of_rows, plan.unit, dx)
+    if not same:
+        _round(addresses[2], workers, parts.dy, plan.unit, dy)
+    order[:] = plan.order
+    add_chunks(parts.parameters, parameters)
 
 
 class Sums(NamedTuple):
@@ -893,12 +902,19 @@ def sweep(
     x, y, sigma, weights, baseline, v, g, pairs, kernels, shift = map(behaved, arrays)
     addresses = _sweep_addresses(x.dtype)
     limit = limits(x.dtype, n * m, dims, *tolerances)
+    shapes = ((n, columns * want_value), (m * want_column_value, columns), (n, dims * pulls[0]), (m, dims * pulls[1]))
+    value, column_value, dx, dy = (np.empty((batch, *shape), x.dtype) for shape in shapes)
+    want_parameters = want_sigma or want_weights
+    order, parameters = np.empty(sigma.shape, np.int64), np.zeros((batch, 2 * count * want_parameters))
     arena = borrow()
-    value, column_value, dx, dy, order, parameters = _sweep(
+    _sweep(
         addresses, team(work), arena, x, y, same, sigma, weights, baseline, limit, v, g, pairs, kernels, shift,
-        skip_diagonal, (want_value, want_column_value, *pulls, want_sigma or want_weights),
+        skip_diagonal, (want_value, want_column_value, *pulls, want_parameters),
+        (value, column_value, dx, dy, order, parameters),
     )  # fmt: skip
     give_back(arena)
+    if same:
+        dy = dx
     dsigma = dweights = None
     if want_sigma or want_weights:
         dsigma, dweights = parameters_of(order, sigma, weights, parameters)
@@ -909,8 +925,8 @@ def sweep(
 def parameters_of(
     order: np.ndarray, sigma: np.ndarray, weights: np.ndarray, parameters: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """dsigma and dweights, (B, S), of what Parts hold."""
-    sums = parameters.sum(1).reshape(*order.shape, 2)
+    """dsigma and dweights, (B, S), of what Parts hold, summed over chunks: (B, 2 S)."""
+    sums = parameters.reshape(*order.shape, 2)
     dweights, dsigma = np.empty(order.shape), np.empty(order.shape)
     np.put_along_axis(dweights, order, sums[..., 0], 1)
     np.put_along_axis(dsigma, order, sums[..., 1], 1)
