@@ -12,8 +12,10 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import gkfast
+from gkfast.kernels.cpu import compiled
 from gkfast.kernels.cpu import threads as driver
 
 pytestmark = pytest.mark.skipif(
@@ -68,23 +70,34 @@ def team(request, monkeypatch, threads):
 @pytest.mark.parametrize("error", [TimeIsUp, KeyboardInterrupt, MemoryError])
 def test_a_handler_that_raises_leaves_no_wrong_value(rng, team, timer, error):
     x, y = (rng.normal(size=(700, 20)).astype(np.float32) for _ in range(2))
-    calls = (lambda: gkfast.rbf(x, y, 3.0), lambda: gkfast.mmd2(x, y, [2.0, 3.0]))
-    expected = [call() for call in calls]
-    durations = []
+    x_torch, y_torch = (torch.from_numpy(a).requires_grad_() for a in (x, y))
+    calls = (
+        lambda: [gkfast.rbf(x, y, 3.0)],
+        lambda: [gkfast.mmd2(x, y, [2.0, 3.0])],
+        lambda: [gkfast.rbf_matmul(x, y, y[:, :1], 3.0)],
+        lambda: [gkfast.rbf_matmul(x, y, y[:, :4], 3.0)],
+        lambda: [gkfast.log_density(x, y, 2.0)],
+        lambda: torch.autograd.grad(gkfast.mmd2(x_torch, y_torch, 2.0), (x_torch, y_torch)),
+        lambda: torch.autograd.grad(gkfast.rbf_matmul(x_torch, y_torch, y_torch, 2.0).sum(), (x_torch, y_torch)),
+    )
+    # as arrays: what torch would print of tensors that differ is long
+    calls = [lambda call=call: [np.asarray(a) for a in call()] for call in calls]
+    expected, durations = [], []
     for call in calls:
-        start = time.perf_counter()
         call()
+        start = time.perf_counter()
+        expected.append(call())
         durations.append(time.perf_counter() - start)
     # delays from one seed; what they hit differs from run to run
     moments = random.Random(0)
     arrived = 0
     for k in range(CALLS):
-        call, right = calls[k % 2], expected[k % 2]
-        value, came = timer(call, moments.uniform(1e-6, 1.2 * durations[k % 2]), error)
+        k %= len(calls)
+        value, came = timer(calls[k], moments.uniform(1e-6, 1.2 * durations[k]), error)
         arrived += came
-        if not came:
-            np.testing.assert_array_equal(value, right)
-        np.testing.assert_array_equal(call(), right)
+        for values in [calls[k]()] if came else [value, calls[k]()]:
+            for ours, right in zip(values, expected[k], strict=True):
+                np.testing.assert_array_equal(ours, right)
     print(f"{error.__name__}: {arrived} of {CALLS} calls ended with it, the others with the right value")
     assert arrived > CALLS // 8
 
@@ -143,3 +156,19 @@ def test_where_no_thread_can_be_made_the_caller_does_it():
     command = [sys.executable, "-c", NO_THREADS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_operation_returns_what_numba_runs_python_to_make(rng):
+    x = rng.normal(size=(5, 2))
+    for value in (gkfast.rbf(x, x, 1.0), gkfast.rbf_matmul(x, x, x, 1.0), gkfast.rbf_matmul(x, x, x[:, :1], 1.0)):
+        assert np.isfinite(value).all()
+    assert np.isfinite(gkfast.mmd2(x, x + 1, 1.0))
+    assert np.isfinite(gkfast.log_density(x, x, 1.0)).all()
+    entries = [
+        dispatcher
+        for dispatcher in compiled._dispatchers
+        if dispatcher.__module__.startswith("gkfast.") and not dispatcher.targetoptions.get("no_cpython_wrapper")
+    ]
+    kinds = {str(code.signature.return_type) for entry in entries for code in entry.overloads.values()}
+    assert len(entries) == 5
+    assert kinds == {"none", "bool"}

@@ -4,7 +4,8 @@ packed   the data as the tiles read it, and which pairs are near
 tile     the register tile: products, distances, pulls
 vector   vector registers as values in Numba code, and 2**t
 sums     one sweep over all pairs: values and gradient moments
-calls, threads, memory, compiled   who runs which rows, in what memory, and how it was compiled
+calls, threads, pool, memory   who runs which rows, in what memory
+compiled, disk   how it was compiled, and where it is kept
 rbf, rbf_matmul, log_density, kernel_sums   the operations; baselines: what some of their sums subtract
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).

@@ -46,7 +46,7 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, baseline
     limit = limits(x.dtype, n * m, dims, *tolerances)
     addresses = _addresses(x.dtype)
     values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3))
-    order, parameters = np.empty(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
+    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
     results = (values, sums, order, parameters, tuple(gradients))
     arena = borrow()
     _kernel_sums(

@@ -905,7 +905,7 @@ def sweep(
     shapes = ((n, columns * want_value), (m * want_column_value, columns), (n, dims * pulls[0]), (m, dims * pulls[1]))
     value, column_value, dx, dy = (np.empty((batch, *shape), x.dtype) for shape in shapes)
     want_parameters = want_sigma or want_weights
-    order, parameters = np.empty(sigma.shape, np.int64), np.zeros((batch, 2 * count * want_parameters))
+    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 2 * count * want_parameters))
     arena = borrow()
     _sweep(
         addresses, team(work), arena, x, y, same, sigma, weights, baseline, limit, v, g, pairs, kernels, shift,
