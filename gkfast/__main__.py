@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import logging
 
         try:
-            from gkfast.kernels.cpu import ahead, disk
+            from gkfast.kernels.cpu import ahead, compiled, disk
         # NUMBA_DISABLE_JIT is set
         except RuntimeError as error:
             parser.error(str(error))
@@ -117,9 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept, refused = disk.writing()
         if kept is None or refused:
             print("\n".join(disk.places()))
-        if kept is None:
+        if kept is None and compiled.compiled_here():
             parser.exit(1, f"{parser.prog}: what was compiled is lost with this process\n")
-        print(f"kept in {kept.path}")
+        print("nothing was to be compiled" if kept is None else f"kept in {kept.path}")
         return 0
     if options.command == "info":
         from gkfast import info

@@ -4,6 +4,7 @@ The children run as another user than root, with a copy of the package.
 """
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import gkfast
-from gkfast.kernels.cpu import disk
+from gkfast.kernels.cpu import ahead, disk
 
 USER = 12345
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -30,7 +31,10 @@ user = int(sys.argv[1])
 if user:
     os.setgroups([]), os.setgid(user), os.setuid(user)
 import gkfast
+from gkfast.__main__ import main
 from gkfast.kernels.cpu import compiled, disk
+if sys.argv[2] == "compile":
+    sys.exit(main(["compile"]))
 value = 0.0
 if sys.argv[2] == "rbf":
     x = numpy.arange(12.0).reshape(4, 3)
@@ -82,13 +86,16 @@ class Site:
     def lose(self):
         return [path.unlink() or path.name for path in self.of_rbf()]
 
-    def run(self, call="rbf", **environment):
-        """The value, how many functions were compiled, where they are kept, what is said about places, the log."""
-        done = subprocess.run(
+    def start(self, call, **environment):
+        return subprocess.run(
             [sys.executable, "-c", CHILD, str(USER if IS_ROOT else 0), call],
             **{"cwd": "/", "env": self.environment | environment, "capture_output": True, "text": True},
             **{"check": False, "timeout": 120},
         )
+
+    def run(self, call="rbf", **environment):
+        """How many functions were compiled, where they are kept, what is said about places, the log."""
+        done = self.start(call, **environment)
         assert done.returncode == 0, done.stderr
         first, *places = done.stdout.splitlines()
         package, value, count, folder = first.split("|")
@@ -250,3 +257,31 @@ def test_numba_cache_dir_that_others_can_write_is_refused_aloud(site):
     assert count == 1
     assert Path(elsewhere).parent == site.home / ".cache" / "gkfast"
     assert "NUMBA_CACHE_DIR must name a folder that this user can write and no other one can" in log
+
+
+def test_compile_says_where_code_is_read_and_kept(site):
+    for _ in ahead.compile_everything():
+        pass
+    shutil.copytree(disk._PACKAGE / "__pycache__", site.cache, dirs_exist_ok=True)
+    site.close()
+    done = site.start("compile")
+    assert done.returncode == 0, done.stderr
+    *_, package, users, kept = done.stdout.splitlines()
+    assert re.fullmatch(rf"{site.cache}: \d+ files, [\d.]+ MiB, only read \(Permission denied\)", package)
+    folder = kept.removeprefix("kept in ")
+    assert Path(folder).parent == site.home / ".cache" / "gkfast"
+    assert users == f"{folder}: 0 files, 0.0 MiB, writable"
+    # nowhere
+    trapped = site.temporary / f"gkfast-{USER if IS_ROOT else os.geteuid()}"
+    trapped.write_text("no folder")
+    done = site.start("compile", HOME="/nonexistent")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "nothing was to be compiled"
+    site.cache.chmod(0o755)
+    site.lose()
+    site.cache.chmod(0o555)
+    done = site.start("compile", HOME="/nonexistent")
+    assert done.returncode == 1
+    assert f"{trapped}: not used" in done.stdout
+    assert "new code is kept nowhere; set NUMBA_CACHE_DIR" in done.stdout
+    assert done.stderr.endswith("what was compiled is lost with this process\n")
