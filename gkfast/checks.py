@@ -496,7 +496,7 @@ def permutation_test(estimator: object, permutations: object, seed: object, x: A
             f"permutations must be a whole number of at least 1, got {permutations!r}; "
             f"1000 gives p-values down to 0.001"
         )
-    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool) and seed >= 0
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0
     if not (seed is None or whole or isinstance(seed, np.random.Generator)):
         raise ValueError(
             f"seed must be a whole number not below 0, a numpy.random.Generator or None, got {seed!r}; "

@@ -395,7 +395,7 @@ _MOST_REMEMBERED = 1 << 20
 def _holds_tensors(values: Sigma | None) -> bool:
     if values is None or checks.floats(values):
         return False
-    return any(checks.is_tensor(value) for value in (values if isinstance(values, list | tuple) else [values]))
+    return any(checks.is_tensor(value) for value in (values if isinstance(values, (list, tuple)) else [values]))
 
 
 def _without_effect(rows: Array, weights: Array) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """What will run on this machine, and from where: `gkfast info`."""
 
+import importlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,5 +61,8 @@ def _gpu() -> str:
         return "none: torch finds no CUDA device"
     devices = (torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count()))
     names = sorted({f"{device.name} (sm_{device.major}{device.minor})" for device in devices})
-    kernels = "Triton kernels" if _version("triton") != "not installed" else "no kernels: Triton is not installed"
-    return f"{', '.join(names)}, {kernels}"
+    try:
+        importlib.import_module("gkfast.kernels.gpu")
+    except ImportError as error:
+        return f"{', '.join(names)}, no kernels: {error}"
+    return f"{', '.join(names)}, Triton kernels"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed on this platform")
+pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platform")
 
 # bench/ is not installed, and plain `pytest` leaves the checkout off the path
 sys.path.insert(0, str(Path(__file__).parent.parent))

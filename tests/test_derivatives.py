@@ -8,8 +8,11 @@ import gkfast
 import gkfast.ops
 
 D = torch.float64
-# torch loads its own forward-mode formulas by what it deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+# torch loads its own forward-mode formulas by what it deprecates, and up to 2.8 so does its gradcheck
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated",
+    "ignore:Please use `torch.vmap` instead of `torch._vmap_internals.vmap`:FutureWarning",
+)
 
 
 @pytest.fixture
@@ -195,7 +198,7 @@ def test_func_transforms_compile(leaf, name, transform):
 
 
 # inductor itself imports torch.jit.script_method, which torch 2.13 deprecates
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_compiled_by_inductor(leaf):
     torch._dynamo.reset()
     x, y = leaf(8, 3), leaf(9, 3)

@@ -21,7 +21,7 @@ import gkfast
 import gkfast.nn
 from gkfast.ops.define import gpu_kernels
 
-pytest.importorskip("triton", reason="Triton is not installed on this platform")
+pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platform")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py has the GPU itself")
 
 FACTORIES = ("as_tensor", "asarray", "empty", "eye", "full", "ones", "tensor", "zeros")

@@ -40,7 +40,7 @@ def test_a_dispatch_mode_sees_the_operators(samples):
     assert torch.equal(value, loss(*samples))
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit")
 def test_a_trace_holds_the_operators(samples):
     x, y = samples
     traced = torch.jit.trace(lambda x, y: gkfast.rbf(x, y, 1.0), (x, y), check_trace=False)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-triton = pytest.importorskip("triton", reason="Triton is not installed on this platform")
+triton = pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platform")
 
 from triton.runtime.interpreter import GridExecutor  # noqa: E402
 

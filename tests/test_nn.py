@@ -442,6 +442,7 @@ def test_autocast_of_one_half_sample(samples):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_modules_compile(samples):
     x, y = samples
     torch._dynamo.reset()

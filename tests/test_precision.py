@@ -17,7 +17,7 @@ from gkfast.ops.define import gpu_kernels
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODES = ("highest", "high", "medium")
 # torch loads its own forward-mode formulas by what it deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
 class OnGpu(TorchDispatchMode):
@@ -33,7 +33,7 @@ class OnGpu(TorchDispatchMode):
 @pytest.fixture
 def launched(monkeypatch):
     """(function, dtype of x, precision) of every call of a function of gkfast.kernels.gpu."""
-    pytest.importorskip("triton", reason="Triton is not installed on this platform")
+    pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platform")
     from gkfast.kernels import gpu
 
     calls = []

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import gkfast
 from gkfast.ops import recorded
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 SIGMA = [0.7, 1.5]
 
 WAYS = {

@@ -16,6 +16,7 @@ from gkfast.gan import checks, metrics
 from gkfast.gan.checkpoint import random_state, set_random_state
 from gkfast.gan.data import generate_data
 from gkfast.gan.losses import Objective
+from gkfast.ops.torch_private import foreach_lerp_
 
 Record = dict[str, float]
 
@@ -353,7 +354,7 @@ class Loop:
         # so that the first steps are soon forgotten
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         pairs = list(zip(self.average.parameters(), self.generator.parameters(), strict=True))
-        torch._foreach_lerp_([a for a, _ in pairs], [w.detach() for _, w in pairs], 1 - decay)
+        foreach_lerp_([a for a, _ in pairs], [w.detach() for _, w in pairs], 1 - decay)
         for kept, now in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             kept.copy_(now)
 

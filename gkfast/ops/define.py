@@ -10,8 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
+
+from gkfast.ops.torch_private import (
+    below_autograd,
+    constant_when_compiled,
+    dispatch_keys,
+    dispatch_modes,
+    forward_mode_enabled,
+    func_transforms,
+    profiler_enabled,
+    tracing_state,
+    transforms,
+    unwrap_dead_wrappers,
+)
 
 library = torch.library.Library("gkfast", "DEF")
 # what the dispatcher has been given: for calls that pass it by, and for tests without a GPU
@@ -19,21 +31,17 @@ _cpu: dict[str, Callable[..., Any]] = {}
 gpu_kernels: dict[str, Callable[..., Any]] = {}
 
 # what the dispatcher sees in tensors that are no more than numbers in memory, for which it would call the CPU kernel
-_keys = torch._C._dispatch_keys
 with torch.inference_mode():
-    _PLAIN = {_keys(torch.empty(0)).raw_repr()}
-_PLAIN.add(_keys(torch.empty(0)).raw_repr())
+    _PLAIN = {dispatch_keys(torch.empty(0)).raw_repr()}
+_PLAIN.add(dispatch_keys(torch.empty(0)).raw_repr())
 Wants = Sequence[bool]
 
 
+# a constant of a compiled graph, since dynamo cannot trace it; torch traces anew where the setting goes from or to
+# "highest", not between the other two
+@constant_when_compiled
 def torch_precision() -> str:
     return torch.get_float32_matmul_precision()
-
-
-# a constant of a compiled graph, since dynamo cannot trace it; torch traces anew where the setting goes from or to
-# "highest", not between the other two. It is what torch.compiler.assume_constant_result does after loading dynamo,
-# which takes a second
-torch_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def define(
@@ -78,33 +86,23 @@ def differentiated(*tensors: Tensor) -> bool:
     return not torch.compiler.is_dynamo_compiling() and transforms()
 
 
-def transforms() -> bool:
-    """Whether a transform of torch.func or forward mode is under way, outside of a graph that is being traced."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
 def run(name: str, arguments: Sequence[Any]) -> Any:
     """The operator without its derivatives, for where a Function has them or nobody asks for any."""
     if plain(arguments):
         return _cpu[name](*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return getattr(torch.ops.gkfast, name).default(*arguments)
 
 
 def plain(arguments: Sequence[Any]) -> bool:
     """Nothing but tensors in memory, and nobody looks on: the dispatcher would take longer than a small kernel."""
-    watched = (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state()
-        or torch._C._autograd._profiler_enabled()
-    )
+    watched = dispatch_modes() or func_transforms() or tracing_state() or profiler_enabled()
     return not watched and all(plain_tensor(a) for a in arguments if isinstance(a, Tensor))
 
 
 def plain_tensor(tensor: Tensor) -> bool:
     """No more than numbers in memory, on the CPU."""
-    return _keys(tensor).raw_repr() in _PLAIN
+    return dispatch_keys(tensor).raw_repr() in _PLAIN
 
 
 def visible(tensor: Tensor) -> bool:
@@ -144,7 +142,7 @@ def forward_mode(rule: Callable[..., Any]) -> Any:
 
     def jvp(ctx: Any, *tangents: Any) -> Any:
         saved = [None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors]
-        with forward_ad._set_fwd_grad_enabled(True):
+        with forward_mode_enabled(True):
             return rule(ctx, saved, *tangents)
 
     return staticmethod(jvp)

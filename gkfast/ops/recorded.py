@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkfast.ops.define import Wants, array, plain, plain_tensor, transforms
+from gkfast.ops.define import Wants, array, plain, plain_tensor
+from gkfast.ops.torch_private import keeps_graph, transforms, version
 
 # (arrays, which of their gradients will be wanted) -> the value, and what the gradients will be made of: also of the
 # value, if it is the last of them
@@ -45,7 +46,7 @@ class _Recorded(torch.autograd.Function):
         ctx.pull, ctx.again, ctx.count, ctx.own = pull, again, len(tensors), None
         if kept and kept[-1] is result:
             # not saved as the others: whoever changes it in place later is free to
-            kept, ctx.own, ctx.version = kept[:-1], found.detach(), found._version
+            kept, ctx.own, ctx.version = kept[:-1], found.detach(), version(found)
         ctx.save_for_backward(*tensors, *map(torch.from_numpy, kept))
         return found
 
@@ -54,9 +55,9 @@ class _Recorded(torch.autograd.Function):
         saved = ctx.saved_tensors
         tensors, kept = saved[: ctx.count], saved[ctx.count :]
         if ctx.own is not None:
-            if ctx.own._version == ctx.version:
+            if version(ctx.own) == ctx.version:
                 kept = (*kept, ctx.own)
-            if not torch._C._autograd._get_current_graph_task_keep_graph():
+            if not keeps_graph():
                 # as saved tensors are let go
                 ctx.own = None
         wants = ctx.needs_input_grad[3:]

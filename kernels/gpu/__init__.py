@@ -14,6 +14,17 @@ Without a GPU the same code runs under Triton's
 interpreter (TRITON_INTERPRET=1, set before triton is imported), which is how the tests check it.
 """
 
+try:
+    from triton import __version__ as _found
+except ImportError:
+    _found = "none"
+# what earlier compilers make of these kernels is an error, each in its own words
+if _found == "none" or [int(part) for part in _found.split(".")[:2]] < [3, 6]:
+    raise ImportError(
+        f"Triton must be 3.6 or newer for tensors on a GPU, got {_found}; install torch 2.10 or newer, whose Linux "
+        'builds bring it (pip install "gkfast[gpu]"), or move the tensors to the CPU'
+    )
+
 from .kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2
 from .log_density import log_density, score
 from .rbf import rbf, rbf_backward

@@ -1,0 +1,60 @@
+"""Every private name of torch that gkfast uses, with its reason; no other file uses one.
+
+All are the same in torch 2.6.0, 2.9.1, 2.13.0 and 2.15.0, with which the tests pass. None has a public equal, so a
+torch without one of them is refused on import, by its name.
+"""
+
+import importlib
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import torch
+from torch.autograd import forward_ad
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _find(module: str, name: str) -> Any:
+    try:
+        return attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"torch must have {module}.{name}, got torch {torch.__version__}, which lacks it; "
+            "install a release of torch from 2.6 to 2.15"
+        ) from error
+
+
+# what a finished transform of torch.func left behind, as the tensor inside
+unwrap_dead_wrappers = _find("torch._functorch.utils", "unwrap_dead_wrappers")
+# the keys by which the dispatcher chooses: plain tensors have no others, whatever Python says of their type
+dispatch_keys = _find("torch._C", "_dispatch_keys")
+# a context in which operators run without being recorded, for where a Function is their derivative
+below_autograd = _find("torch._C", "_AutoDispatchBelowAutograd")
+# those who look on at operators: modes such as FakeTensorMode, torch.jit.trace, the profiler
+dispatch_modes = _find("torch._C", "_len_torch_dispatch_stack")
+tracing_state = _find("torch._C", "_get_tracing_state")
+profiler_enabled = _find("torch._C", "_autograd._profiler_enabled")
+# whether this backward keeps its graph (retain_graph), and so what was saved for it
+keeps_graph = _find("torch._C", "_autograd._get_current_graph_task_keep_graph")
+# forward mode stays on within a jvp, which torch calls with it off
+forward_mode_enabled = _find("torch.autograd.forward_ad", "_set_fwd_grad_enabled")
+# one operation for all tensors of a moving average
+foreach_lerp_ = _find("torch", "_foreach_lerp_")
+# how often a tensor has been changed in place
+version = attrgetter("_version")
+
+# whether a transform of torch.func is under way; the level of forward mode, -1 outside of it
+func_transforms = _find("torch._C", "_are_functorch_transforms_active")
+_find("torch.autograd.forward_ad", "_current_level")
+
+
+def transforms() -> bool:
+    """Whether a transform of torch.func or forward mode is under way, outside of a graph that is being traced."""
+    return func_transforms() or forward_ad._current_level >= 0
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """What torch.compiler.assume_constant_result does after loading dynamo, which takes a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
