@@ -43,7 +43,7 @@ def as_floats(values: Any) -> Any:
         values = _traced(values)
     elif type(values) is np.ndarray and values.ndim == 0 and values.dtype.kind in "fiu":
         values = values.item()
-    if isinstance(values, list | tuple | range):
+    if isinstance(values, (list, tuple, range)):
         numbers = tuple([_as_float(value) for value in values])
         return numbers if floats(numbers) else values
     return _as_float(values)
@@ -58,7 +58,7 @@ def _traced(value: Any) -> Any:
     """As torch.compile sees it: NumPy's arrays and scalars are tensors there, whose values nobody knows."""
     if isinstance(value, np.ndarray):
         return sys.modules["torch"].as_tensor(value)
-    return [_traced(entry) for entry in value] if isinstance(value, list | tuple) else value
+    return [_traced(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _as_float(value: Any) -> Any:
@@ -187,14 +187,21 @@ def batch_shape(named: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]
             break
     else:
         return first
-    try:
-        return np.broadcast_shapes(*(shape for _, shape in named))
-    except ValueError:
-        shapes = " and ".join(f"{name} {tuple(shape)}" for name, shape in named)
-        images = "; for images (N, C, H, W) call .flatten(1) first" if any(len(s) > 1 for _, s in named) else ""
-        raise ValueError(
-            f"batch dimensions must broadcast, got {shapes}; give each leading dimension the same size, or 1{images}"
-        ) from None
+    # not by NumPy: torch 2.6 cannot trace its function
+    found = [1] * max(len(shape) for _, shape in named)
+    for _, shape in named:
+        for place, size in enumerate(shape, len(found) - len(shape)):
+            if size == 1:
+                continue
+            if found[place] not in (1, size):
+                shapes = " and ".join(f"{name} {tuple(shape)}" for name, shape in named)
+                images = "; for images (N, C, H, W) call .flatten(1) first" if len(found) > 1 else ""
+                raise ValueError(
+                    f"batch dimensions must broadcast, got {shapes}; give each leading dimension the same size, "
+                    f"or 1{images}"
+                )
+            found[place] = size
+    return tuple(found)
 
 
 def _flattened(x_name: str, x: tuple[int, ...], y_name: str, y: tuple[int, ...]) -> str:
@@ -239,7 +246,7 @@ def _numbers(name: str, value: Sigma, batch: tuple[int, ...] | None) -> int:
         numbers = value.reshape(-1).tolist()
         _finite(name, numbers, value.tolist())
         return count
-    if not isinstance(value, list | tuple | range):
+    if not isinstance(value, (list, tuple, range)):
         _finite(name, [value], value)
         return 1
     entries: list[Any] = list(value)
@@ -315,7 +322,7 @@ def _finite(name: str, entries: list[Any], given: Any) -> None:
 
 def positive_weights(weights: Sigma | None) -> None:
     """Mixture weights of a density, where values can be seen."""
-    for entry in weights if isinstance(weights, list | tuple | range) else [weights]:
+    for entry in weights if isinstance(weights, (list, tuple, range)) else [weights]:
         if entry is None or is_tensor(entry) or (isinstance(entry, np.ndarray) and compiling()):
             continue
         if not (bool((entry > 0).all()) if isinstance(entry, np.ndarray) else entry > 0):
@@ -561,7 +568,7 @@ def _entries(name: str, values: Any) -> list[Any]:
             )
         entries = values.tolist()
         return entries if values.ndim else [entries]
-    if isinstance(values, Sequence) and not isinstance(values, str | bytes | bytearray):
+    if isinstance(values, Sequence) and not isinstance(values, (str, bytes, bytearray)):
         if not len(values):
             raise ValueError(
                 f"{name} must be a number or a non-empty 1-D sequence, got {_got(values)}; for example [1.0, 2.0]"
@@ -577,7 +584,7 @@ def _entries(name: str, values: Any) -> list[Any]:
 
 def _real(value: object) -> float | None:
     """A number of Python or NumPy as a float, infinite where it has too many digits; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         return None
     try:
         return float(value)
@@ -623,7 +630,7 @@ def share(name: str, value: object) -> float:
 
 
 def switch(name: str, value: object) -> bool:
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {_got(value)}; pass one of them")
     return bool(value)
 
@@ -661,7 +668,7 @@ _MOST_DIMS = 1 << 24
 
 def ard(values: list[float], dims: object, weights: object) -> tuple[list[float], int]:
     """One bandwidth for each of the dimensions, and their number."""
-    count = int(dims) if isinstance(dims, int | np.integer) and not isinstance(dims, bool) else 0
+    count = int(dims) if isinstance(dims, (int, np.integer)) and not isinstance(dims, bool) else 0
     if not 1 <= count <= _MOST_DIMS:
         raise ValueError(
             f"dims must be a whole number of at least 1 and at most {_MOST_DIMS}, got {_got(dims)}; "

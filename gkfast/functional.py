@@ -94,7 +94,7 @@ class Problem:
         if checks.floats(values):
             # they stay on the CPU: kernels read them there without waiting for the device
             return self._float64([values] if type(values) is float else values)
-        entries = values if isinstance(values, list | tuple | range) else [values]
+        entries = values if isinstance(values, (list, tuple, range)) else [values]
         tensors = [value for value in entries if checks.is_tensor(value)]
         for tensor in tensors:
             checks.tensor_of_numbers(name, tensor, data)

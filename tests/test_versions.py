@@ -1,12 +1,16 @@
-"""What depends on the versions of the packages below: torch's private names, and the ranges in pyproject.toml."""
+"""What depends on the versions of torch and Triton."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from gkfast import checks
 
 ROOT = Path(__file__).parent.parent
 PRIVATE = ROOT / "gkfast/ops/torch_private.py"
@@ -101,3 +105,19 @@ def test_gpu_kernels_without_their_triton(triton, said):
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert f"ImportError: Triton must be 3.6 or newer for tensors on a GPU, got {said}; install" in result.stderr
+
+
+def test_batch_dimensions_broadcast_as_in_numpy():
+    some = [(), (1,), (3,), (0,), (2, 1), (2, 3), (1, 1, 3), (2, 0)]
+    fits = 0
+    for shapes in itertools.product(some, repeat=3):
+        named = [(f"array {k}", shape) for k, shape in enumerate(shapes)]
+        try:
+            expected = np.broadcast_shapes(*shapes)
+        except ValueError:
+            with pytest.raises(ValueError, match=r"batch dimensions must broadcast, got array 0 \("):
+                checks.batch_shape(named)
+        else:
+            assert checks.batch_shape(named) == expected
+            fits += 1
+    assert 200 < fits < 400

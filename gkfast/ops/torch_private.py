@@ -1,6 +1,6 @@
 """Every private name of torch that gkfast uses, with its reason; no other file uses one.
 
-All are the same in torch 2.6.0, 2.9.1, 2.13.0 and 2.15.0, with which the tests pass. None has a public equal, so a
+All are the same in torch 2.6.0, 2.13.0 and 2.15.0, with which the tests pass. None has a public equal, so a
 torch without one of them is refused on import, by its name.
 """
 
