@@ -1,5 +1,8 @@
 """Calls on plain tensors skip the dispatcher; whoever looks on with torch's own means still sees every operator."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -57,3 +60,17 @@ def test_parameters_are_plain_and_subclasses_are_not(samples):
     expected = gkfast.rbf(x, y, 1.0)
     assert torch.equal(gkfast.rbf(torch.nn.Parameter(x), torch.nn.Parameter(y), 1.0), expected)
     assert torch.equal(gkfast.rbf(x.as_subclass(Own), y.as_subclass(Own), 1.0), expected)
+
+
+def test_imported_under_another_default_device():
+    """Where torch makes tensors on meta, those on the CPU are still the plain ones."""
+    code = """
+import torch
+torch.set_default_device("meta")
+import gkfast
+x = torch.ones(3, 2, device="cpu")
+assert gkfast.mmd2(x, x + 1, 1.0).device.type == "cpu"
+assert abs(float(gkfast.mmd2(x, x + 1, 1.0)) - 2 * (1 - 2.718281828459045 ** -1)) < 1e-6
+assert gkfast.rbf(torch.ones(3, 2), sigma=1.0).device.type == "meta"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -32,8 +32,8 @@ gpu_kernels: dict[str, Callable[..., Any]] = {}
 
 # what the dispatcher sees in tensors that are no more than numbers in memory, for which it would call the CPU kernel
 with torch.inference_mode():
-    _PLAIN = {dispatch_keys(torch.empty(0)).raw_repr()}
-_PLAIN.add(dispatch_keys(torch.empty(0)).raw_repr())
+    _PLAIN = {dispatch_keys(torch.empty(0, device="cpu")).raw_repr()}
+_PLAIN.add(dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
 Wants = Sequence[bool]
 
 
