@@ -430,7 +430,7 @@ def test_after_compile_no_call_compiles(capsys):
     assert said[-1] == f"kept in {compiled.folder()}"
     before = compiled.compiled_here()
     for dtype in (torch.float32, torch.float64):
-        x, y = (torch.randn(2, 5, 3, dtype=dtype).requires_grad_() for _ in range(2))
+        x, y = (torch.randn(3, 5, 3, dtype=dtype).requires_grad_() for _ in range(2))
         sigma, weights = torch.tensor([1.0, 2.0]).requires_grad_(), torch.tensor([1.0, 0.5]).requires_grad_()
         values = (
             gkfast.rbf(x, y, sigma, weights=weights),

@@ -201,7 +201,8 @@ def bandwidth_rule(sigma: Any, scales: Any, momentum: Any) -> tuple[Any, list[fl
 
 
 def beside(sigma: Any, x: Any) -> None:
-    """A bandwidth in a tensor can be read where x is."""
+    """One set of bandwidths, which can be read where x is."""
+    gkfast.checks.bandwidths(sigma, None)
     if isinstance(sigma, Tensor) and isinstance(x, Tensor) and (sigma.device.type == "meta") != (x.is_meta):
         raise ValueError(f"sigma must be on the device of x ({x.device}), got {sigma.device}; pass a number")
 
