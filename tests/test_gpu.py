@@ -958,7 +958,7 @@ def test_launches(name, monkeypatch):
 def test_operators_launch_nothing_beside(name, monkeypatch):
     x, y = sample(1, 64, 64, 6, torch.float32)
     v, a, g = columns(1, 64, 1, torch.float32), torch.rand(1, 64).to(DEVICE), columns(1, 64, 64, torch.float32)
-    modes = (None, False, False)
+    modes = (None, False, None)
     arguments = {
         "kernel_sums": (no_scale()[:, 0], x, y, a, a, ONE, ONE, 1, ONE, [True, True] + [False] * 4),
         "rbf_backward": (g, x, y, ONE, ONE, [True] * 2 + [False] * 2),
@@ -1025,11 +1025,11 @@ def test_operators_give_what_they_promise():
     scale, shift = torch.rand(1, 2, 3).double(), torch.rand(1, 9, 1)
     sums = (scale, x, y, a, b, ONE, ONE, 1, ONE)
     pairs = [
-        (rbf_matmul._rbf_matmul_gpu, rbf_matmul._rbf_matmul_cpu, (x, y, v, ONE, ONE, shift, False, False, "highest")),
+        (rbf_matmul._rbf_matmul_gpu, rbf_matmul._rbf_matmul_cpu, (x, y, v, ONE, ONE, shift, False, None, "highest")),
         (log_density._log_density_gpu, log_density._log_density_cpu, (x, y, ONE, ONE, b, False, False, "highest")),
     ]
     for wants in ([True] * 6, [False, True, False, True, False, True]):
-        backward = (g, x, y, v, ONE, ONE, shift, True, False, wants[:5], "highest")
+        backward = (g, x, y, v, ONE, ONE, shift, True, ONE, wants[:5], "highest")
         pairs += [
             (rbf_matmul._rbf_matmul_backward_gpu, rbf_matmul._rbf_matmul_backward_cpu, backward),
             (kernel_sums._kernel_sums_gpu, kernel_sums._kernel_sums_cpu, (*sums, wants, "highest")),
