@@ -270,8 +270,9 @@ def _mix_all(
                 scaled = zero - q * splat(scale[b, s])
                 if shifted:
                     t = scaled - splat(row_shift[b, block.i0 + r, s])
-                    k = exp2(zero - at_least(zero - t, zero - most))
-                    less = k
+                    t = zero - at_least(zero - t, zero - most)
+                    k = exp2(t)
+                    less = exp2m1(t) if less_baseline else k
                 elif squarings[b, s] == 0:
                     k = exp2(scaled)
                     less = exp2m1(scaled) if less_baseline else k
