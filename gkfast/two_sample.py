@@ -13,7 +13,7 @@ import numpy as np
 
 from gkfast import checks
 from gkfast.checks import Array, Backend, Precision, Sigma
-from gkfast.functional import Problem, computed, double, on, under_autocast, weighted_sum
+from gkfast.functional import Problem, computed, double, mmd2, on, under_autocast, weighted_sum
 from gkfast.squared_norm import squared_norm
 
 # how many relabellings meet the kernel matrix at a time: enough to make its exponentials cheap beside the products
@@ -117,21 +117,24 @@ def mmd_test(
         within_x = p.xp.einsum("nr,bnr->br", double(p, first), products)
         between = p.xp.einsum("nr,bn->br", double(p, first), row_sums) - within_x
         within_y = total - 2 * between - within_x
+        # what a difference of sums is known to: those of the larger sample may hide the smaller one's; the diagonal,
+        # the same for all, adds no rounding that could look like a difference
+        known = (abs(total) + 2 * abs(between) + abs(within_x)) / (m * (m - diagonal))
         means = within_x / (n * (n - diagonal)), within_y / (m * (m - diagonal)), 2 * between / (n * m)
         statistics.append(means[0] + means[1] - means[2])
-        # the diagonal is the same for all, and adds no rounding that could look like a difference
-        tolerances.append(sum(abs(mean) for mean in means))
+        tolerances.append(sum(abs(mean) for mean in means) + known)
     statistic = p.xp.concatenate(statistics, 1)
     # the observed labels come first
     tolerance = 8 * p.xp.finfo(p.compute).eps * p.xp.concatenate(tolerances, 1)
     not_below = (statistic >= statistic[:, :1] - tolerance).sum(1)
-    p_value, observed = double(p, not_below) / statistic.shape[1], statistic[:, 0]
     # a statistic that is no number rejects nothing
-    p_value = p.xp.where(observed == observed, p_value, math.nan)
-    if estimator == "biased":
-        observed = observed + weighted_sum(double(p, kernel_weights), 1 - baseline) * (1 / n + 1 / m)
-        observed = squared_norm(observed, z[:, :n], z[:, n:], kernel_weights)
-    return MMDTest(p.give(observed, p.scalar_dtype), p.give(p_value, _float64(p)))
+    number = statistic[:, 0] == statistic[:, 0]
+    p_value = p.xp.where(number, double(p, not_below) / statistic.shape[1], math.nan)
+    # by sums of its own, which keep the digits that differences of all pairs' lose
+    x, y, sigma, weights = (checks.detached(value) for value in (x, y, sigma, weights))
+    modes: dict[str, Any] = {"estimator": estimator, "precision": precision, "backend": backend}
+    observed = checks.detached(mmd2(x, y, sigma, weights=weights, **modes))
+    return MMDTest(observed, p.give(p_value, _float64(p)))
 
 
 def _labels(n: int, m: int, permutations: int, seed: Any) -> Iterator[np.ndarray]:
@@ -235,12 +238,12 @@ def mmd2_and_variance(
     if estimator == "biased":
         own = weighted_sum(double(p, kernel_weights), 1 - baseline)
         within_x, within_y, diagonal = within_x + n * own, within_y + m * own, 0
-    mmd2 = within_x / (n * (n - diagonal)) + within_y / (m * (m - diagonal)) - 2 * total / pairs
+    squared = within_x / (n * (n - diagonal)) + within_y / (m * (m - diagonal)) - 2 * total / pairs
     if estimator == "biased":
-        mmd2 = squared_norm(mmd2, x3, y3, kernel_weights)
+        squared = squared_norm(squared, x3, y3, kernel_weights)
     if variance == "biased":
         spread = _biased_variance(xx, yy, xy, yx, n)
-        return MMD2AndVariance(p.give(mmd2, p.scalar_dtype), p.give(spread, p.scalar_dtype))
+        return MMD2AndVariance(p.give(squared, p.scalar_dtype), p.give(spread, p.scalar_dtype))
 
     square_x, square_y = (xy.rows**2).sum(-1), (yx.rows**2).sum(-1)
     apart = (total**2 - square_x - square_y + xy.squares) / (pairs * (n - 1) * (m - 1))
@@ -252,7 +255,7 @@ def mmd2_and_variance(
         together = (sums.rows * across.rows).sum(-1)
         separate = (sums.rows.sum(-1) * total - 2 * together) / (rows - 2)
         spread = spread - 8 * (together - separate) / (rows**2 * (rows - 1) * others)
-    return MMD2AndVariance(p.give(mmd2, p.scalar_dtype), p.give(spread, p.scalar_dtype))
+    return MMD2AndVariance(p.give(squared, p.scalar_dtype), p.give(spread, p.scalar_dtype))
 
 
 class _Sums(NamedTuple):
@@ -269,9 +272,10 @@ def _sums(p: Problem, x: Array, y: Array, baseline: Array, skip_diagonal: bool =
         return p.run.rbf_matmul(x, y, one, sigma, weights, None, skip_diagonal, baseline, **p.modes)[..., 0]
 
     sums = rows(sigma, weights, baseline)
-    # k_s k_t is the Gaussian of 1 / sigma^2 = 1 / sigma_s^2 + 1 / sigma_t^2
-    inverse, pairs = sigma**-2, (-1, sigma.shape[1] ** 2)
-    widths = ((inverse[:, :, None] + inverse[:, None, :]) ** -0.5).reshape(pairs)
+    # k_s k_t is the Gaussian of 1 / sigma^2 = 1 / sigma_s^2 + 1 / sigma_t^2, without squares, which may overflow
+    pairs = (x.shape[0], sigma.shape[1] ** 2)
+    one_width, other = sigma[:, :, None], sigma[:, None, :]
+    widths = (one_width * (other / p.xp.hypot(one_width, other))).reshape(pairs)
     products = (weights[:, :, None] * weights[:, None, :]).reshape(pairs)
     both = (baseline[:, :, None] * baseline[:, None, :]).reshape(pairs)
     # (K - c)^2 = (K^2 - c^2) - 2 c (K - c) with c = sum_s w_s baseline_s

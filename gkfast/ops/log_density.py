@@ -48,10 +48,14 @@ def score(
     precision: str = "highest",
 ) -> Tensor:
     """The gradient of log_density at x, (B, N, D), itself differentiable. See gkfast.score."""
+    dtype = x.dtype
+    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad) and not x.is_cuda:
+        # the terms of its derivative come by two ways, cancel far from the data, and must not be rounded before
+        x, y = x.double(), y.double()
     arguments = (x, y, sigma, log_weights, data_weights, leave_one_out)
     log_p = log_density(*arguments, False, precision)
     wants = (True, False, False, False, False)
-    return _density_gradients(torch.ones_like(log_p), log_p, *arguments, wants, precision)[0].to(x.dtype)
+    return _density_gradients(torch.ones_like(log_p), log_p, *arguments, wants, precision)[0].to(dtype)
 
 
 def _density_gradients(

@@ -10,7 +10,10 @@ def baselines(x, y, sigma):
     """1 or 0 for each bandwidth, (B, S) float64. See gkfast.kernels.reference.baselines."""
     mean_square = np.empty(len(x))
     _mean_square_distance(behaved(x), behaved(y), mean_square)
-    return (mean_square[:, None] <= np.square(sigma)).astype(np.float64)
+    # a square beyond the range is infinite, which is as wide as it should be
+    with np.errstate(over="ignore"):
+        squares = np.square(sigma)
+    return (mean_square[:, None] <= squares).astype(np.float64)
 
 
 @compiled

@@ -109,7 +109,12 @@ def _values(scale, a, b, xx, yy, xy, values, sums):
     _dot(a, xy.value, np.empty((batch, 0, 0, 1)), sums[:, 2])
     for q in range(batch):
         for r in range(combinations):
-            values[q, r] = scale[q, r, 0] * sums[q, 0] + scale[q, r, 1] * sums[q, 1] + scale[q, r, 2] * sums[q, 2]
+            value = 0.0
+            for part in range(3):
+                # a sum that has no part in it may be NaN
+                if scale[q, r, part] != 0:
+                    value += scale[q, r, part] * sums[q, part]
+            values[q, r] = value
 
 
 @inner

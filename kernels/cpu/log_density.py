@@ -148,7 +148,7 @@ def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, in_float6
 def score(x, y, sigma, log_weights, data_weights, leave_one_out):
     """The gradient of log_density at x, (B, N, D). See gkfast.score."""
     log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
-    return rbf_matmul_backward(
+    found = rbf_matmul_backward(
         np.ones((*log_p.shape, 1)),
         x.astype(np.float64),
         y.astype(np.float64),
@@ -158,4 +158,7 @@ def score(x, y, sigma, log_weights, data_weights, leave_one_out):
         (True, False, False, False, False),
         shift=log_p[..., None] - log_weights[:, None, :],
         skip_diagonal=leave_one_out,
-    )[0].astype(x.dtype)
+    )[0]
+    # distance / sigma^2 may leave the range of float32, and is infinite there
+    with np.errstate(over="ignore"):
+        return found.astype(x.dtype)

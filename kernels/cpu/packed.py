@@ -164,7 +164,8 @@ def _surveyed(x, y, sigma, moderate, largest):
         greatest = 0.0
         for k in range(low.shape[1]):
             lo, hi = low[b, k], high[b, k]
-            if (lo > 0 and hi <= 3 * lo) or (hi < 0 and lo >= 3 * hi):
+            # without a finite value lo is above hi
+            if 0 < lo <= hi <= 3 * lo or 3 * hi <= lo <= hi < 0:
                 centre[b, k] = lo / 2 + hi / 2
             else:
                 centre[b, k] = 0

@@ -239,6 +239,16 @@ _mix_values, _mix_less, _mix_pulls, _mix_less_pulls = (
 
 
 @inner
+def _headroom(weights, pull_weights):
+    """log2 of the greatest sum of weights, rounded up, or 0."""
+    total = pull_total = 0.0
+    for s in range(len(weights)):
+        total += abs(np.float64(weights[s]))
+        pull_total += abs(np.float64(pull_weights[s]))
+    return np.ceil(np.log2(max(1.0, total, pull_total)))
+
+
+@inner
 def _mix_all(
     block, plan, modes, d2, weight, totals, keep, v, want_value, want_pull, want_parameters, row_shift, moments,
     sums, parameters, times,
@@ -250,7 +260,10 @@ def _mix_all(
     real = d2.dtype.type
     count = scale.shape[1]
     lanes = BYTES // d2.itemsize
-    least, most = splat(real(-127 if d2.itemsize == 4 else -1023)), splat(real(127 if d2.itemsize == 4 else 1023))
+    limit = 127 if d2.itemsize == 4 else 1023
+    # so that no weighted sum leaves the range: where no row is, or one of weight 0, it is multiplied by 0
+    most = splat(real(max(0.0, limit - _headroom(weights[b], pull_weights[b]))))
+    least = splat(real(-limit))
     zero = splat(real(0))
     v_at = b * v.shape[1] * v.shape[3] + block.j0
     shifted = row_shift.shape[1] > 0
@@ -931,6 +944,7 @@ def parameters_of(
     dweights, dsigma = np.empty(order.shape), np.empty(order.shape)
     np.put_along_axis(dweights, order, sums[..., 0], 1)
     np.put_along_axis(dsigma, order, sums[..., 1], 1)
-    # sum c k d2 / sigma^3, with d2 = -t sigma^2 2 / log2(e)
-    dsigma *= -2 / LOG2_E * weights / sigma
+    # sum c k d2 / sigma^3, with d2 = -t sigma^2 2 / log2(e); 0 by a tiny sigma is 0
+    dsigma *= -2 / LOG2_E * weights
+    dsigma /= sigma
     return dsigma, dweights
