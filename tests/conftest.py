@@ -33,6 +33,13 @@ TOLERANCE = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz", type=int, default=2000, metavar="N", help="random calls of test_fuzz.py (default 2000)"
+    )
+    parser.addoption("--fuzz-seed", type=int, metavar="K", help="of the random calls only this one")
+
+
 def pytest_configure(config):
     if not config.getoption("benchmark_only", default=False):
         # samples are small: a second thread would only wait for its core; test_threads.py sets its own numbers
