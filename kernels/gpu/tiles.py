@@ -112,7 +112,7 @@ TILES = [
     _Row("moments of columns by products", 90, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
     _Row("moments of columns by products", 100, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
     _Row("moments of columns by products", 0, False, _ANY, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
-    _Row("panel by products", 90, False, _ANY, Tile(128, 32, 4, 8, 200, 2), _OFFLINE),
+    _Row("panel by products", 90, False, _ANY, Tile(128, 32, 4, 8, 200, 2, 16), _OFFLINE),
     _Row("panel by products", 100, False, _ANY, Tile(128, 32, 4, 8, 200, 2, 16), _OFFLINE),
     _Row("panel by products", 0, False, _ANY, Tile(64, 32, 4, 4, 255, 2, 16), _OFFLINE),
     _Row("panel with moments by products", 90, False, _ANY, Tile(64, 32, 4, 8, 200, 2), _OFFLINE),
