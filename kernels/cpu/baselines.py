@@ -8,32 +8,30 @@ from .memory import behaved
 
 def baselines(x, y, sigma):
     """1 or 0 for each bandwidth, (B, S) float64. See gkfast.kernels.reference.baselines."""
-    mean_square = np.empty(len(x))
-    _mean_square_distance(behaved(x), behaved(y), mean_square)
-    # a square beyond the range is infinite, which is as wide as it should be
-    with np.errstate(over="ignore"):
-        squares = np.square(sigma)
-    return (mean_square[:, None] <= squares).astype(np.float64)
+    out = np.empty(sigma.shape)
+    _baselines(behaved(x), behaved(y), behaved(sigma), out)
+    return out
 
 
 @compiled
-def _mean_square_distance(x, y, out):
-    """out (B,): the mean of |z_i - z_j|^2 over all i and j, z being x and y together; no digits are promised."""
+def _baselines(x, y, sigma, out):
     batch, dims = x.shape[0], x.shape[2]
-    total = np.empty(dims)
+    # by coordinate, so that the loop becomes vector code
+    sums, squares = np.empty(dims), np.empty(dims)
     for b in range(batch):
-        total[:] = 0
-        squares = 0.0
+        sums[:] = 0
+        squares[:] = 0
         origin = x[b, 0] if x.shape[1] else y[b, 0]
         for points in (x[b], y[b]):
             for i in range(len(points)):
                 row = points[i]
                 for k in range(dims):
                     away = np.float64(row[k]) - np.float64(origin[k])
-                    total[k] += away
-                    squares += away * away
+                    sums[k] += away
+                    squares[k] += away * away
         count = x.shape[1] + y.shape[1]
-        of_mean = 0.0
+        mean_square = 0.0
         for k in range(dims):
-            of_mean += (total[k] / count) ** 2
-        out[b] = 2 * (squares / count - of_mean)
+            mean_square += 2 * (squares[k] / count - (sums[k] / count) ** 2)
+        for s in range(sigma.shape[1]):
+            out[b, s] = 1.0 if mean_square <= sigma[b, s] * sigma[b, s] else 0.0
