@@ -49,7 +49,8 @@ def score(
 ) -> Tensor:
     """The gradient of log_density at x, (B, N, D), itself differentiable. See gkfast.score."""
     dtype = x.dtype
-    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad) and not x.is_cuda:
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    if differentiated and precision == "highest" and not x.is_cuda:
         # the terms of its derivative come by two ways, cancel far from the data, and must not be rounded before
         x, y = x.double(), y.double()
     arguments = (x, y, sigma, log_weights, data_weights, leave_one_out)
