@@ -22,8 +22,11 @@ def _given(x: Array, found: Array) -> Array:
     return found.to(dtype) if checks.is_tensor(x) else found.astype(dtype)
 
 
-def _pooled(x: Array, y: Array | None) -> tuple[Any, Array]:
-    """The library, and x and y as one (..., N + M, D) in the dtype that is computed in."""
+def _pooled(x: Array, y: Array | None) -> tuple[Any, Array, Array]:
+    """The library, x and y as one (..., N + M, D) in the dtype that is computed in, in units, and these units (...,).
+
+    The unit is a power of two, which rounds nothing; squares of the numbers then stay in range.
+    """
     if y is None:
         checks.points("x", x)
     else:
@@ -33,11 +36,16 @@ def _pooled(x: Array, y: Array | None) -> tuple[Any, Array]:
     compute = xp.float32 if checks.is_tensor(x) and x.device.type == "mps" else xp.float64
     arrays = [x] if y is None else [x, y]
     batch = checks.batch_shape([("x" if a is x else "y", tuple(a.shape[:-2])) for a in arrays])
+    arrays = [a.to(compute) if checks.is_tensor(x) else a.astype(compute) for a in arrays]
     wide = [xp.broadcast_to(a, (*batch, *a.shape[-2:])) for a in arrays]
     pooled = xp.concatenate(wide, axis=-2)
-    pooled = pooled.to(compute) if checks.is_tensor(x) else pooled.astype(compute)
     checks.some_rows("x" if y is None else "x and y together", pooled, 2, "a pair distance")
-    return xp, pooled
+    if pooled.shape[-1] == 0:
+        return xp, pooled, pooled.sum(-1).sum(-1) + 1
+    greatest = xp.amax(abs(checks.detached(pooled)), (-2, -1))
+    moderate = (greatest > 0) & (greatest < math.inf)
+    unit = xp.exp2(xp.floor(xp.log2(xp.where(moderate, greatest, 1.0))))
+    return xp, pooled / unit[..., None, None], unit
 
 
 def mean_sigma(x: Array, y: Array | None = None) -> Array:
@@ -77,14 +85,14 @@ def mean_sigma(x: Array, y: Array | None = None) -> Array:
     >>> float(gkfast.mean_sigma(numpy.array([[0.0], [2.0]])))
     2.0
     """
-    xp, z = _pooled(x, y)
+    xp, z, unit = _pooled(x, y)
     # centred first: the squares of coordinates far from the origin would cancel; from one of the rows, whose
     # differences from equal rows are 0, where a mean is rounded
     with np.errstate(invalid="ignore", over="ignore") if xp is np else nullcontext():
         apart = z - z[..., :1, :]
         centred = apart - apart.mean(-2)[..., None, :]
         squares = (centred * centred).sum(-1).sum(-1)
-    return _given(x, xp.sqrt(2 * squares / (z.shape[-2] - 1)))
+    return _given(x, xp.sqrt(2 * squares / (z.shape[-2] - 1)) * unit)
 
 
 def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) -> Array:
@@ -134,13 +142,13 @@ def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) ->
     2.0
     """
     checks.max_points(max_points)
-    xp, z = _pooled(x, y)
+    xp, z, unit = _pooled(x, y)
     if z.shape[-2] > max_points:
         rows = xp.arange(max_points, **({"device": z.device} if checks.is_tensor(z) else {}))
         rows = rows * z.shape[-2] // max_points
         z = z.index_select(-2, rows) if checks.is_tensor(z) else z[..., rows, :]
     if checks.is_tensor(z):
-        return _given(x, _median_of_tensor(z))
+        return _given(x, _median_of_tensor(z) * unit)
     flat = z.reshape(math.prod(z.shape[:-2]), *z.shape[-2:])
     upper = np.triu_indices(z.shape[-2], 1)
     medians = []
@@ -150,7 +158,7 @@ def median_sigma(x: Array, y: Array | None = None, *, max_points: int = 2000) ->
             for column in part.T:
                 squares += np.square(column[:, None] - column[None, :])
         medians.append(_middle(np.sort(np.sqrt(squares[upper]))))
-    return _given(x, np.array(medians, dtype=z.dtype).reshape(z.shape[:-2]))[()]
+    return _given(x, np.array(medians, dtype=z.dtype).reshape(z.shape[:-2]) * unit)[()]
 
 
 def _middle(ordered: Array) -> Array:
@@ -163,7 +171,8 @@ def _median_of_tensor(z: Any) -> Any:
     batch, (n, dims) = tuple(z.shape[:-2]), z.shape[-2:]
     flat = z.reshape(math.prod(batch), n, dims)
     if len(flat) == 0:
-        return z.new_empty(batch)
+        # empty, and still made of z
+        return z.sum((-2, -1))
     values, pairs = zip(*(_middle_pairs(part) for part in flat.detach().unbind()), strict=True)
     # their distances anew, so that they have their gradients
     places = torch.stack(pairs)

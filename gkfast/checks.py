@@ -388,7 +388,7 @@ def some_rows(
 def estimator(value: str, x: Array, y: Array, weighted: bool) -> None:
     """value names an estimator that these samples allow."""
     known = ("biased", "unbiased", "u_statistic", "linear")
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"estimator must be one of {', '.join(known)}, got {value!r}; unbiased is the usual one")
     least = 1 if value == "biased" else 2
     for name, other, sample in (("x", "yy", x), ("y", "xx", y)):
@@ -407,6 +407,8 @@ def estimator(value: str, x: Array, y: Array, weighted: bool) -> None:
 
 
 def leave_one_out(value: bool, x: Array, data: Array) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"leave_one_out must be True or False, got {value!r}; pass a bool")
     if value and x.shape[-2] != data.shape[-2]:
         raise ValueError(
             f"x must have the rows of data with leave_one_out, got {x.shape[-2]} and {data.shape[-2]}; "
@@ -417,13 +419,13 @@ def leave_one_out(value: bool, x: Array, data: Array) -> None:
 
 
 def precision(value: str | None) -> None:
-    if value not in (None, "highest", "high", "medium"):
+    if value is not None and (not isinstance(value, str) or value not in ("highest", "high", "medium")):
         raise ValueError(f"precision must be highest, high, medium or None, got {value!r}; None follows torch")
 
 
 def backend(value: str | None, x: Array) -> None:
     """value names a backend that can run where x is."""
-    if value not in (None, "reference", "cpu", "gpu"):
+    if value is not None and (not isinstance(value, str) or value not in ("reference", "cpu", "gpu")):
         raise ValueError(f"backend must be reference, cpu, gpu or None, got {value!r}; None picks by device")
     device = x.device.type if is_tensor(x) else "cpu"
     if value == "cpu" and device != "cpu":
@@ -490,7 +492,7 @@ def max_points(value: object) -> None:
 
 def permutation_test(estimator: object, permutations: object, seed: object, x: Array, y: Array) -> None:
     """The arguments of a permutation test."""
-    if estimator not in ("unbiased", "biased"):
+    if not isinstance(estimator, str) or estimator not in ("unbiased", "biased"):
         raise ValueError(
             f"estimator must be unbiased or biased for a test, got {estimator!r}; the others pair rows by their "
             f"order, which a relabelling does not keep"
@@ -520,7 +522,7 @@ def coordinates(name: str, x: Array, dims: int) -> None:
 
 def separable(estimator: object, x: Array) -> None:
     """What can be summed row by row on several processes."""
-    if estimator not in ("unbiased", "biased"):
+    if not isinstance(estimator, str) or estimator not in ("unbiased", "biased"):
         raise ValueError(
             f"estimator must be unbiased or biased on several processes, got {estimator!r}; the others pair rows by "
             f"their order: call gkfast.mmd2 on gathered rows"

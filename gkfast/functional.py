@@ -40,7 +40,8 @@ def under_autocast(*arrays: Array) -> list[Any]:
 def _autocast_half(array: Array) -> bool:
     if not checks.is_tensor(array) or array.dtype.itemsize != 2 or not array.is_floating_point():
         return False
-    return bool(sys.modules["torch"].is_autocast_enabled(array.device.type))
+    torch, device = sys.modules["torch"], array.device.type
+    return bool(torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
 
 
 class Problem:
@@ -114,7 +115,9 @@ class Problem:
         torch = self.xp
         # multiples of a bandwidth found in the data, say; where one is on a device, all go there
         like = next((tensor for tensor in tensors if not checks.on_cpu(tensor)), tensors[0])
-        dtype = like.dtype
+        # numbers beside tensors keep their digits
+        wide = len(tensors) < len(entries) and like.device.type != "mps"
+        dtype = torch.float64 if wide else like.dtype
         for tensor in tensors:
             dtype = dtype if tensor.dtype == dtype else torch.promote_types(dtype, tensor.dtype)
         parts = [torch.as_tensor(entry, dtype=dtype, device=like.device) for entry in entries]
@@ -360,6 +363,9 @@ def _plain(
     """Whether the call may go the short way of gkfast.ops.recorded: nothing but these points can have gradients."""
     first = points[0]
     if not checks.is_tensor(first) or first.dtype.itemsize < 4 or not first.is_floating_point():
+        return False
+    if not all(option is None or isinstance(option, str) for option in (precision, backend)):
+        # to be refused by name
         return False
     if backend not in (None, "cpu") or _holds_tensors(sigma) or _holds_tensors(weights):
         return False
@@ -719,7 +725,8 @@ def kernel_means(
     """
     x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
     checks.two_point_sets("x", x, "y", y)
-    single = [name for name, sample in (("xx", x), ("yy", y)) if estimator == "unbiased" and sample.shape[-2] == 1]
+    unbiased = isinstance(estimator, str) and estimator == "unbiased"
+    single = [name for name, sample in (("xx", x), ("yy", y)) if unbiased and sample.shape[-2] == 1]
     if "xx" in single:
         x, x_weights = _twice("x", x, x_weights)
     if "yy" in single:
@@ -795,7 +802,7 @@ def mmd2(
     """
     options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
     unweighted = x_weights is None and y_weights is None
-    short = unweighted and estimator != "linear" and _plain((x, y), **options)
+    short = unweighted and isinstance(estimator, str) and estimator != "linear" and _plain((x, y), **options)
     options["estimator"] = estimator
     if short:
         from gkfast.ops import recorded

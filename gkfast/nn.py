@@ -527,7 +527,7 @@ class ArticleRegularizer(torch.nn.Module):
         fake, real = _samples("fake", fake, "real", real, "gkfast.log_density")
         if self.form == "literal":
             pairs: Tensor = gkfast.rbf(fake[..., None, :], fake[..., None, :], self.sigma)
-            return pairs.log().mean()
+            return pairs.to(torch.promote_types(pairs.dtype, torch.float32)).log().mean()
         ratio: Tensor = self.ratio(fake, real)
         return ratio
 

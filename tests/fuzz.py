@@ -1521,20 +1521,6 @@ def _not_finite(call: Call) -> bool:
 
 
 KNOWN = {
-    "numbers beside a float32 tensor are rounded": Known("value|gradient", _mixes_float32),
-    "squares of a rule leave the range": Known("value|gradient|warning", lambda c: _by_a_rule(c) and _extreme(c)),
-    "float16 rules under autocast": Known(".*autocast::prioritize", lambda c: c.mode == "autocast" and _by_a_rule(c)),
-    "halves on a device without autocast": Known(".*unknown device type for autocast", lambda c: "meta" in c.broken),
-    "options that are no strings": Known(
-        ".*(truth value of an array|unhashable type)",
-        lambda c: c.broken.split(":")[0] in ("precision", "backend", "estimator", "variance"),
-    ),
-    "leave_one_out that is no switch": Known("accepted|error from", lambda c: c.broken.startswith("leave_one_out")),
-    "the literal term of halves": Known("dtype", lambda c: c.made_with.get("form") == "literal"),
-    "as many bandwidths of a module as problems": Known(
-        "refused.*sigma must be .* which is the batch's as well", lambda c: c.name == "nn.RBF"
-    ),
-    "the gradient of no medians": Known("gradient: none is recorded", lambda c: c.name == "median_sigma"),
     "log densities near the end of float32": Known(
         "value: -inf, not -[0-9.]*e\\+3[78]", lambda c: "density" in c.name
     ),
