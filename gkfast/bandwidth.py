@@ -16,10 +16,13 @@ from gkfast.checks import Array
 
 
 def _given(x: Array, found: Array) -> Array:
-    """In float64 for float64 data, else in float32."""
+    """In float64 for float64 data, else in float32; a length beyond the range is infinite."""
     xp = sys.modules["torch"] if checks.is_tensor(x) else np
     dtype = xp.float64 if x.dtype == xp.float64 else xp.float32
-    return found.to(dtype) if checks.is_tensor(x) else found.astype(dtype)
+    if checks.is_tensor(x):
+        return found.to(dtype)
+    with np.errstate(over="ignore"):
+        return found.astype(dtype)
 
 
 def _pooled(x: Array, y: Array | None) -> tuple[Any, Array, Array]:
