@@ -43,6 +43,8 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, baseline
     wanted = (want_x, want_y, want_a, want_b, want_parameters)
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
     tolerances = ("sum", "gradient") if want_x or want_y or want_parameters else ("sum",)
+    if want_parameters:
+        tolerances = (*tolerances, "parameter")
     limit = limits(x.dtype, n * m, dims, *tolerances)
     addresses = _addresses(x.dtype)
     values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3))

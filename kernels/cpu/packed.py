@@ -8,15 +8,26 @@ exact, so that a difference of two points is what it was:
   c / 2 <= x <= 2 c (Sterbenz); where they do not, the centre is not far from the data anyway;
 - the power of two is 1 unless sigma or the data are so large or small that a square could leave the dtype's range.
 
-|x|^2 + |y|^2 - 2 x.y has an error of up to e = kappa eps (|x|^2 + |y|^2), whatever the distance; kappa was measured.
+|x|^2 + |y|^2 - 2 x.y has an error of up to e = e_x + e_y, whatever the distance, for any data. A sum is wrong by
+eps / 2 times the sum of its partial sums, in the order in which it is taken: A_x for |x|^2, and for x.y at most
+(A_x + A_y) / 2, because partial sums of x.y are at most the means of those of |x|^2 and |y|^2. What rounding did to
+|x|^2 itself is known, from a sum in two numbers. So e_x = |what it did| + eps / 2 (A_x + |x|^2), the last for the sum
+of the norms: 5 to 12 eps |x|^2 of usual data, up to 45 where one coordinate is the greatest by far.
+
 Pairs for which that would be felt in the result are near, and get the sum of squared differences instead:
 
-- A stored kernel may be wrong by `tol`: exp(-c d2) c e <= tol, c = 1 / (2 sigma^2), holds from
-  d2 = log(c e / tol) / c on, and so from e / tol - 1 / c on: near is d2 <= slope (|x|^2 + |y|^2) + offset.
-- The exponent of a term may be wrong by a share of itself, where a density is wanted no better: offset is 0.
+- A stored kernel may be wrong by `tol`: exp(-c d2) c e <= tol, c = 1 / (2 sigma^2), holds from log(c e / tol) / c on.
+  The logarithm is at most its tangent at any r, so near is d2 <= e / (r tol) + (log r - 1) / c, with r the mean of
+  c e / tol, or 1 where that is less. Of several bandwidths c is the narrowest one's; with r <= exp(1) that suffices
+  for the wider ones.
+- The exponent of a term may be wrong by a share of itself, where a density is wanted no better: d2 <= e / share.
 - A term of a sum may be wrong by a share `rel` of itself, see _near. The bound is then one for all pairs: slope is 0.
+- Gradients to bandwidths are sums of exponents times kernels, those to weights are sums of kernels of one bandwidth,
+  even of one without weight: there, too, an exponent may be wrong by a share of itself.
 
-Whether a pair is near does not depend on where in a tile it lies. Where many pairs would be, all are: offset = inf.
+Near is d2 <= slope e + offset.
+Whether a pair is near does not depend on where in a tile it lies. Where many pairs would be, all are: offset = inf. A
+tile with a near pair costs the product and the differences, so that few near pairs are many: a sample tells.
 """
 
 import math
@@ -29,26 +40,35 @@ from .calls import address_of, called_at, shared_at
 from .compiled import inner
 from .memory import take
 from .tile import ROWS, SPANS
-from .vector import BYTES, fma, load, splat, store, transpose
+from .vector import BYTES, at_least, fma, load, splat, store, transpose
 
 LOG2_E = 1.4426950408889634
 
-# the most found on random, clustered and one-sided data of every D up to 3072, and on what is worst: rows of equal
-# coordinates, or of two values, where every rounding of a sum can go the same way: up to 12 coordinates, 64, and more
-_KAPPA = 4.0, 5.0, 8.0
 # of the error that the contract allows, what the distance may use: absolute for a stored kernel, else relative
 _TOLERANCE = {
-    np.dtype(np.float32): {"kernel": 8e-7, "sum": 4e-6, "gradient": 8e-6, "exponent": 1.7e-6},
+    # parameter: the exponents of kernels, for the gradients to bandwidths and weights; exponent: those of a density
+    np.dtype(np.float32): {"kernel": 7e-7, "sum": 6e-6, "gradient": 8e-6, "parameter": 8e-6, "exponent": 2.5e-6},
     # exponents of a density; that of float32 data is rounded to float32
-    np.dtype(np.float64): {"kernel": 6e-15, "sum": 4e-14, "gradient": 1e-12, "density32": 1e-8, "density64": 4e-14},
+    np.dtype(np.float64): {
+        "kernel": 6e-15,
+        "sum": 4e-14,
+        "gradient": 1e-13,
+        "parameter": 2e-14,
+        "density32": 1e-8,
+        "density64": 4e-14,
+    },
 }
-# pairs nearer than this share of the norms are pulled by their difference: (y - c) - (x - c) cancels
-_PULL_NEAR = 4e-4
+# pairs nearer than this share of the norms are pulled by their difference: (y - c) - (x - c) cancels; of others y - c
+# is at most 16 times as long as y - x, and so is what rounding does to a sum
+_PULL_NEAR = 4e-3
 # the exponent of a near pair, at least, where a stored kernel tells which pairs are near
 _TELLING = 1e-4
 # up to here the product saves less than its preparation costs, or nothing at all
 _FEW_COORDINATES = 4
 _FEW_PRODUCTS = 1 << 18
+
+# points of either side that a sample of pairs takes
+_SAMPLE = 8
 
 # (a bandwidth this moderate, data this moderate) need no scaling; the largest exponent that data may be scaled to
 _MODERATE = {np.dtype(np.float32): (30, 50, 125), np.dtype(np.float64): (200, 400, 1000)}
@@ -62,7 +82,8 @@ _FRESH = 0
 class Points(NamedTuple):
     rows: np.ndarray  # (B, at least N, at least D); without a row where not asked for
     columns: np.ndarray  # (B, at least N / WIDTH, D, WIDTH); without a panel where not asked for
-    norms: np.ndarray  # (B, at least N), of points whose distances are wanted
+    # (2 B, at least N), of points whose distances are wanted: |x|^2, and then e_x, see the module
+    norms: np.ndarray
     count: int  # N
 
 
@@ -102,12 +123,15 @@ def _survey(x, low, high, largest):
 
 
 @inner
-def _pack_points(start, stop, x, centre, factors, rows, columns, norms, panels):
+def _pack_points(start, stop, x, centre, factors, rows, columns, norms, panels, half_eps):
     """Panels start to stop, numbered through the batch, of x (B, N, D); rows or columns may be empty: not wanted."""
     n, dims = x.shape[1], x.shape[2]
     width, row = columns.shape[3], rows.shape[2]
     lanes = width // 2
     square = np.empty(lanes * lanes, x.dtype)
+    # of e_x; more by the little that its own rounding may be
+    share = splat(x.dtype.type(half_eps * 1.01))
+    bounds = norms.shape[0] // 2
     # rows that nobody wants are needed for their columns
     spare = np.zeros((1, width, row), x.dtype)
     for number in range(start, stop):
@@ -131,20 +155,35 @@ def _pack_points(start, stop, x, centre, factors, rows, columns, norms, panels):
             # in the order of the tile's sums
             zero = splat(x.dtype.type(0))
             total = wider = part = zero
+            # the sum of all partial sums; the norm in two numbers
+            partial = high = low = zero
             for k0 in range(0, dims, lanes):
                 transpose(kept, (kept_b * kept.shape[1] + kept_first + v) * row + k0, row, square, 0, lanes)
                 for k in range(k0, min(k0 + lanes, dims)):
                     value = load(square, (k - k0) * lanes)
                     part = fma(value, value, part)
+                    partial = partial + part
+                    term = value * value
+                    new = high + term
+                    added = new - high
+                    low = low + ((high - (new - added)) + (term - added)) + fma(value, value, zero - term)
+                    high = new
                     if columns.size:
                         store(columns, ((b * panels + p) * dims + k) * width + v, value)
                 if (k0 + lanes) % SPANS[0] == 0:
                     wider = wider + part
+                    partial = partial + wider
                     part = zero
                 if (k0 + lanes) % SPANS[1] == 0:
                     total = total + wider
+                    partial = partial + total
                     wider = zero
-            store(norms, b * norms.shape[1] + first + v, total + (wider + part))
+            norm = total + (wider + part)
+            store(norms, b * norms.shape[1] + first + v, norm)
+            off = (norm - high) - low
+            # the last sums, and that of two norms
+            partial = partial + wider + part + norm + norm
+            store(norms, (bounds + b) * norms.shape[1] + first + v, fma(partial, share, at_least(off, zero - off)))
 
 
 @inner
@@ -216,21 +255,63 @@ def _near(c, a, error, bound):
 
 
 @inner
-def _greatest_and_mean(norms, count):
-    greatest = mean = 0.0
-    for i in range(count):
-        v = norms[i]
-        # a NaN is neither
-        if v == v:
-            greatest = max(greatest, v)
-            mean += v
-    return greatest, mean / max(count, 1)
+def _greatest_and_mean(x, y, row, x_count, y_count):
+    """Of a row of x the greatest number and the mean, plus those of y."""
+    both_greatest = both_mean = 0.0
+    for values, count in ((x, x_count), (y, y_count)):
+        greatest = mean = 0.0
+        for i in range(count):
+            v = values[row, i]
+            # a NaN is neither
+            if v == v:
+                greatest = max(greatest, v)
+                mean += v
+        both_greatest += greatest
+        both_mean += mean / max(count, 1)
+    return both_greatest, both_mean
+
+
+@inner
+def _many_near(x, y, b, dims, limit):
+    """Whether so many pairs are nearer than `limit` that differences alone take less time; by a sample of pairs."""
+    if limit < 0:
+        return False
+    if not limit < np.inf:
+        return True
+    n, m, width = x.count, y.count, y.columns.shape[3]
+    columns = np.empty((dims, _SAMPLE))
+    for q in range(_SAMPLE):
+        j = (2 * q + 1) * m // (2 * _SAMPLE)
+        for k in range(dims):
+            columns[k, q] = y.columns[b, j // width, k, j % width]
+    found = near = total = squares = 0.0
+    d2 = np.empty(_SAMPLE)
+    for p in range(_SAMPLE):
+        row = x.rows[b, (2 * p + 1) * n // (2 * _SAMPLE)]
+        d2[:] = 0
+        for k in range(dims):
+            own = np.float64(row[k])
+            for q in range(_SAMPLE):
+                d2[q] += (columns[k, q] - own) ** 2
+        for q in range(_SAMPLE):
+            # a point and itself, or its like; a NaN
+            if q == p or not d2[q] < np.inf:
+                continue
+            found += 1
+            near += d2[q] <= limit
+            total += d2[q]
+            squares += d2[q] * d2[q]
+    if found == 0:
+        return True
+    mean = total / found
+    deviation = math.sqrt(max(squares / found - mean * mean, 0.0))
+    return near > 1 or not limit <= max(0.02 * mean, mean - 3 * deviation)
 
 
 @inner
 def _plan(finite, x, y, dims, sigma, weights, baseline, exponents, bounds):
     """The Plan for the tolerances in `bounds` that are not 0."""
-    few, eps, kernel, exponent, total, gradient, smallest, largest, squares = bounds
+    few, eps, kernel, exponent, total, gradient, parameter, smallest, largest, squares = bounds
     batch, count = sigma.shape
     slope, offset, pull_near, unit = np.empty(batch), np.empty(batch), np.empty(batch), np.empty(batch)
     reads_kernels = np.empty(batch, np.bool_)
@@ -269,29 +350,30 @@ def _plan(finite, x, y, dims, sigma, weights, baseline, exponents, bounds):
         # a weight is taken out of K again
         reads_kernels[b] = count == 1 and 2.0**-60 <= a[0] <= 2.0**60
         if not few:
-            greatest_x, mean_x = _greatest_and_mean(x.norms[b], x.count)
-            greatest_y, mean_y = _greatest_and_mean(y.norms[b], y.count)
-            greatest, mean = greatest_x + greatest_y, mean_x + mean_y
-            error = (_KAPPA[0] if dims <= 12 else _KAPPA[1] if dims <= 64 else _KAPPA[2]) * eps
+            greatest, _ = _greatest_and_mean(x.norms, y.norms, b, x.count, y.count)
+            greatest_error, mean_error = _greatest_and_mean(x.norms, y.norms, batch + b, x.count, y.count)
             limit = -1.0
             if kernel > 0:
-                slope[b] = error / kernel
-                offset[b] = -1 / c[-1]
-                limit = slope[b] * mean + offset[b]
+                r = max(c[-1] * mean_error / kernel, 1.0)
+                if not (count == 1 and r < largest):
+                    r = min(r, math.e)
+                slope[b], offset[b] = 1 / (kernel * r), (math.log(r) - 1) / c[-1]
+                limit = slope[b] * mean_error + offset[b]
             if total > 0:
-                limit = max(limit, _near(c, a, error * greatest, total))
+                limit = max(limit, _near(c, a, greatest_error, total))
             if gradient > 0:
                 pull_near[b] = _PULL_NEAR * greatest
-                least = _near(c, a * c, error * greatest, gradient)
+                least = _near(c, a * c, greatest_error, gradient)
                 reads_kernels[b] &= least < 0 and c[0] * pull_near[b] >= _TELLING
                 limit = max(limit, pull_near[b], least)
+            if parameter > 0:
+                limit = max(limit, greatest_error / parameter)
             if exponent > 0:
-                slope[b], offset[b] = error / exponent, 0.0
-                limit = slope[b] * mean
+                slope[b], offset[b] = 1 / exponent, 0.0
+                limit = slope[b] * mean_error
             elif not kernel > 0:
                 offset[b] = limit
-            # the mean squared distance is about `mean`; how far others lie below it depends on D
-            if not (limit <= mean * max(0.02, 1 - 3.5 * math.sqrt(2 / dims)) and greatest < np.inf):
+            if not greatest < np.inf or _many_near(x, y, b, dims, limit):
                 slope[b], offset[b] = 0.0, np.inf
     of_pairs = (slope, offset, pull_near, reads_kernels)
     return Plan(finite, *of_pairs, unit, scale, sorted_weights, pull_weights, squarings, ordered_baseline, order)
@@ -313,14 +395,14 @@ def panel_width(like):
 @cache
 def _pack_points_address(dtype: np.dtype) -> int:
     row, point = np.zeros((1, 1), dtype), np.zeros((1, 1, 1), dtype)
-    return address_of(_pack_points, 0, 0, point, row, row, point, point[None], row, 1)
+    return address_of(_pack_points, 0, 0, point, row, row, point, point[None], row, 1, 0.5)
 
 
 _share_pack_points = shared_at(_pack_points)
 
 
 @inner
-def _packed(pack_points, workers, arena, x, centre, factors, as_rows, as_columns):
+def _packed(pack_points, workers, arena, x, centre, factors, half_eps, as_rows, as_columns):
     """x less the centre, times the factors."""
     batch, n, dims = x.shape
     width = panel_width(x)
@@ -330,16 +412,18 @@ def _packed(pack_points, workers, arena, x, centre, factors, as_rows, as_columns
     count, wide = panels * width + ROWS if as_rows else 0, panels if as_columns else 0
     rows = take(arena, batch * count * row, x).reshape((batch, count, row))
     columns = take(arena, batch * wide * dims * width, x).reshape((batch, wide, dims, width))
-    norms = np.empty((batch, panels * width + width), x.dtype)
-    _share_pack_points(pack_points, workers, (batch * panels,), ((x, centre, factors, rows, columns, norms, panels),))
+    norms = np.empty((2 * batch, panels * width + width), x.dtype)
+    task = (x, centre, factors, rows, columns, norms, panels, half_eps)
+    _share_pack_points(pack_points, workers, (batch * panels,), (task,))
     return Points(rows, columns, norms, n)
 
 
 @inner
 def _pack(pack_points, workers, arena, x, y, same, sigma, weights, baseline, x_columns, y_rows, moderate, bounds):
-    finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[7])
-    packed_x = _packed(pack_points, workers, arena, x, centre, factors, True, x_columns)
-    packed_y = packed_x if same else _packed(pack_points, workers, arena, y, centre, factors, y_rows, True)
+    finite, centre, factors, exponents = _surveyed(x, y, sigma, moderate, bounds[8])
+    half_eps = bounds[1] / 2
+    packed_x = _packed(pack_points, workers, arena, x, centre, factors, half_eps, True, x_columns)
+    packed_y = packed_x if same else _packed(pack_points, workers, arena, y, centre, factors, half_eps, y_rows, True)
     plan = _plan(finite, packed_x, packed_y, x.shape[2], sigma, weights, baseline, exponents, bounds)
     return plan, packed_x, packed_y
 
@@ -395,7 +479,8 @@ def limits(dtype: np.dtype, pairs: int, dims: int, *wanted: str) -> tuple[tuple,
 def _limits(dtype: np.dtype, few: bool, *wanted: str) -> tuple[tuple, tuple]:
     tolerance = {what: _TOLERANCE[dtype][what] for what in wanted}
     kernel, gradient = tolerance.pop("kernel", 0.0), tolerance.pop("gradient", 0.0)
-    exponent = tolerance.pop("exponent", 0.0)
+    exponent, parameter = tolerance.pop("exponent", 0.0), tolerance.pop("parameter", 0.0)
     total = min(tolerance.values(), default=0.0)
     eps, smallest, largest = _LIMITS[dtype]
-    return _MODERATE[dtype], (few, eps, kernel, exponent, total, gradient, smallest, largest, 2 if kernel else 4)
+    bounds = (few, eps, kernel, exponent, total, gradient, parameter, smallest, largest, 2 if kernel else 4)
+    return _MODERATE[dtype], bounds

@@ -27,7 +27,7 @@ from .compiled import compiled, inner
 from .memory import behaved, borrow, give_back, room, take
 from .packed import LOG2_E, Plan, Points, limits, pack, pack_addresses, packed_columns
 from .threads import team
-from .tile import NOWHERE, ROWS, add_product, add_pull, distances, product, pull
+from .tile import NOWHERE, ROWS, SPANS, add_product, add_pull, distances, product, pull
 from .vector import BYTES, add_to, at_least, cleared, exp2, exp2m1, fma, lane_of, load, splat, store, total
 
 _COLUMNS = 256
@@ -491,8 +491,12 @@ def _add_column_values(block, totals, g, columns, width, tile, column_value):
         for e in range(columns):
             for j in range(0, block.padded, lanes):
                 sum_e = splat(totals.dtype.type(0))
-                for r in range(_end(block.diagonal, j, width, block.high)):
-                    sum_e = fma(load(totals, r * block.line + j), splat(g.rows[b, block.i0 + r, e]), sum_e)
+                stop = _end(block.diagonal, j, width, block.high)
+                for r0 in range(0, stop, SPANS[0]):
+                    part = splat(totals.dtype.type(0))
+                    for r in range(r0, min(r0 + SPANS[0], stop)):
+                        part = fma(load(totals, r * block.line + j), splat(g.rows[b, block.i0 + r, e]), part)
+                    sum_e = sum_e + part
                 store(tile, 0, sum_e)
                 for q in range(min(lanes, block.wide - j)):
                     out[block.j0 + j + q, e] += np.float64(tile[q])
@@ -579,8 +583,11 @@ def _pull_columns(block, weight, x, y, differences, dims, width, tile, dy, colum
     if not differences and first < block.wide:
         for j in range(first, block.padded, lanes):
             sum_j = splat(weight.dtype.type(0))
-            for r in range(block.high):
-                sum_j = sum_j + load(weight, r * line + j)
+            for r0 in range(0, block.high, SPANS[0]):
+                part = splat(weight.dtype.type(0))
+                for r in range(r0, min(r0 + SPANS[0], block.high)):
+                    part = part + load(weight, r * line + j)
+                sum_j = sum_j + part
             add_to(column_weights, block.j0 + j, sum_j)
 
 
@@ -915,6 +922,8 @@ def sweep(
     arrays = (x, y, sigma, weights, baseline, v, g, pairs, kernels, shift)
     x, y, sigma, weights, baseline, v, g, pairs, kernels, shift = map(behaved, arrays)
     addresses = _sweep_addresses(x.dtype)
+    if want_sigma or want_weights:
+        tolerances = (*tolerances, "parameter")
     limit = limits(x.dtype, n * m, dims, *tolerances)
     shapes = ((n, columns * want_value), (m * want_column_value, columns), (n, dims * pulls[0]), (m, dims * pulls[1]))
     value, column_value, dx, dy = (np.empty((batch, *shape), x.dtype) for shape in shapes)

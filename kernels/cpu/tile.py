@@ -13,10 +13,9 @@ Everything quadratic in this library is this loop with another step: a b + acc i
 acc + a (b - x) pulls rows towards columns without cancellation. A step is one or two instructions for a whole
 register of pairs, and 8 x 2 of them are independent: enough to hide the latency of two units.
 
-Sums over k are restarted every DEPTH terms and added to a running total, so that rounding does not grow with depth;
-those of a distance by the product, whose terms may all be equal and all rounded the same way, every SPANS[0] terms,
-and the total every SPANS[1]. The order is the same for every tile and every row, so an entry's bits do not depend on
-its place.
+Sums over k are restarted every SPANS[0] terms and added to a running total, so that rounding does not grow with depth
+even where all terms are rounded the same way; of distances, the total is restarted every SPANS[1] terms. The order is
+the same for every tile and every row, so an entry's bits do not depend on its place.
 """
 
 from llvmlite import ir
@@ -41,6 +40,7 @@ from .vector import (
 ROWS = 8 if REGISTERS == 32 else 6
 VECTORS = 2
 WIDTH = {dtype: VECTORS * lanes for dtype, lanes in LANES.items()}
+# coordinates up to which `gaussians` takes differences
 DEPTH = 64
 SPANS = (16, 256)
 
@@ -50,13 +50,10 @@ NOWHERE = -(1 << 30)
 _SCALAR = types.intp
 
 
-def _emit_sums(
-    builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, finish, spans=(DEPTH,), one_block=False
-):  # fmt: skip
+def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, finish, spans=SPANS):
     """Calls finish({(r, v): sum_k step(a[r a_row + k a_step], b[k b_step + v lanes:])}), which emits the rest.
 
     It is called twice: for sums of one block, and of several. Were the two joined, their registers would not suffice.
-    one_block: the depth is known to be spans[0] at most.
     """
     lanes = LANES[dtype]
     vector = ir.VectorType(REAL[dtype], lanes)
@@ -86,11 +83,6 @@ def _emit_sums(
                 for v in range(VECTORS):
                     builder.store(step(scalar, bs[v], builder.load(acc[r, v]), (r, v)), acc[r, v])
 
-    if one_block:
-        acc = slots()
-        block(acc, _INDEX(0), depth)
-        finish({place: builder.load(acc[place]) for place in places})
-        return
     span = _INDEX(spans[0])
     with builder.if_else(builder.icmp_signed("<=", depth, span)) as (one, several):
         with one:
@@ -140,9 +132,10 @@ def distances(
     """out[r, j] = |x_r - y_j|^2 for one tile; whether any of them was near.
 
     x holds points as rows, x_row apart; y holds WIDTH points as columns. nx and ny are their squared norms, summed
-    in the order of the tile, so that equal points have distance 0 exactly. The sum of both less twice the product is
-    right to a few roundings of the norms: entries that come out at most slope (nx + ny) + offset, which are those
-    whom that would harm, are replaced by sums of squared differences. An infinite offset means all.
+    in the order of the tile, so that equal points have distance 0 exactly; their second halves are e_x and e_y. The
+    sum of both norms less twice the product is right to e_x + e_y: entries that come out at most
+    slope (e_x + e_y) + offset, which are those whom that would harm, are replaced by sums of squared differences. An
+    infinite offset means all.
 
     The caller knows entries [r, own + r], of a point and itself, and may find anything there: they are not near.
     """
@@ -152,8 +145,8 @@ def distances(
         x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset, own, out_, at, out_row = arguments
         x_ = address(context, builder, x, x_, x_at)
         y_ = address(context, builder, y, y_, y_at)
-        nx_ = address(context, builder, nx, nx_, nx_at)
-        ny_ = address(context, builder, ny, ny_, ny_at)
+        nx_, ex_ = _norms(context, builder, nx, nx_, nx_at)
+        ny_, ey_ = _norms(context, builder, ny, ny_, ny_at)
         out_ = address(context, builder, out, out_, at)
         lanes = LANES[dtype]
         bits = ir.IntType(lanes)
@@ -161,9 +154,9 @@ def distances(
         zero, minus_two = constant(vector, 0.0), constant(vector, -2.0)
         found = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
 
-        def sums(step, finish, spans=(DEPTH,)):
+        def sums(step, finish):
             columns = _INDEX(WIDTH[dtype])
-            _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish, spans)
+            _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish)
 
         def slot(place):
             return _place(builder, dtype, out_, out_row, place)
@@ -172,10 +165,12 @@ def distances(
             """[r, v] of nx + ny, and of the greatest distance that is near"""
             slopes, offsets = emit_splat(builder, slope, lanes), emit_splat(builder, offset, lanes)
             ys = [emit_load(builder, builder.gep(ny_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
-            limits = [emit_fma(builder, slopes, y, offsets) for y in ys]
+            errors = [emit_load(builder, builder.gep(ey_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
+            limits = [emit_fma(builder, slopes, error, offsets) for error in errors]
             for r in range(ROWS):
                 own = emit_splat(builder, builder.load(builder.gep(nx_, [_INDEX(r)])), lanes)
-                own_limit = builder.fmul(slopes, own)
+                own_error = emit_splat(builder, builder.load(builder.gep(ex_, [_INDEX(r)])), lanes)
+                own_limit = builder.fmul(slopes, own_error)
                 for v in range(VECTORS):
                     yield (r, v), builder.fadd(own, ys[v]), builder.fadd(own_limit, limits[v])
 
@@ -213,7 +208,7 @@ def distances(
                     _square_of_difference(builder), lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row)
                 )
             with product:
-                sums(_multiply_add(builder), finish_product, SPANS)
+                sums(_multiply_add(builder), finish_product)
                 with builder.if_then(builder.load(found), likely=False):
                     here = builder.icmp_signed(">", own, _INDEX(-ROWS))
                     with builder.if_then(here, likely=False):
@@ -286,16 +281,16 @@ def gaussian_sums(
 def _emit_kernels(context, builder, arrays, tile, scale, finish_row):
     """finish_row(r, registers of 2**(-scale |x_r - y_j|^2)) for each row, unless a pair is near; whether any is.
 
-    By the product; or, with an infinite offset and DEPTH coordinates at most, by differences. The bits are those of
-    exp2 after `distances`, which is for the tiles that have a near pair.
+    By the product; or, with an infinite offset, by differences, for which callers have at most DEPTH coordinates. The
+    bits are those of exp2 after `distances`, which is for the tiles that have a near pair.
     """
     x, y, nx, ny = arrays
     x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset = tile
     dtype = x.dtype
     x_ = address(context, builder, x, x_, x_at)
     y_ = address(context, builder, y, y_, y_at)
-    nx_ = address(context, builder, nx, nx_, nx_at)
-    ny_ = address(context, builder, ny, ny_, ny_at)
+    nx_, ex_ = _norms(context, builder, nx, nx_, nx_at)
+    ny_, ey_ = _norms(context, builder, ny, ny_, ny_at)
     lanes = LANES[dtype]
     bits = ir.IntType(lanes)
     vector = ir.VectorType(REAL[dtype], lanes)
@@ -311,8 +306,9 @@ def _emit_kernels(context, builder, arrays, tile, scale, finish_row):
     def finish_product(tile):
         slopes, offsets = emit_splat(builder, slope, lanes), emit_splat(builder, offset, lanes)
         ys = [emit_load(builder, builder.gep(ny_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
+        errors = [emit_load(builder, builder.gep(ey_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
         # of each lane's columns the one with the widest neighbourhood
-        limits = emit_fma(builder, slopes, _chosen(builder, ">", ys), offsets)
+        limits = emit_fma(builder, slopes, _chosen(builder, ">", errors), offsets)
         some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
         squared = {}
         for r in range(ROWS):
@@ -321,24 +317,32 @@ def _emit_kernels(context, builder, arrays, tile, scale, finish_row):
                 value = emit_fma(builder, minus_two, tile[r, v], builder.fadd(own, ys[v]))
                 squared[r, v] = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
             least = _chosen(builder, "<", [squared[r, v] for v in range(VECTORS)])
+            own_error = emit_splat(builder, builder.load(builder.gep(ex_, [_INDEX(r)])), lanes)
             # a NaN counts as near: what it hides is looked at again
-            near = builder.fcmp_unordered("<=", least, emit_fma(builder, slopes, own, limits))
+            near = builder.fcmp_unordered("<=", least, emit_fma(builder, slopes, own_error, limits))
             some = builder.or_(some, near)
         near = builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0))
         builder.store(near, found)
         with builder.if_then(builder.not_(near), likely=True):
             finish(squared)
 
-    def sums(step, finish, spans, one_block):
+    def sums(step, finish):
         columns = _INDEX(WIDTH[dtype])
-        _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish, spans, one_block)
+        _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish)
 
     with builder.if_else(builder.fcmp_ordered("==", offset, REAL[dtype](float("inf")))) as (differences, product):
         with differences:
-            sums(_square_of_difference(builder), finish, (DEPTH,), True)
+            sums(_square_of_difference(builder), finish)
         with product:
-            sums(_multiply_add(builder), finish_product, SPANS, False)
+            sums(_multiply_add(builder), finish_product)
     return builder.load(found)
+
+
+def _norms(context, builder, array_type, array, index):
+    """Pointers to element `index` of an array without gaps, and of its second half."""
+    held = context.make_array(array_type)(context, builder, array)
+    first = builder.gep(held.data, [index])
+    return first, builder.gep(first, [builder.lshr(held.nitems, _INDEX(1))])
 
 
 def _chosen(builder, relation, values):
@@ -387,7 +391,8 @@ def _product(emit_finish):
             def finish(tile):
                 emit_finish(builder, dtype, tile, out_, out_row)
 
-            _emit_sums(builder, dtype, ROWS, a_, a_row, a_step, b_, b_row, depth, _multiply_add(builder), finish)
+            step = _multiply_add(builder)
+            _emit_sums(builder, dtype, ROWS, a_, a_row, a_step, b_, b_row, depth, step, finish, SPANS[:1])
             return context.get_dummy_value()
 
         i = _SCALAR
@@ -421,7 +426,7 @@ def _pull(emit_finish):
             def finish(tile):
                 emit_finish(builder, dtype, tile, out_, out_row)
 
-            _emit_sums(builder, dtype, rows, a_, a_row, a_step, b_, b_row, depth, step, finish)
+            _emit_sums(builder, dtype, rows, a_, a_row, a_step, b_, b_row, depth, step, finish, SPANS[:1])
             return context.get_dummy_value()
 
         i = _SCALAR
