@@ -47,7 +47,7 @@ LOG2_E = 1.4426950408889634
 # of the error that the contract allows, what the distance may use: absolute for a stored kernel, else relative
 _TOLERANCE = {
     # parameter: the exponents of kernels, for the gradients to bandwidths and weights; exponent: those of a density
-    np.dtype(np.float32): {"kernel": 7e-7, "sum": 6e-6, "gradient": 8e-6, "parameter": 8e-6, "exponent": 2.5e-6},
+    np.dtype(np.float32): {"kernel": 8e-7, "sum": 6e-6, "gradient": 8e-6, "parameter": 8e-6, "exponent": 2.5e-6},
     # exponents of a density; that of float32 data is rounded to float32
     np.dtype(np.float64): {
         "kernel": 6e-15,
@@ -354,10 +354,12 @@ def _plan(finite, x, y, dims, sigma, weights, baseline, exponents, bounds):
             greatest_error, mean_error = _greatest_and_mean(x.norms, y.norms, batch + b, x.count, y.count)
             limit = -1.0
             if kernel > 0:
-                r = max(c[-1] * mean_error / kernel, 1.0)
+                # kernels that are squares of others round more
+                allowed = kernel if count == 1 else 0.85 * kernel
+                r = max(c[-1] * mean_error / allowed, 1.0)
                 if not (count == 1 and r < largest):
                     r = min(r, math.e)
-                slope[b], offset[b] = 1 / (kernel * r), (math.log(r) - 1) / c[-1]
+                slope[b], offset[b] = 1 / (allowed * r), (math.log(r) - 1) / c[-1]
                 limit = slope[b] * mean_error + offset[b]
             if total > 0:
                 limit = max(limit, _near(c, a, greatest_error, total))
