@@ -170,19 +170,26 @@ def _pack_points(start, stop, x, centre, factors, rows, columns, norms, panels, 
                     high = new
                     if columns.size:
                         store(columns, ((b * panels + p) * dims + k) * width + v, value)
+                # what is added to nothing is not rounded
                 if (k0 + lanes) % SPANS[0] == 0:
                     wider = wider + part
-                    partial = partial + wider
+                    if (k0 + lanes) % SPANS[1] != SPANS[0]:
+                        partial = partial + wider
                     part = zero
                 if (k0 + lanes) % SPANS[1] == 0:
                     total = total + wider
-                    partial = partial + total
+                    if k0 + lanes > SPANS[1]:
+                        partial = partial + total
                     wider = zero
             norm = total + (wider + part)
             store(norms, b * norms.shape[1] + first + v, norm)
             off = (norm - high) - low
             # the last sums, and that of two norms
-            partial = partial + wider + part + norm + norm
+            partial = partial + norm
+            if dims > SPANS[0]:
+                partial = partial + wider + part
+            if dims > SPANS[1]:
+                partial = partial + norm
             store(norms, (bounds + b) * norms.shape[1] + first + v, fma(partial, share, at_least(off, zero - off)))
 
 
