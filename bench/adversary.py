@@ -45,7 +45,8 @@ BOUNDS = {
     "gradient": {"float32": 5e-5, "float64": 2e-13},
     # distance 8e-6, sums of 128 terms
     "parameter": {"float32": 2e-5, "float64": 4e-14},
-    "mmd2": {"float32": 1e-5, "float64": 5e-14},
+    # that of matmul for each of xx + yy - 2 xy, which are together at most 5 times the greater of MMD^2 and xy
+    "mmd2": {"float32": 4e-5, "float64": 2.5e-13},
     "log_density": {"float32": 3e-6, "float64": 5e-14},
     # made in float64, and rounded
     "score": {"float32": 1e-7, "float64": 5e-13},
@@ -319,7 +320,11 @@ def truths_of(p: Problem) -> dict[str, Truth]:
     sums = parts.sum((0, 2))
     log_p = top[0, :, 0] + np.log(sums) - np.log(wide(n)) - x.shape[1] * np.log(2 * np.pi * wide(1)) / 2
     parts = parts / sums[:, None]
-    add("log_density", log_p, 1 + (parts * z).sum((0, 2)) + np.abs(log_p), float(np.abs(log_p).max()))
+    # two roundings, in float64, of a normaliser whose parts may cancel
+    normaliser = x.shape[1] * (np.abs(np.log(sigma)).max() + 1)
+    normaliser *= 2 * np.finfo(np.float64).eps / BOUNDS["log_density"][p.x.dtype.name]
+    size = 1 + (parts * z).sum((0, 2)) + np.abs(log_p) + normaliser
+    add("log_density", log_p, size, float(np.abs(log_p).max()))
     # exponents and their greatest are rounded alike, in float64
     kept = 1 + z + np.abs(log_p)[:, None]
     pull = (parts / sigma**2).sum(0)
