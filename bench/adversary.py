@@ -41,7 +41,7 @@ BOUNDS = {
     "rbf": {"float32": 1e-6, "float64": 1e-14},
     # distance 6e-6, 24 roundings of the sum, exponent and polynomial
     "matmul": {"float32": 1e-5, "float64": 5e-14},
-    # distance 8e-6; 40 roundings of sums of terms up to 16 times as long as the pulls in them
+    # distance 1.2e-5; 40 roundings of sums of terms up to 16 times as long as the pulls in them
     "gradient": {"float32": 5e-5, "float64": 2e-13},
     # distance 8e-6, sums of 128 terms
     "parameter": {"float32": 2e-5, "float64": 4e-14},

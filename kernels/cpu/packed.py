@@ -47,7 +47,7 @@ LOG2_E = 1.4426950408889634
 # of the error that the contract allows, what the distance may use: absolute for a stored kernel, else relative
 _TOLERANCE = {
     # parameter: the exponents of kernels, for the gradients to bandwidths and weights; exponent: those of a density
-    np.dtype(np.float32): {"kernel": 8e-7, "sum": 6e-6, "gradient": 8e-6, "parameter": 8e-6, "exponent": 2.5e-6},
+    np.dtype(np.float32): {"kernel": 8e-7, "sum": 6e-6, "gradient": 1.2e-5, "parameter": 8e-6, "exponent": 2.5e-6},
     # exponents of a density; that of float32 data is rounded to float32
     np.dtype(np.float64): {
         "kernel": 6e-15,
