@@ -530,8 +530,8 @@ def log_density(
     -----
     A log-sum-exp: finite however far x is from the data. Exponents |x_i - data_j|^2 / (2 sigma_s^2) may reach
     thousands; they are computed in float64 for every dtype, but for float32 values of which no derivative is wanted:
-    those are right to 3e-6 of 1 + the mean exponent + |log p| unless `precision` is "highest". On a GPU `precision` holds for
-    derivatives too.
+    those are right to 3e-6 of 1 + the mean exponent + |log p| unless `precision` is "highest". On a GPU `precision`
+    holds for derivatives too.
     O(N M (D + S)) time, O(N + M) memory besides copies of the data. Gradients of every order; the first is `score`.
 
     References
