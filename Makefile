@@ -11,8 +11,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(PY) -m gkfast train --data digits
 
+# a process for each core, each with whole files
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile --benchmark-disable
 
 # wants the machine for itself, for about a quarter of an hour; what got slower since the last commit, by
 # python -m bench.regressions bench/results/MACHINE.csv

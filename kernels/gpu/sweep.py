@@ -630,6 +630,7 @@ def sweep(
     """
     (batch, n, dims), m, columns = x.shape, y.shape[1], b.shape[2]
     options = {"parts": parts, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
+    baseline = None if baseline is None else baseline.contiguous()
     options |= {"baseline": baseline, "split": split, "half": half}
     kind = "moments" if pull or moments else "value" if columns == 1 else "columns"
     # of more coordinates than registers hold the weights are left in memory, and multiplied with the points
