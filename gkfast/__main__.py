@@ -111,9 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(str(error))
 
         # that compiling takes long is said below
-        logging.getLogger("gkfast").setLevel(logging.ERROR)
-        for name, seconds in ahead.compile_everything():
-            print(f"{seconds:6.1f} s  {name}", flush=True)
+        log = logging.getLogger("gkfast")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            for name, seconds in ahead.compile_everything():
+                print(f"{seconds:6.1f} s  {name}", flush=True)
+        finally:
+            log.setLevel(level)
         kept, refused = disk.writing()
         if kept is None or refused:
             print("\n".join(disk.places()))

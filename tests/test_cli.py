@@ -1,6 +1,7 @@
 """gkfast train: what a run leaves, and that nothing is written when it is refused."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -423,7 +424,9 @@ def test_help_and_version_do_not_load_torch():
 
 
 def test_after_compile_no_call_compiles(capsys):
+    level = logging.getLogger("gkfast").level
     assert main(["compile"]) == 0
+    assert logging.getLogger("gkfast").level == level
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 15
     assert "rbf, float32" in said[0]
