@@ -288,9 +288,10 @@ def _shape_of_numbers(name: str, shape: tuple[int, ...], batch: tuple[int, ...] 
 
 def _leading(name: str, leading: Sequence[int], batch: tuple[int, ...]) -> None:
     """Dimensions before S enlarge no result; those of size 1 in front of the others may be dropped."""
-    own = list(leading)
-    while own and own[0] == 1:
-        del own[0]
+    first = 0
+    while first < len(leading) and leading[first] == 1:
+        first += 1
+    own = leading[first:]
     if len(own) > len(batch) or any(n not in (1, b) for n, b in zip(own[::-1], batch[::-1], strict=False)):
         raise ValueError(
             f"{name} must have leading dimensions that broadcast to {batch}, the batch's, got {tuple(leading)}; "

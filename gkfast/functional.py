@@ -738,9 +738,12 @@ def kernel_means(
     means = s.scale * p.run.kernel_sums(s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes)
     if s.parts != 1:
         means = means.reshape((p.count, s.parts, 3)).mean(1)
-    found = KernelMeans(*(p.give(means[:, k], p.scalar_dtype) for k in range(3)))
+    found = [p.give(means[:, k], p.scalar_dtype) for k in range(3)]
     xp: Any = sys.modules["torch"] if p.tensors else np
-    return found._replace(**{name: xp.full_like(getattr(found, name), math.nan) for name in single})
+    for k, name in enumerate(KernelMeans._fields):
+        if name in single:
+            found[k] = xp.full_like(found[k], math.nan)
+    return KernelMeans(*found)
 
 
 def _twice(name: str, sample: Array, weights: Array | None) -> tuple[Array, Array | None]:

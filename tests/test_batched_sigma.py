@@ -10,7 +10,10 @@ from gkfast import functional
 
 D = torch.float64
 # torch loads its own forward-mode formulas by what it deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
+    "ignore:Please use `torch.vmap` instead of `torch._vmap_internals.vmap`:FutureWarning",
+)
 
 
 def stacked(results):

@@ -72,7 +72,7 @@ def test_points(call, arguments, error, message):
         ("wide", TypeError, r"sigma must be a number or a sequence of numbers, got 'wide'"),
         (None, TypeError, r"sigma must be a number or a sequence of numbers, got None"),
         (True, TypeError, r"sigma must be a number or a sequence of numbers, got True"),
-        (np.bool_(True), TypeError, r"sigma must be a number or a sequence of numbers, got np.True_"),
+        (np.bool_(True), TypeError, r"sigma must be a number or a sequence of numbers, got (np.)?True_?"),
         ([1.0, True], TypeError, r"sigma must be a number or a sequence of numbers, got \[1.0, True\]"),
         (1j, TypeError, r"sigma must be a number or a sequence of numbers, got 1j"),
         ({1.0}, TypeError, r"sigma must be a number or a sequence of numbers, got \{1.0\}"),
