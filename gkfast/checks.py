@@ -292,7 +292,8 @@ def _leading(name: str, leading: Sequence[int], batch: tuple[int, ...]) -> None:
     while first < len(leading) and leading[first] == 1:
         first += 1
     own = leading[first:]
-    if len(own) > len(batch) or any(n not in (1, b) for n, b in zip(own[::-1], batch[::-1], strict=False)):
+    # by place from the end: torch 2.6 cannot trace zip of unequal lengths
+    if len(own) > len(batch) or any(own[-k] not in (1, batch[-k]) for k in range(1, len(own) + 1)):
         raise ValueError(
             f"{name} must have leading dimensions that broadcast to {batch}, the batch's, got {tuple(leading)}; "
             f"the last dimension counts bandwidths; for one per dimension divide the data: rbf(x / ell, y / ell)"
