@@ -114,7 +114,9 @@ def test_log_density_to_a_share_of_its_greatest_exponent(rng, exact, data, dims)
 
 
 # forward mode and inductor import what torch 2.13 deprecates
-@pytest.mark.filterwarnings("ignore:`torch.jit.script")
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script", "ignore:Skipping serialization of skipfiles_inline_module_allowlist"
+)
 @pytest.mark.parametrize("transform", ["backward", "vjp", "jvp", "compile"])
 def test_gradients_of_a_density_begin_with_a_float64_value(rng, transform):
     # exponents near 1000: a value to 2e-6 of them would move the shares by 2e-3

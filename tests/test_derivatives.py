@@ -12,6 +12,8 @@ D = torch.float64
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated",
     "ignore:Please use `torch.vmap` instead of `torch._vmap_internals.vmap`:FutureWarning",
+    # inductor of torch 2.6 about its own settings
+    "ignore:Skipping serialization of skipfiles_inline_module_allowlist",
 )
 
 
