@@ -2,9 +2,10 @@
 
     K[i, j] = sum_s w_s exp(-|x_i - y_j|^2 / (2 sigma_s^2))
 
-Every fast kernel is a second spelling of a function in this file, with the same name and arguments. Nothing is
-rearranged for speed: distances are sums of squared differences, and derivatives are torch's own. Give it float64 to
-have an oracle; it computes in the dtype that it is given. Time and memory are O(B N M D).
+Every fast kernel is a second spelling of a function in this file, with the same name and arguments; what only a
+kernel can do is a keyword of its own. Nothing is rearranged for speed: distances are sums of squared differences, and
+derivatives are torch's own. Give it float64 to have an oracle; it computes in the dtype that it is given. Time and
+memory are O(B N M D).
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S), a (B, N), b (B, M).
 """
@@ -70,8 +71,9 @@ def rbf_matmul(
     sigma: Tensor,
     weights: Tensor,
     shift: None = None,
-    skip_diagonal: bool = False,
     baseline: Tensor | None = None,
+    *,
+    skip_diagonal: bool = False,
 ) -> Tensor:
     """K @ v, (B, N, E), or (K - sum_s w_s baseline_s) @ v; with skip_diagonal over j != i. See gkfast.rbf_matmul."""
     k = rbf(x, y, sigma, weights) if baseline is None else rbf_less(x, y, sigma, weights, baseline)
@@ -95,7 +97,7 @@ def _terms(
 
 
 def log_density(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, *, leave_one_out: bool
 ) -> Tensor:
     """log sum_s sum_j data_weights_j exp(log_weights_s - |x_i - y_j|^2 / (2 sigma_s^2)), (B, N).
 
@@ -106,7 +108,7 @@ def log_density(
 
 
 def score(
-    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, leave_one_out: bool
+    x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, *, leave_one_out: bool
 ) -> Tensor:
     """The gradient of log_density at x, (B, N, D): sum_s sum_j p_sij (y_j - x_i) / sigma_s^2, p the terms' shares.
 
@@ -133,7 +135,7 @@ def _three_sums(kernel, x: Tensor, y: Tensor, a: Tensor, b: Tensor, drop: int) -
     )
 
 
-def kernel_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sigma: Tensor, weights: Tensor, drop: int) -> Tensor:
+def kernel_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sigma: Tensor, weights: Tensor, *, drop: int) -> Tensor:
     """The three sums behind kernel means and MMD^2: xx, yy, xy, (B, 3).
 
         xx = sum_ij a_i a_j K(x_i, x_j),  yy = sum_ij b_i b_j K(y_i, y_j),  xy = sum_ij a_i b_j K(x_i, y_j)
@@ -144,15 +146,16 @@ def kernel_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sigma: Tensor, weigh
 
 
 def mmd2(
+    scale: Tensor,
     x: Tensor,
     y: Tensor,
     a: Tensor,
     b: Tensor,
-    scale: Tensor,
     sigma: Tensor,
     weights: Tensor,
-    drop: int,
     baseline: Tensor,
+    *,
+    drop: int,
 ) -> Tensor:
     """scale_xx xx + scale_yy yy + scale_xy xy of the sums of K - sum_s w_s baseline_s, (B,). See gkfast.mmd2."""
     sums = _three_sums(lambda p, q: rbf_less(p, q, sigma, weights, baseline), x, y, a, b, drop)

@@ -464,8 +464,8 @@ def test_narrow_kernels_keep_their_digits(dims):
     wide = [doubled(t) for t in (x, y, a, b, scale)]
     baseline = reference.baselines(x, y, sigma.to(DEVICE))
     assert not baseline.any()
-    truth = reference.mmd2(*wide, sigma, ONE, 1, baseline.cpu())
-    between = reference.kernel_sums(*wide[:4], sigma, ONE, 1)[0, 2] / (33 * 40)
+    truth = reference.mmd2(*wide[-1:], *wide[:-1], sigma, ONE, baseline.cpu(), drop=1)
+    between = reference.kernel_sums(*wide[:4], sigma, ONE, drop=1)[0, 2] / (33 * 40)
     assert 0 < between < 1e-2
     error = (gpu.mmd2(x, y, a, b, scale, sigma, ONE, 1, baseline).cpu() - truth).abs()
     assert error <= 1e-5 * max(truth.abs(), between)
@@ -632,7 +632,7 @@ def test_products_in_kernel_sums(wants, precision, by_products):
     a, b = torch.rand(1, 40).to(DEVICE), torch.rand(1, 67).to(DEVICE)
     scale = torch.tensor([[[1.0, 1.0, -2.0]]], dtype=torch.float64, device=DEVICE)
     wide = [doubled(t).requires_grad_() for t in (x, y)]
-    truth = reference.mmd2(*wide, doubled(a), doubled(b), doubled(scale)[:, 0], 2 * ONE, ONE, 1, ONE)
+    truth = reference.mmd2(doubled(scale)[:, 0], *wide, doubled(a), doubled(b), 2 * ONE, ONE, ONE, drop=1)
     values, sums, *gradients = gpu.kernel_sums_with_gradients(
         scale, x, y, a, b, 2 * ONE, ONE, 1, ONE, (*wants, False, False, False, False), precision
     )
@@ -816,12 +816,12 @@ def check_density(x, y, sigma, weights, leave_one_out):
     data_weights = torch.rand(y.shape[:2]).to(DEVICE, x.dtype)
     # a row without weight counts for nothing
     data_weights[:, 0] = 0
-    arguments = (sigma, log_weights, doubled(data_weights), leave_one_out)
-    truth = reference.log_density(doubled(x), doubled(y), *arguments)
+    arguments = (doubled(x), doubled(y), sigma, log_weights, doubled(data_weights))
+    truth = reference.log_density(*arguments, leave_one_out=leave_one_out)
     ours = gpu.log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
     assert ours.dtype == torch.float64
     assert (doubled(ours) - truth).abs().max() <= 1e-13 * (1 + truth.abs().max())
-    exact = reference.score(doubled(x), doubled(y), *arguments)
+    exact = reference.score(*arguments, leave_one_out=leave_one_out)
     found = gpu.score(x, y, sigma, log_weights, data_weights, leave_one_out)
     assert (doubled(found) - exact).norm() <= TOLERANCE[x.dtype][1] * exact.norm()
 
@@ -875,11 +875,11 @@ def test_density_of_less_precision(precision, products, monkeypatch):
     centre = torch.cat([x, y], 1).mean(1)
     greatest = (torch.cat([x, y], 1) - centre).square().sum(-1).max() / (2 * sigma.min() ** 2)
     weights = torch.rand(1, 67).to(DEVICE)
-    arguments = (sigma, sigma.log(), doubled(weights), False)
-    truth = reference.log_density(doubled(x), doubled(y), *arguments)
+    arguments = (doubled(x), doubled(y), sigma, sigma.log(), doubled(weights))
+    truth = reference.log_density(*arguments, leave_one_out=False)
     ours = gpu.log_density(x, y, sigma, sigma.log(), weights, False, precision=precision)
     assert (doubled(ours) - truth).abs().max() <= bound * greatest
-    exact = reference.score(doubled(x), doubled(y), *arguments)
+    exact = reference.score(*arguments, leave_one_out=False)
     score = gpu.score(x, y, sigma, sigma.log(), weights, False, precision=precision)
     assert (doubled(score) - exact).norm() <= bound * greatest * exact.norm()
     # other numbers than in float64, whose error is far below

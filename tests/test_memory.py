@@ -97,10 +97,12 @@ def test_arrays_that_compiled_code_does_not_take_as_they_are(kind, rng):
 
     def everything(x, y, g, sigma, weights, a, b, scale):
         yield cpu.rbf(x, y, sigma, weights)
-        yield from cpu.rbf_backward(g, x, y, sigma, weights, (True,) * 4)
-        yield from cpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 1, weights, (True,) * 6)
+        yield from cpu.rbf_backward(g, x, y, sigma, weights, wants=(True,) * 4)
+        yield from cpu.kernel_sums_with_gradients(
+            scale, x, y, a, b, sigma, weights, weights, drop=1, wants=(True,) * 6
+        )
         yield cpu.rbf_matmul(x, y, y, sigma, weights)
-        yield cpu.log_density(x, y, sigma, weights, b, False)
+        yield cpu.log_density(x, y, sigma, weights, b, leave_one_out=False)
 
     arrays = (x, y, g, sigma, weights, a, b, scale)
     for ours, usual in zip(everything(*map(strange, arrays)), everything(*arrays), strict=True):

@@ -152,11 +152,11 @@ def test_kernels_at_hand_are_read():
     x, y = (torch.randn(1, 200, 64, generator=generator).numpy() for _ in range(2))
     g = torch.randn(1, 200, 200, generator=generator).numpy()
     sigma = torch.full((1, 1), 8.0).double().numpy()
-    arguments = (g, x, y, sigma, sigma, (True, True, False, False))
-    assert all(not d.any() for d in rbf_backward(*arguments, 0 * g)[:2])
+    arguments, wants = (g, x, y, sigma, sigma), (True, True, False, False)
+    assert all(not d.any() for d in rbf_backward(*arguments, wants=wants, k=0 * g)[:2])
     # not where their rounding could be felt
-    narrow = (g, x, y, sigma / 8, sigma, (True, True, False, False))
-    assert all(d.any() for d in rbf_backward(*narrow, 0 * g)[:2])
+    narrow = (g, x, y, sigma / 8, sigma)
+    assert all(d.any() for d in rbf_backward(*narrow, wants=wants, k=0 * g)[:2])
 
 
 def test_a_result_may_be_changed_in_place(samples):

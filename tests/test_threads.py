@@ -155,14 +155,16 @@ def test_few_pairs_too_are_the_same_on_a_team(rng, monkeypatch, threads, dims):
 
     def everything():
         yield cpu.rbf(x, y, sigma, weights)
-        yield from cpu.rbf_backward(g, x, y, sigma, weights, (True,) * 4)
+        yield from cpu.rbf_backward(g, x, y, sigma, weights, wants=(True,) * 4)
         yield cpu.rbf(x, None, sigma, weights)
-        dx, _, dsigma, dweights = cpu.rbf_backward(g[:, :, :70], x, None, sigma, weights, (True, False, True, True))
+        square, wants = g[:, :, :70], (True, False, True, True)
+        dx, _, dsigma, dweights = cpu.rbf_backward(square, x, None, sigma, weights, wants=wants)
         yield from (dx, dsigma, dweights)
         for drop, baseline in ((0, np.array([[0.0, 1.0], [1.0, 1.0]])), (1, None), (0, None)):
-            arguments = (scale, x, y, a, b, sigma, weights, drop, baseline)
-            yield from cpu.kernel_sums_with_gradients(*arguments, (True,) * 6)
-            yield from cpu.kernel_sums_with_gradients(*arguments, (True, False, False, False, False, False))[:3]
+            arguments = (scale, x, y, a, b, sigma, weights, baseline)
+            yield from cpu.kernel_sums_with_gradients(*arguments, drop=drop, wants=(True,) * 6)
+            of_x = (True, False, False, False, False, False)
+            yield from cpu.kernel_sums_with_gradients(*arguments, drop=drop, wants=of_x)[:3]
 
     threads(3)
     alone = list(everything())

@@ -27,9 +27,9 @@ def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
     return {
         "rbf": lambda: rbf(x, None, one, one),
         "rbf_matmul": lambda: rbf_matmul(x, x, v, one, one),
-        "mmd2": lambda: kernel_sums_with_gradients(scale, x, x, u, u, one, one, 1, one, yes),
-        "rbf gradient": lambda: rbf_backward(v @ v.mT, x, x, one, one, yes[:4]),
-        "rbf_matmul gradient": lambda: rbf_matmul_backward(v, x, x, v, one, one, yes[:5]),
-        "log_density": lambda: log_density(x, x, one, one, share, False, in_float64=False),
-        "score": lambda: score(x, x, one, one, share, False),
+        "mmd2": lambda: kernel_sums_with_gradients(scale, x, x, u, u, one, one, one, drop=1, wants=yes),
+        "rbf gradient": lambda: rbf_backward(v @ v.mT, x, x, one, one, wants=yes[:4]),
+        "rbf_matmul gradient": lambda: rbf_matmul_backward(v, x, x, v, one, one, wants=yes[:5]),
+        "log_density": lambda: log_density(x, x, one, one, share, leave_one_out=False, in_float64=False),
+        "score": lambda: score(x, x, one, one, share, leave_one_out=False),
     }

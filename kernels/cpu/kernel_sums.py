@@ -12,26 +12,28 @@ from .sums import add_chunks, parameters_of, prepared, share_sum_rows, sum_rows_
 from .threads import team
 
 
-def kernel_sums(x, y, a, b, sigma, weights, drop):
+def kernel_sums(x, y, a, b, sigma, weights, *, drop):
     """sum a_i a_j K, sum b_i b_j K, sum a_i b_j K, (B, 3) float64. See gkfast.kernel_means."""
-    none = np.empty((len(x), 0, 3))
-    return kernel_sums_with_gradients(none, x, y, a, b, sigma, weights, drop, None, (False,) * 6)[1]
+    no_scale, wants = np.empty((len(x), 0, 3)), (False,) * 6
+    return kernel_sums_with_gradients(no_scale, x, y, a, b, sigma, weights, drop=drop, wants=wants)[1]
 
 
-def mmd2(x, y, a, b, scale, sigma, weights, drop, baseline):
+def mmd2(scale, x, y, a, b, sigma, weights, baseline, *, drop):
     """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,). See gkfast.mmd2."""
-    scale = scale[:, None]
-    return kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, baseline, (False,) * 6)[0][:, 0]
+    arrays = (scale[:, None], x, y, a, b, sigma, weights, baseline)
+    return kernel_sums_with_gradients(*arrays, drop=drop, wants=(False,) * 6)[0][:, 0]
 
 
-def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop, baseline, wants):
+def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None, *, drop, wants):
     """R combinations of the three sums, the sums, and each combination's gradients to (x, y, a, b, sigma, weights).
 
     With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...), None where not wanted.
-    Where baseline (B, S) is given, sum_s weights_s baseline_s is taken from K. A pair within a set is visited once
-    for both its ends, a pair between the sets once for all gradients.
+    a or b None: all ones. Where baseline (B, S) is given, sum_s weights_s baseline_s is taken from K. A pair within a
+    set is visited once for both its ends, a pair between the sets once for all gradients.
     """
     baseline = np.empty((len(x), 0)) if baseline is None else baseline
+    # no column: the compiled function makes the ones
+    a, b = (np.empty((len(x), 0), x.dtype) if u is None else u for u in (a, b))
     arrays = (x, y, a, b, scale, sigma, weights, baseline)
     x, y, a, b, scale, sigma, weights, baseline = map(behaved, arrays)
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
@@ -73,6 +75,7 @@ def _kernel_sums(
     """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
     want_x, want_y, want_a, want_b, want_parameters = wanted
     values, sums, order, parameters, gradients = results
+    a, b = _or_ones(a, x), _or_ones(b, y)
     plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, baseline, True, True, limit)
     pa, pb = packed_columns(_one_wide(a)), packed_columns(_one_wide(b))
     none = np.empty((len(x), 0, 1), x.dtype)
@@ -117,6 +120,12 @@ def _values(scale, a, b, xx, yy, xy, values, sums):
                 if scale[q, r, part] != 0:
                     value += scale[q, r, part] * sums[q, part]
             values[q, r] = value
+
+
+@inner
+def _or_ones(u, points):
+    """u (B, N), or ones for as many points where u has no column."""
+    return u if u.shape[1] else np.ones(points.shape[:2], u.dtype)
 
 
 @inner

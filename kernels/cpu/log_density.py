@@ -119,7 +119,7 @@ def _log_density(addresses, workers, arena, x, y, sigma, weights, log_weights, d
     _share_log_sum_exp(addresses[1], workers, (rows,), (task,))
 
 
-def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, in_float64=True):
+def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, in_float64=True):
     """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density.
 
     The exponents are computed in float64, or in the dtype of x.
@@ -145,9 +145,9 @@ def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, in_float6
     return out / LOG2_E + greatest
 
 
-def score(x, y, sigma, log_weights, data_weights, leave_one_out):
+def score(x, y, sigma, log_weights, data_weights, *, leave_one_out):
     """The gradient of log_density at x, (B, N, D). See gkfast.score."""
-    log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
+    log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out=leave_one_out)
     found = rbf_matmul_backward(
         np.ones((*log_p.shape, 1)),
         x.astype(np.float64),
@@ -155,9 +155,9 @@ def score(x, y, sigma, log_weights, data_weights, leave_one_out):
         data_weights[..., None],
         sigma,
         np.ones_like(sigma),
-        (True, False, False, False, False),
-        shift=log_p[..., None] - log_weights[:, None, :],
+        log_p[..., None] - log_weights[:, None, :],
         skip_diagonal=leave_one_out,
+        wants=(True, False, False, False, False),
     )[0]
     # distance / sigma^2 may leave the range of float32, and is infinite there
     with np.errstate(over="ignore"):

@@ -86,7 +86,7 @@ def _matrix_rows(start, stop, x, y, nx, ny, n, m, slope, offset, scale, squaring
         number += last - first
 
 
-def rbf(x, y, sigma, weights, out=None):
+def rbf(x, y, sigma, weights, *, out=None):
     """K, (B, N, M). See gkfast.rbf."""
     (batch, n, dims), m = x.shape, (x if y is None else y).shape[1]
     if out is None:
@@ -129,11 +129,11 @@ def _matrix(addresses, workers, arena, x, y, sigma, weights, same, limit, out):
     _share_matrix_rows(addresses[1], workers, (rows,), (task,))
 
 
-def rbf_backward(g, x, y, sigma, weights, wants, kernels=None):
+def rbf_backward(g, x, y, sigma, weights, *, wants, k=None):
     """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are None. y None: x is both.
 
-    kernels is K, if it is still at hand: what is made of it need not be made anew.
+    k is K, if the caller has kept it: its kernels are then read where their digits suffice.
     """
     want_x, want_y, *want_parameters = wants
     wants = (False, False, want_x, want_y and y is not None, *want_parameters)
-    return sweep(x, y, sigma, weights, ("gradient",), wants, pairs=g, kernels=kernels)[2:]
+    return sweep(x, y, sigma, weights, ("gradient",), wants, pairs=g, kernels=k)[2:]

@@ -94,7 +94,7 @@ def _one_column(addresses, workers, arena, x, y, v, sigma, weights, limit, out):
     return True
 
 
-def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, baseline=None):
+def rbf_matmul(x, y, v, sigma, weights, shift=None, baseline=None, *, skip_diagonal=False):
     """sum_j K_ij v_j, (B, N, E). See gkfast.rbf_matmul.
 
     With shift (B, N, S) the kernels are exp(-|x_i - y_j|^2 / (2 sigma_s^2) - shift_is): what a log-density's
@@ -116,7 +116,7 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, baselin
     return sweep(x, y, sigma, weights, ("sum",), (True,) + (False,) * 5, v=v, shift=shift, **modes).value
 
 
-def rbf_matmul_backward(g, x, y, v, sigma, weights, wants, shift=None, skip_diagonal=False, baseline=None):
+def rbf_matmul_backward(g, x, y, v, sigma, weights, shift=None, baseline=None, *, skip_diagonal=False, wants):
     """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are None."""
     want_x, want_y, want_v, *want_parameters = wants
     wants = (False, want_v, want_x, want_y, *want_parameters)
