@@ -7,6 +7,7 @@ NumPy arrays, so nothing here waits for a device or breaks a graph.
 import math
 import sys
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ _NUMBERS = (int, float, np.integer, np.floating)
 
 def is_tensor(value: object) -> bool:
     """True for a torch tensor; torch is not loaded to find out."""
-    if isinstance(value, np.ndarray):
+    if type(value) is np.ndarray or value is None:
         return False
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
@@ -40,7 +41,7 @@ def as_floats(values: Any) -> Any:
     if floats(values):
         return tuple(values) if type(values) is list else values
     if compiling():
-        values = _traced(values)
+        values = traced(values)
     elif type(values) is np.ndarray and values.ndim == 0 and values.dtype.kind in "fiu":
         values = values.item()
     if isinstance(values, (list, tuple, range)):
@@ -54,11 +55,13 @@ def compiling() -> bool:
     return torch is not None and bool(torch.compiler.is_compiling())
 
 
-def _traced(value: Any) -> Any:
+def traced(value: Any) -> Any:
     """As torch.compile sees it: NumPy's arrays and scalars are tensors there, whose values nobody knows."""
+    if not compiling():
+        return value
     if isinstance(value, np.ndarray):
         return sys.modules["torch"].as_tensor(value)
-    return [_traced(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+    return [traced(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _as_float(value: Any) -> Any:
@@ -69,6 +72,15 @@ def _as_float(value: Any) -> Any:
         return float(value)
     except OverflowError:
         return value
+
+
+_facts_of_array = attrgetter("shape", "dtype")
+_facts_of_tensor = attrgetter("shape", "dtype", "device", "layout")
+
+
+def kind(array: Array) -> Any:
+    """All that checks of points look at."""
+    return type(array), (_facts_of_array if type(array) is np.ndarray else _facts_of_tensor)(array)
 
 
 def on_cpu(array: Array) -> bool:
@@ -231,8 +243,7 @@ def _numbers(name: str, value: Sigma, batch: tuple[int, ...] | None) -> int:
         and all(type(entry) is float and 0 < entry < math.inf for entry in value)
     ):
         return len(value)
-    if compiling():
-        value = _traced(value)
+    value = traced(value)
     if is_tensor(value):
         _floating_tensor(name, value)
         return _shape_of_numbers(name, tuple(value.shape), batch)

@@ -8,6 +8,7 @@ collectives: DistributedDataParallel divides by the number of processes, which l
 Call every function on all processes of the group, in the same order.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from torch import Tensor
 
 import gkfast
 from gkfast import checks
+from gkfast.arguments import prepare, weighted_sum
 from gkfast.checks import Estimator, Sigma
-from gkfast.functional import Problem, weighted_sum
 from gkfast.squared_norm import squared_norm
 
 
@@ -112,46 +113,46 @@ def mmd2(
     all_x, all_y = (_Gather.apply(t.detach(), size, group) for t, size in zip((x, y), sizes, strict=True))
     checks.estimator(estimator, all_x, all_y, False)
     first = tuple(sum(size[: dist.get_rank(group)]) for size in sizes)
-    p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, None, None)
-    own = _own_share(p, x, y, all_x, all_y, first, estimator == "biased")
+    call = prepare({"x": x, "y": y}, sigma, weights, None, None)
+    x, y, all_x, all_y = map(call.operand, (x, y, all_x, all_y))
+    bandwidths, kernel_weights = call.bandwidths(sigma, weights)
+    # the same on every process
+    baseline = call.backend.baselines(all_x, all_y, bandwidths)
+    biased = estimator == "biased"
+
+    def sums(rows: Tensor, columns: Tensor, within: bool = False) -> Tensor:
+        """Over all pairs of K - sum_s w_s baseline_s; within: rows are the first columns, and meet themselves."""
+        operands = (rows, columns, columns.new_ones(len(columns), 1), bandwidths, kernel_weights, None, baseline)
+        total: Tensor = call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=within)).double().sum()
+        if within and biased:
+            total = total + len(rows) * weighted_sum(kernel_weights, 1 - baseline)
+        return total
+
+    own = _own_share(sums, (x, y, all_x, all_y), first, 0 if biased else 1).to(call.scalar_dtype)
     value = own.detach()
     dist.all_reduce(value, group=group)
-    if estimator == "biased":
-        value = squared_norm(value[None], all_x[None], all_y[None], p.bandwidths()[1])[0]
+    if biased:
+        value = squared_norm(value, all_x, all_y, kernel_weights)
     # the value of all; the gradient of this process's share, as often as there are losses to be summed
     return value + dist.get_world_size(group) * (own - own.detach())
 
 
 def _own_share(
-    p: Problem, x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, first: tuple[int, ...], biased: bool
+    sums: Callable[..., Tensor], samples: tuple[Tensor, ...], first: tuple[int, ...], diagonal: int
 ) -> Tensor:
     """This process's terms of MMD^2, with the whole gradient of its rows: they stand in pairs at both ends.
 
     Its rows of x and y begin at `first` among those of all.
     """
-    n, m = all_x.shape[0], all_y.shape[0]
-    bandwidths, kernel_weights = p.bandwidths()
-    # the same on every process
-    baseline = p.run.baselines(p.rows(all_x), p.rows(all_y), bandwidths)
-
-    def sums(rows: Tensor, columns: Tensor, within: bool = False) -> Tensor:
-        """Over all pairs of K - sum_s w_s baseline_s; within: rows are the first columns, and meet themselves."""
-        one = columns.new_ones(1, len(columns), 1, dtype=p.compute)
-        arguments = p.rows(rows), p.rows(columns), one, bandwidths, kernel_weights, None, within, baseline
-        total: Tensor = p.run.rbf_matmul(*arguments, **p.modes).double().sum()
-        if within and biased:
-            total = total + len(rows) * weighted_sum(kernel_weights, 1 - baseline).sum()
-        return total
-
-    diagonal = 0 if biased else 1
+    x, y, all_x, all_y = samples
+    n, m = len(all_x), len(all_y)
     within_x = sums(x, all_x.roll(-first[0], 0), True) / (n * (n - diagonal))
     within_y = sums(y, all_y.roll(-first[1], 0), True) / (m * (m - diagonal))
     x_to_y = sums(x, all_y) / (n * m)
     y_to_x = sums(y, all_x) / (n * m)
     value = within_x + within_y - 2 * x_to_y
     gradient = 2 * within_x + 2 * within_y - 2 * x_to_y - 2 * y_to_x
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return (value.detach() + gradient - gradient.detach()).to(dtype)
+    return value.detach() + gradient - gradient.detach()
 
 
 def _many(group: dist.ProcessGroup | None) -> bool:

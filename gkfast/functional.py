@@ -1,4 +1,4 @@
-"""The public functions: check, bring to one shape, call the backend, bring back.
+"""The public functions: check, call the backend, bring the result back.
 
     K[i, j] = sum_s w_s exp(-|x_i - y_j|^2 / (2 sigma_s^2))
 
@@ -11,15 +11,15 @@ returned in float32, and under torch.autocast they count as float32.
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from functools import lru_cache, partial
-from types import ModuleType
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gkfast import checks
+from gkfast.arguments import Call, prepare, under_autocast
 from gkfast.checks import Array, Backend, Estimator, Precision, Sigma
 from gkfast.squared_norm import squared_norm
 
@@ -30,191 +30,6 @@ class KernelMeans(NamedTuple):
     xx: Array
     yy: Array
     xy: Array
-
-
-def under_autocast(*arrays: Array) -> list[Any]:
-    """Halves as float32 where torch.autocast is on, as torch's own distances and exponentials take them."""
-    return [a.float() if _autocast_half(a) else a for a in arrays]
-
-
-def _autocast_half(array: Array) -> bool:
-    if not checks.is_tensor(array) or array.dtype.itemsize != 2 or not array.is_floating_point():
-        return False
-    torch, device = sys.modules["torch"], array.device.type
-    return bool(torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
-
-
-class Problem:
-    """The arguments of one call in the form that backends take: (B, N, D), float32 or float64, sigma (B, S)."""
-
-    def __init__(
-        self,
-        op: str,
-        named: dict[str, Array],
-        sigma: Sigma,
-        weights: Sigma | None,
-        precision: Precision | None,
-        backend: Backend | None,
-    ) -> None:
-        first = next(iter(named.values()))
-        self.batch = checks.batch_shape([(name, tuple(a.shape[:-2])) for name, a in named.items()])
-        checks.bandwidths(sigma, weights, self.batch)
-        checks.precision(precision)
-        checks.backend(backend, first)
-        self.tensors = checks.is_tensor(first)
-        self.count = math.prod(self.batch)
-        self.dtype = first.dtype
-        self.through_torch = not self.tensors and backend == "reference"
-        if self.through_torch:
-            import torch
-
-            first = torch.from_numpy(np.empty(0, first.dtype))
-        self.xp: Any = sys.modules["torch"] if checks.is_tensor(first) else np
-        self.compute = self.xp.float64 if first.dtype == self.xp.float64 else self.xp.float32
-        self.run = _backend(op, first, backend)
-        # what the operators take besides: the CPU kernels and the reference have one precision
-        by_operators = self.run.__name__ == "gkfast.ops"
-        self.modes = {"precision": _precision(first, precision)} if by_operators else {}
-        self.by_reference = self.run.__name__ == "gkfast.kernels.reference"
-        if self.by_reference and first.device.type != "mps":
-            # the reference is for believing: in float64, but for a device that has none
-            self.compute = self.xp.float64
-        self.sigma = self.numbers("sigma", sigma, first)
-        if weights is None:
-            self.weights = self._float64([1.0] * self.sigma.shape[-1])
-        else:
-            self.weights = self.numbers("weights", weights, first)
-
-    def numbers(self, name: str, values: Sigma, data: Array) -> Array:
-        """(S,), or (B, S) where problems differ; float64, but a tensor beside tensors stays what it is.
-
-        So it keeps its gradient and its device. A bandwidth in a tensor that is not positive becomes NaN, as is then
-        all that is made of it: to refuse it would wait for the device.
-        """
-        values = checks.as_floats(values)
-        if checks.floats(values):
-            # they stay on the CPU: kernels read them there without waiting for the device
-            return self._float64([values] if type(values) is float else values)
-        entries = values if isinstance(values, (list, tuple, range)) else [values]
-        tensors = [value for value in entries if checks.is_tensor(value)]
-        for tensor in tensors:
-            checks.tensor_of_numbers(name, tensor, data)
-        found = self._array(values, tensors) if entries is values else self._entry(values)
-        if tensors and name == "sigma":
-            found = found * self.xp.where(found > 0, 1.0, math.nan)
-        if math.prod(found.shape[:-1]) == 1:
-            # of no or one entry in front of S
-            return found.reshape(found.shape[-1:] or (1,))
-        found = found.reshape(found.shape[max(0, found.ndim - 1 - len(self.batch)) :])
-        return self.xp.broadcast_to(found, (*self.batch, found.shape[-1])).reshape((self.count, found.shape[-1]))
-
-    def _array(self, entries: Sequence[Any], tensors: Sequence[Array]) -> Array:
-        """Numbers, arrays and tensors, one for each bandwidth, as (..., S)."""
-        if self.xp is np or self.through_torch or not tensors:
-            return self._entry(np.stack(np.broadcast_arrays(*(_numbers_of(entry) for entry in entries)), -1))
-        torch = self.xp
-        # multiples of a bandwidth found in the data, say; where one is on a device, all go there
-        like = next((tensor for tensor in tensors if not checks.on_cpu(tensor)), tensors[0])
-        # numbers beside tensors keep their digits
-        wide = len(tensors) < len(entries) and like.device.type != "mps"
-        dtype = torch.float64 if wide else like.dtype
-        for tensor in tensors:
-            dtype = dtype if tensor.dtype == dtype else torch.promote_types(dtype, tensor.dtype)
-        parts = [torch.as_tensor(entry, dtype=dtype, device=like.device) for entry in entries]
-        return torch.stack(torch.broadcast_tensors(*parts), -1)
-
-    def _entry(self, values: Array) -> Array:
-        """An array or tensor in this problem's library."""
-        if self.xp is np:
-            return _numbers_of(values)
-        if checks.is_tensor(values) and not self.through_torch:
-            return values
-        return self._float64(values.tolist()).reshape(values.shape)
-
-    def _float64(self, values: Any) -> Array:
-        if self.xp is np:
-            return np.array(values, dtype=np.float64)
-        # named, since torch.set_default_device may say otherwise
-        return self.xp.tensor(values, dtype=self.xp.float64, device="cpu")
-
-    def bandwidths(self, count: int | None = None) -> tuple[Array, Array]:
-        """sigma and weights for each of a batch, (B, S), by default this problem's batch."""
-        count = self.count if count is None else count
-        return self.for_each(self.sigma, count), self.for_each(self.weights, count)
-
-    def for_each(self, numbers: Array, count: int | None = None) -> Array:
-        """(S,) or (B, S) as (B, S); where each problem is split into parts, B counts those."""
-        count = self.count if count is None else count
-        if numbers.ndim == 1:
-            return numbers[None] if count == 1 else self.xp.broadcast_to(numbers, (count, len(numbers)))
-        if count == self.count:
-            return numbers
-        parts = (self.count, count // self.count, numbers.shape[1])
-        return self.xp.broadcast_to(numbers[:, None], parts).reshape((count, numbers.shape[1]))
-
-    def rows(self, array: Array) -> Array:
-        """(..., R, C) as (B, R, C) in the dtype that is computed in."""
-        if self.through_torch and not checks.is_tensor(array):
-            # torch warns of what may not be written to
-            array = self.xp.from_numpy(np.require(array, requirements=("C", "W")))
-        if array.dtype != self.compute:
-            array = array.to(self.compute) if self.xp is not np else array.astype(self.compute)
-        if array.ndim == 2 and not self.batch:
-            return array[None]
-        whole = self.xp.broadcast_to(array, (*self.batch, *array.shape[-2:]))
-        return whole.reshape((self.count, *array.shape[-2:]))
-
-    def give(self, array: Array, dtype: Any = None) -> Array:
-        """(B, ...) as (..., ...) in the caller's dtype (or the one named) and library."""
-        if self.through_torch:
-            array = array.numpy()
-        dtype = self.dtype if dtype is None else dtype
-        array = array.reshape((*self.batch, *array.shape[1:]))
-        if array.dtype == dtype:
-            return array
-        return array.to(dtype) if self.tensors else array.astype(dtype)
-
-    @property
-    def scalar_dtype(self) -> Any:
-        """Losses of half-precision data come back in float32."""
-        wide = sys.modules["torch"] if self.tensors else np
-        return wide.float64 if self.dtype == wide.float64 else wide.float32
-
-
-def _numbers_of(values: Any) -> np.ndarray:
-    """Numbers, an array or a tensor as a float64 array; NumPy knows no bfloat16."""
-    return np.array(values.tolist() if checks.is_tensor(values) else values, dtype=np.float64)
-
-
-def _backend(op: str, x: Array, backend: Backend | None) -> ModuleType:
-    """The module whose function `op` runs: the CPU kernels for NumPy, the torch operators, or the reference."""
-    if backend == "reference":
-        from gkfast.kernels import reference
-
-        return reference
-    if not checks.is_tensor(x):
-        from gkfast.kernels import cpu
-
-        return cpu
-    from gkfast import ops
-
-    if x.device.type == "cpu" or (op in ops.ON_GPU and x.device.type == "cuda"):
-        return ops
-    checks.gpu_kernel(op, backend != "gpu")
-    from gkfast.kernels import reference
-
-    return reference
-
-
-def _precision(x: Array, asked: Precision | None) -> str:
-    """What the operators are told; float64 is float64 in every mode, and only GPU kernels read it."""
-    if x.dtype.itemsize == 8:
-        return "highest"
-    if asked is None and x.device.type == "cuda":
-        from gkfast import ops
-
-        return ops.torch_precision()
-    return asked or "highest"
 
 
 def rbf(
@@ -290,144 +105,22 @@ def rbf(
     array([[1.    , 0.6065],
            [0.6065, 1.    ]])
     """
-    options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    points = (x,) if y is None else (x, y)
-    if out is None and _plain(points, **options):
-        from gkfast.ops import recorded
-
-        of_arrays, pull = partial(_rbf_of_arrays, **options), partial(_rbf_pull, **options)
-        return recorded.call(points, of_arrays, pull, partial(_rbf, **options))
-    return _rbf(x, y, out, **options)
-
-
-def _rbf_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: Any) -> tuple[Array, list[Array]]:
-    p, x, y = _rbf_worked_out(points, **options)
-    k = p.give(p.run.rbf(x, y, *p.bandwidths()))
-    # of one bandwidth K is what its gradients are made of
-    return k, [k] if any(wants) and p.sigma.shape[-1] == 1 else []
-
-
-def _rbf_pull(
-    g: Array, points: Sequence[Array], kept: Sequence[Array], wants: Sequence[bool], **options: Any
-) -> list[Array]:
-    """Gradients of sum_ij g_ij K_ij to x, or to x and y."""
-    from_numpy = sys.modules["torch"].from_numpy
-    count = len(points)
-    g, *arrays = (tensor.detach().numpy() for tensor in (g, *points, *kept))
-    p, x, y = _rbf_worked_out(arrays[:count], **options)
-    wants = (*wants, False, False, False)[:4]
-    found = p.run.rbf_backward(p.rows(g), x, y, *p.bandwidths(), wants, *map(p.rows, arrays[count:]))
-    return [None if d is None else from_numpy(p.give(d)) for d in found[:count]]
-
-
-def _rbf_worked_out(points: Sequence[Array], **options: Any) -> tuple[Problem, Array, Array | None]:
-    p = _worked_out(_problem_of, points, **options)
-    x, y = (*map(p.rows, points), None)[:2]
-    return p, x, y
-
-
-@lru_cache(maxsize=32)
-def _problem_of(shapes: Sequence[tuple[int, ...]], dtype: Any, **options: Any) -> Problem:
-    return _rbf_problem(*_stand_ins(shapes, dtype), **options)[0]
-
-
-def _rbf_problem(x: Array, y: Array | None = None, **options: Any) -> tuple[Problem, Array, Array | None]:
-    if y is None:
-        checks.points("x", x)
-        p = Problem("rbf", {"x": x}, **options)
-        return p, p.rows(x), None
-    checks.two_point_sets("x", x, "y", y)
-    p = Problem("rbf", {"x": x, "y": y}, **options)
-    return p, p.rows(x), p.rows(y)
-
-
-def _rbf(x: Array, y: Array | None = None, out: Array | None = None, **options: Any) -> Array:
     x, y = under_autocast(x, y)
-    p, x3, y3 = _rbf_problem(x, y, **options)
+    call = prepare({"x": x} if y is None else {"x": x, "y": y}, sigma, weights, precision, backend)
+    operands = (call.operand(x), call.operand(y), *call.bandwidths(sigma, weights))
     if out is None:
-        return p.give(p.run.rbf(x3, y3, *p.bandwidths(), **p.modes))
-    shape = (*p.batch, x.shape[-2], (x if y is None else y).shape[-2])
-    inputs = (x, y, options["sigma"], options["weights"])
-    checks.out(out, shape, inputs, _wants_gradient(p, x, y, p.sigma, p.weights))
-    if p.by_reference or p.compute != p.dtype:
-        out[...] = p.give(p.run.rbf(x3, y3, *p.bandwidths(), **p.modes))
-    elif p.tensors:
-        p.run.rbf_out(x3, y3, *p.bandwidths(), out.reshape((p.count, *shape[-2:])), **p.modes)
+        return call.result(call.backend.rbf(*operands, **call.options))
+    shape = (*call.batch, x.shape[-2], (x if y is None else y).shape[-2])
+    differentiable = call.tensors and sys.modules["torch"].is_grad_enabled()
+    needs_gradient = differentiable and any(checks.is_tensor(a) and a.requires_grad for a in operands)
+    checks.out(out, shape, (x, y, sigma, weights), needs_gradient)
+    if call.operators and call.compute == call.dtype:
+        call.backend.rbf_out(*operands, out, **call.options)
+    elif call.xp is np and call.compute == call.dtype:
+        call.backend.rbf(*operands, out=out.reshape(math.prod(call.batch), *shape[-2:]))
     else:
-        p.run.rbf(x3, y3, *p.bandwidths(), out.reshape((p.count, *shape[-2:])))
+        out[...] = call.result(call.backend.rbf(*operands, **call.options))
     return out
-
-
-def _plain(
-    points: Sequence[Array], sigma: Sigma, weights: Sigma | None, precision: Precision | None, backend: Backend | None
-) -> bool:
-    """Whether the call may go the short way of gkfast.ops.recorded: nothing but these points can have gradients."""
-    first = points[0]
-    if not checks.is_tensor(first) or first.dtype.itemsize < 4 or not first.is_floating_point():
-        return False
-    if not all(option is None or isinstance(option, str) for option in (precision, backend)):
-        # to be refused by name
-        return False
-    if backend not in (None, "cpu") or _holds_tensors(sigma) or _holds_tensors(weights):
-        return False
-    from gkfast.ops import recorded
-
-    for other in points[1:]:
-        if not checks.is_tensor(other) or other.dtype != first.dtype:
-            return False
-    # before their shapes, which nested tensors do not have
-    return recorded.possible(points) and all(other.shape[:-2] == first.shape[:-2] for other in points[1:])
-
-
-def _worked_out(what: Any, points: Sequence[Array], sigma: Sigma, weights: Sigma | None, **options: Any) -> Any:
-    """what(shapes, dtype, ...) of arrays: from memory if it was worked out before, as in every step of a training."""
-    sigma, weights = checks.as_floats(sigma), checks.as_floats(weights)
-    shapes = tuple([a.shape for a in points])
-    known = checks.floats(sigma) and (weights is None or checks.floats(weights))
-    if not known or sum(map(math.prod, shapes)) > _MOST_REMEMBERED:
-        # what is equal as a key need not be: True is 1.0
-        what = what.__wrapped__
-    return what(shapes, points[0].dtype, sigma=sigma, weights=weights, **options)
-
-
-def _stand_ins(shapes: Sequence[tuple[int, ...]], dtype: Any) -> list[np.ndarray]:
-    """Arrays that take no memory, for what looks at no values."""
-    return [np.broadcast_to(np.zeros((), dtype), shape) for shape in shapes]
-
-
-# numbers in the points: some of what is remembered has as many as they have rows
-_MOST_REMEMBERED = 1 << 20
-
-
-def _holds_tensors(values: Sigma | None) -> bool:
-    if values is None or checks.floats(values):
-        return False
-    return any(checks.is_tensor(value) for value in (values if isinstance(values, (list, tuple)) else [values]))
-
-
-def _without_effect(rows: Array, weights: Array) -> tuple[Array, Array]:
-    """Rows of weight 0 that are not finite as copies of the heaviest row: no sum then meets 0 times NaN.
-
-    The derivative with respect to the weight of such a row is 0.
-    """
-    if rows.shape[-2] == 0:
-        return rows, weights
-    xp: Any = sys.modules["torch"] if checks.is_tensor(rows) else np
-    odd = (weights == 0) & ~xp.isfinite(rows).all(-1)
-    if xp is np and not odd.any():
-        return rows, weights
-    heaviest = weights.argmax(-1)[..., None, None]
-    batch = checks.batch_shape([("rows", tuple(rows.shape[:-2])), ("weights", tuple(weights.shape[:-1]))])
-    whole = xp.broadcast_to(rows, (*batch, *rows.shape[-2:]))
-    places = xp.broadcast_to(heaviest, (*batch, 1, rows.shape[-1]))
-    copy = np.take_along_axis(whole, places, -2) if xp is np else whole.gather(-2, places)
-    return xp.where(odd[..., None], copy, whole), xp.where(odd, xp.zeros_like(weights), weights)
-
-
-def _wants_gradient(p: Problem, *arrays: Array | None) -> bool:
-    if not p.tensors or not sys.modules["torch"].is_grad_enabled():
-        return False
-    return any(a.requires_grad for a in arrays if a is not None)
 
 
 def rbf_matmul(
@@ -474,16 +167,15 @@ def rbf_matmul(
     array([1.6065, 1.6065])
     """
     x, y, v = under_autocast(x, y, v)
-    if y is None:
-        checks.points("x", x)
-        y = x
-    else:
-        checks.two_point_sets("x", x, "y", y)
+    points = {"x": x} if y is None else {"x": x, "y": y}
+    y = x if y is None else y
+    for name, sample in points.items():
+        checks.points(name, sample)
     has_columns = checks.right_hand_side(v, y)
     v = v if has_columns else v[..., None]
-    p = Problem("rbf_matmul", {"x": x, "y": y, "v": v}, sigma, weights, precision, backend)
-    sums = p.run.rbf_matmul(p.rows(x), p.rows(y), p.rows(v), *p.bandwidths(), **p.modes)
-    result = p.give(sums, p.scalar_dtype)
+    call = prepare(points, sigma, weights, precision, backend, {"v": tuple(v.shape[:-2])})
+    operands = (call.operand(x), call.operand(y), call.operand(v), *call.bandwidths(sigma, weights))
+    result = call.result(call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=False)), call.scalar_dtype)
     return result if has_columns else result[..., 0]
 
 
@@ -544,18 +236,18 @@ def log_density(
     >>> gkfast.log_density(numpy.zeros((1, 1)), numpy.zeros((5, 1)), 1.0).round(6)
     array([-0.918939])
     """
-    p, arguments, constant = _density(
-        "log_density", x, data, sigma, weights, data_weights, leave_one_out, precision, backend
-    )
-    modes: dict[str, Any] = p.modes
-    if not p.tensors and not p.by_reference:
+    options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
+    call, operands, constant = _density(x, data, data_weights, leave_one_out, **options)
+    modes = call.options
+    if call.xp is np:
         modes = {"in_float64": precision == "highest"}
-    elif modes:
+    elif call.operators:
         # gradients begin with the value, and want it better than float32 can be
-        modes = {**modes, "alone": not p.run.differentiated(*arguments)}
+        modes["value_only"] = not call.backend.differentiated(*operands)
         if precision is None and checks.on_cpu(x):
             modes["precision"] = "high"
-    return p.give(p.run.log_density(*arguments, leave_one_out, **modes) + constant, p.scalar_dtype)
+    found = call.backend.log_density(*operands, leave_one_out=leave_one_out, **modes)
+    return call.result(found + constant, call.scalar_dtype)
 
 
 def score(
@@ -599,72 +291,67 @@ def score(
     >>> gkfast.score(numpy.array([[1.0]]), numpy.array([[0.0]]), 2.0)
     array([[-0.25]])
     """
-    p, arguments, _ = _density("score", x, data, sigma, weights, data_weights, leave_one_out, precision, backend)
-    return p.give(p.run.score(*arguments, leave_one_out, **p.modes), p.scalar_dtype)
+    options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
+    call, operands, _ = _density(x, data, data_weights, leave_one_out, **options)
+    found = call.backend.score(*operands, leave_one_out=leave_one_out, **call.options)
+    return call.result(found, call.scalar_dtype)
 
 
 def _density(
-    op: str,
     x: Array,
     data: Array,
-    sigma: Sigma,
-    weights: Sigma | None,
     data_weights: Array | None,
     leave_one_out: bool,
-    precision: Precision | None,
-    backend: Backend | None,
-) -> tuple[Problem, tuple[Array, ...], Array]:
-    """The arguments of the log-sum-exp, and what is to be added to it.
+    *,
+    sigma: Sigma,
+    weights: Any,
+    **options: Any,
+) -> tuple[Call, tuple[Any, ...], Any]:
+    """The operands of the log-sum-exp, and a constant (or one for each row) to be added to it.
 
-    That is the greatest normaliser, which would round the exponents were it among them, less log(1 - a_i) where row i
-    is left out.
+    The constant is the largest log normaliser, which inside the sum would round the exponents, minus log(1 - a_i)
+    where row i is left out.
     """
     x, data, data_weights = under_autocast(x, data, data_weights)
     checks.two_point_sets("x", x, "data", data)
     checks.some_rows("data", data, 1, "a density")
     checks.leave_one_out(leave_one_out, x, data)
-    named = {"x": x, "data": data}
+    others = {}
     if data_weights is not None:
         checks.vector("data_weights", data_weights, data.shape[-2], "data", data)
         data, data_weights = _without_effect(data, data_weights)
-        named["data_weights"] = data_weights[..., None]
-    p = Problem(op, named, sigma, weights, precision, backend)
+        others["data_weights"] = tuple(data_weights.shape[:-1])
+    call = prepare({"x": x, "data": data}, sigma, weights, others=others, **options)
     checks.positive_weights(weights)
-    xp, dims = p.xp, x.shape[-1]
-    s, w = double(p, p.sigma), double(p, p.weights)
+    sigma, weights = call.bandwidths(sigma, weights)
+    rows = call.operand(data)
+    if data_weights is None:
+        share = call.xp.full(rows.shape[:-1], 1 / data.shape[-2], dtype=call.xp.float64, **call.beside(rows))
+    else:
+        a = call.double(call.operand(data_weights, 1))
+        share = a / a.sum(-1)[..., None]
+    log_weights, greatest = _log_normalisers(call, sigma, weights, x.shape[-1], rows)
+    constant = greatest - call.xp.log1p(-share) if leave_one_out else greatest
+    return call, (call.operand(x), rows, sigma, log_weights, share), constant
+
+
+def _log_normalisers(call: Call, sigma: Any, weights: Any, dims: int, like: Array) -> tuple[Any, Any]:
+    """log(w_s / sum w) - D / 2 log(2 pi sigma_s^2) less the greatest, and the greatest, a number or (..., 1)."""
+    common = 0.5 * dims * math.log(2 * math.pi)
+    if type(sigma) is tuple and type(weights) is tuple:
+        total = math.log(sum(weights)) + common
+        numbers = [math.log(w) - total - dims * math.log(s) for s, w in zip(sigma, weights, strict=True)]
+        return tuple([number - max(numbers) for number in numbers]), max(numbers)
+    xp = call.xp
+    s, w = (call.double(call.array(values)) for values in (sigma, weights))
     if xp is not np and s.device != w.device:
-        # numbers beside a bandwidth that is on the device, or the other way round; equal ones are made there
-        home = w.device if checks.on_cpu(s) else s.device
-        s, w = s.to(home), (xp.ones_like(s) if weights is None else w.to(home))
+        # numbers beside a bandwidth that is on the device, or the other way round
+        s, w = (n.to(w.device if checks.on_cpu(s) else s.device) for n in (s, w))
     # weights in tensors are not checked
     with np.errstate(divide="ignore", invalid="ignore") if xp is np else nullcontext():
-        log_weights = xp.log(w / w.sum(-1)[..., None]) - dims * xp.log(s) - 0.5 * dims * np.log(2 * np.pi)
-    # a number, which goes with tensors of any device, or (B, 1)
-    greatest = checks.detached(xp.amax(log_weights, -1))
-    differences = log_weights - greatest[..., None]
-    x3, data3 = p.rows(x), p.rows(data)
-    if data_weights is None:
-        share = xp.full(data3.shape[:2], 1 / data.shape[-2], dtype=xp.float64, **on(p, data3))
-    else:
-        a = double(p, p.rows(named["data_weights"])[..., 0])
-        share = a / a.sum(-1)[..., None]
-    if greatest.ndim:
-        greatest = greatest[:, None] if xp is np else greatest[:, None].to(x3.device)
-    arguments = (x3, data3, p.for_each(s), p.for_each(differences), share)
-    return p, arguments, greatest - xp.log1p(-share) if leave_one_out else greatest
-
-
-def double(p: Problem, array: Array) -> Array:
-    return array.astype(np.float64) if p.xp is np else array.double()
-
-
-def computed(p: Problem, array: Array) -> Array:
-    """In the dtype that is computed in."""
-    return array.astype(p.compute) if p.xp is np else array.to(p.compute)
-
-
-def on(p: Problem, array: Array) -> dict[str, Any]:
-    return {} if p.xp is np else {"device": array.device}
+        logs = xp.log(w / w.sum(-1)[..., None]) - dims * xp.log(s) - common
+    greatest = checks.detached(xp.amax(logs, -1))[..., None]
+    return logs - greatest, greatest if xp is np else greatest.to(like.device)
 
 
 def kernel_means(
@@ -724,26 +411,25 @@ def kernel_means(
     >>> [round(float(m), 4) for m in gkfast.kernel_means(x, y, 1.0)]
     [1.0, 1.0, 0.6065]
     """
+    options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
     x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
     checks.two_point_sets("x", x, "y", y)
     unbiased = isinstance(estimator, str) and estimator == "unbiased"
-    single = [name for name, sample in (("xx", x), ("yy", y)) if unbiased and sample.shape[-2] == 1]
-    if "xx" in single:
+    single = [unbiased and sample.shape[-2] == 1 for sample in (x, y)]
+    if single[0]:
         x, x_weights = _twice("x", x, x_weights)
-    if "yy" in single:
+    if single[1]:
         y, y_weights = _twice("y", y, y_weights)
-    arguments = (x, y, sigma, estimator, weights, precision, backend, x_weights, y_weights)
-    s = samples("kernel_sums", (1, 1, 1), *arguments)
-    p = s.problem
-    means = s.scale * p.run.kernel_sums(s.x, s.y, s.a, s.b, *p.bandwidths(s.x.shape[0]), s.drop, **p.modes)
-    if s.parts != 1:
-        means = means.reshape((p.count, s.parts, 3)).mean(1)
-    found = [p.give(means[:, k], p.scalar_dtype) for k in range(3)]
-    xp: Any = sys.modules["torch"] if p.tensors else np
-    for k, name in enumerate(KernelMeans._fields):
-        if name in single:
-            found[k] = xp.full_like(found[k], math.nan)
-    return KernelMeans(*found)
+    s = _samples(kernel_means, (1, 1, 1), x, y, estimator, x_weights, y_weights, **options)
+    if not isinstance(s, Samples):
+        return KernelMeans(*s)
+    sums = s.call.backend.kernel_sums(*s.operands, drop=s.drop, **s.call.options)
+    means = [sums[..., k] * (s.scale[k] if type(s.scale) is tuple else s.scale[..., k]) for k in range(3)]
+    found = [s.call.result(mean, s.call.scalar_dtype) for mean in means]
+    xp: Any = sys.modules["torch"] if s.call.tensors else np
+    return KernelMeans(
+        *(xp.full_like(mean, math.nan) if one else mean for mean, one in zip(found, (*single, False), strict=True))
+    )
 
 
 def _twice(name: str, sample: Array, weights: Array | None) -> tuple[Array, Array | None]:
@@ -806,157 +492,144 @@ def mmd2(
     0.7869
     """
     options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    unweighted = x_weights is None and y_weights is None
-    short = unweighted and isinstance(estimator, str) and estimator != "linear" and _plain((x, y), **options)
-    options["estimator"] = estimator
-    if short:
-        from gkfast.ops import recorded
-
-        return recorded.call((x, y), partial(_mmd2_of_arrays, **options), _scaled, partial(_mmd2, **options))
-    return _mmd2(x, y, x_weights=x_weights, y_weights=y_weights, **options)
-
-
-def _mmd2(x: Array, y: Array, **options: Any) -> Array:
-    s = samples("mmd2", (1, 1, -2), x, y, **options)
-    p = s.problem
-    sigma, weights = p.bandwidths(s.x.shape[0])
-    baseline = p.run.baselines(s.x, s.y, sigma)
-    values = p.run.mmd2(s.x, s.y, s.a, s.b, s.scale, sigma, weights, s.drop, baseline, **p.modes)
+    x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
+    s = _samples(mmd2, (1, 1, -2), x, y, estimator, x_weights, y_weights, **options)
+    if not isinstance(s, Samples):
+        return s
+    scale = s.call.numbers(s.scale) if type(s.scale) is tuple else s.scale
+    values = s.call.backend.mmd2(scale, *s.operands, drop=s.drop, **s.call.options)
     if s.drop == 0:
-        values = squared_norm(values, s.x, s.y, weights, s.a, s.b)
-    return s.give(values)
+        x, y, a, b, _, weights = s.operands
+        values = squared_norm(values, x, y, weights, a, b)
+    return s.call.result(values, s.call.scalar_dtype)
 
 
-def _mmd2_of_arrays(points: Sequence[Array], wants: Sequence[bool], **options: Any) -> tuple[Array, list[Array]]:
-    """MMD^2 and its gradients."""
-    s = _worked_out(_samples_of, points, **options)
-    p = s.problem
-    x, y = map(p.rows, points)
-    sigma, weights = p.bandwidths()
-    baseline = p.run.baselines(x, y, sigma)
-    arguments = (x, y, s.a, s.b, sigma, weights, s.drop, baseline, (*wants, False, False, False, False))
-    values, _, *gradients = p.run.kernel_sums_with_gradients(s.scale[:, None], *arguments)
-    values = values[:, 0]
-    if s.drop == 0:
-        values = squared_norm(values, x, y, weights)
-    of_points = zip(points, gradients, strict=False)
-    return s.give(values), [d.reshape(a.shape) for a, d in of_points if d is not None]
-
-
-@lru_cache(maxsize=32)
-def _samples_of(shapes: Sequence[tuple[int, ...]], dtype: Any, **options: Any) -> "Samples":
-    x, y = _stand_ins(shapes, dtype)
-    return samples("mmd2", (1, 1, -2), x, y, **options)
-
-
-def _scaled(g: Array, points: Sequence[Array], kept: Sequence[Array], wants: Sequence[bool]) -> list[Array | None]:
-    """What was kept are gradients of a scalar for each of a batch."""
-    found = iter(kept)
-    times = g[..., None, None] if g.ndim else g
-    return [next(found) * times if want else None for want in wants]
+# which diagonals an estimator leaves out: 1 those of xx and yy, 2 that of xy as well
+_DROP = {"biased": 0, "unbiased": 1, "u_statistic": 2}
 
 
 class Samples(NamedTuple):
-    problem: Problem
-    x: Array  # (B, N, D)
-    y: Array
-    a: Array  # (B, N) row weights, as given
-    b: Array
-    drop: int  # 1: the diagonals of xx and yy are left out, 2: of xy as well
-    scale: Array  # (B, 3) float64: the coefficients of xx, yy, xy over the sums of their pairs' weights
-    parts: int  # how many consecutive B are averaged into one result
+    """Two samples as the sums over their pairs take them."""
 
-    def give(self, values: Array) -> Array:
-        """(B,) as (...,), averaged over parts."""
-        p = self.problem
-        if self.parts != 1:
-            values = values.reshape((p.count, self.parts)).mean(1, dtype=p.xp.float64)
-        return p.give(values, p.scalar_dtype)
+    call: Call
+    # x, y, weights of their rows or None for ones, sigma, weights
+    operands: tuple[Any, ...]
+    drop: int
+    # the coefficients of xx, yy, xy over the sums of their pairs' weights: three numbers, or (..., 3) float64
+    scale: Any
 
 
-def samples(
-    op: str,
+def _samples(
+    function: Callable[..., Any],
     coefficients: tuple[int, int, int],
     x: Array,
     y: Array,
-    sigma: Sigma,
     estimator: Estimator,
-    weights: Sigma | None,
-    precision: Precision | None,
-    backend: Backend | None,
-    x_weights: Array | None = None,
-    y_weights: Array | None = None,
-) -> Samples:
-    x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
-    checks.two_point_sets("x", x, "y", y)
-    checks.estimator(estimator, x, y, x_weights is not None or y_weights is not None)
-    named = {"x": x, "y": y}
-    for name, value, like in (("x_weights", x_weights, x), ("y_weights", y_weights, y)):
-        if value is not None:
-            checks.vector(name, value, like.shape[-2], name[0], like)
-            checks.pairs_of_weights(name, value, estimator)
-            named[name[0]], value = _without_effect(like, value)
-            named[name] = value[..., None]
-    x, y = named["x"], named["y"]
-    p = Problem(op, named, sigma, weights, precision, backend)
-    xp = p.xp
-    x3, y3 = p.rows(x), p.rows(y)
-    parts = 1
+    x_weights: Array | None,
+    y_weights: Array | None,
+    **options: Any,
+) -> Any:
+    """Two samples; of the linear estimator the function's result itself."""
+    weighted = x_weights is not None or y_weights is not None
+    others = {}
+    if weighted:
+        checks.two_point_sets("x", x, "y", y)
+        checks.estimator(estimator, x, y, weighted)
+    if x_weights is not None:
+        x, x_weights = _checked_weights("x", x, x_weights, estimator)
+        others["x_weights"] = tuple(x_weights.shape[:-1])
+    if y_weights is not None:
+        y, y_weights = _checked_weights("y", y, y_weights, estimator)
+        others["y_weights"] = tuple(y_weights.shape[:-1])
+    call = prepare({"x": x, "y": y}, others=others, estimator=estimator, **options)
     if estimator == "linear":
-        # each pair of rows is a small sample of its own, and its u-statistic the term of Gretton's Lemma 14
-        parts = x3.shape[1] // 2
-        x3 = x3[:, : 2 * parts].reshape((p.count * parts, 2, x3.shape[2]))
-        y3 = y3[:, : 2 * parts].reshape((p.count * parts, 2, y3.shape[2]))
-    unweighted = x_weights is None and y_weights is None
-    a = _row_weights(p, named.get("x_weights"), x3)
-    # as many ones are the same ones
-    b = a if unweighted and x3.shape[1] == y3.shape[1] else _row_weights(p, named.get("y_weights"), y3)
-    drop = {"biased": 0, "unbiased": 1, "u_statistic": 2, "linear": 2}[estimator]
-    # in float64, and outside the sums: 1/N and 1/M rounded in float32 would not cancel in MMD^2
-    if unweighted:
-        n, m = x3.shape[1], y3.shape[1]
-        totals = (n * n - n * (drop >= 1), m * m - m * (drop >= 1), n * m - n * (drop >= 2))
-        shares = [[c / total for c, total in zip(coefficients, totals, strict=True)]]
-        scale = _float64(p, shares, x3)
-        if x3.shape[0] != 1:
-            scale = xp.broadcast_to(scale, (x3.shape[0], 3))
-        return Samples(p, x3, y3, a, b, drop, scale, parts)
-    wide_a, wide_b = double(p, a), double(p, b)
+        return _linear(function, x, y, **options)
+    drop = _DROP[estimator]
+    operands = (call.operand(x), call.operand(y))
+    bandwidths = call.bandwidths(options["sigma"], options["weights"])
+    if not weighted:
+        scale = _scale(coefficients, drop, x.shape[-2], y.shape[-2])
+        return Samples(call, (*operands, None, None, *bandwidths), drop, scale)
+    a, b = _row_weights(call, x_weights, operands[0]), _row_weights(call, y_weights, operands[1])
+    wide_a, wide_b = call.double(a), call.double(b)
     total_a, total_b = wide_a.sum(-1), wide_b.sum(-1)
     xx, yy, xy = total_a * total_a, total_b * total_b, total_a * total_b
     if drop >= 1:
         xx, yy = xx - (wide_a * wide_a).sum(-1), yy - (wide_b * wide_b).sum(-1)
     if drop >= 2:
         xy = xy - (wide_a * wide_b).sum(-1)
-    totals = (xx, yy, xy)
-    scale = xp.stack([c / total for c, total in zip(coefficients, totals, strict=True)], -1)
-    return Samples(p, x3, y3, a, b, drop, scale, parts)
+    scale = call.xp.stack([c / total for c, total in zip(coefficients, (xx, yy, xy), strict=True)], -1)
+    return Samples(call, (*operands, a, b, *bandwidths), drop, scale)
 
 
-def _float64(p: Problem, values: list[list[float]], like: Array) -> Array:
-    if p.xp is np:
-        return np.array(values)
-    if checks.on_cpu(like):
-        return p.xp.tensor(values, dtype=p.xp.float64, device="cpu")
-    # set there: a copy from the host would wait for the device, and no CUDA graph could capture it
-    first = values[0][0]
-    numbers = like.new_full((len(values), len(values[0])), first, dtype=p.xp.float64)
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            if value != first:
-                numbers[i, j] = value
-    return numbers
+@lru_cache(maxsize=256)
+def _scale(coefficients: tuple[int, int, int], drop: int, n: int, m: int) -> tuple[float, ...]:
+    """The coefficients over the numbers of pairs.
+
+    Outside the sums: 1/N and 1/M rounded in float32 would not cancel in MMD^2.
+    """
+    totals = (n * n - n * (drop >= 1), m * m - m * (drop >= 1), n * m - n * (drop >= 2))
+    return tuple([c / total for c, total in zip(coefficients, totals, strict=True)])
 
 
-def _row_weights(p: Problem, given: Array | None, like: Array) -> Array:
-    """(B, N) in the dtype that is computed in; given weights times a power of two, lest their products overflow."""
-    if given is None:
-        return np.ones(like.shape[:2], p.compute) if p.xp is np else like.new_ones(like.shape[:2])
-    rows = p.rows(given)[..., 0]
+def _linear(function: Callable[..., Any], x: Array, y: Array, sigma: Sigma, weights: Any, **options: Any) -> Any:
+    """The mean of the function's u-statistics of pairs of rows, the terms of Gretton's Lemma 14."""
+    xp: Any = sys.modules["torch"] if checks.is_tensor(x) else np
+
+    def pairs(sample: Array) -> Array:
+        count = sample.shape[-2] // 2
+        return sample[..., : 2 * count, :].reshape(*sample.shape[:-2], count, 2, sample.shape[-1])
+
+    def for_each(numbers: Any) -> Any:
+        # those of a problem are those of its pairs
+        if isinstance(numbers, (list, tuple)):
+            return [entry[..., None] if getattr(entry, "ndim", 0) else entry for entry in numbers]
+        return numbers[..., None, :] if getattr(numbers, "ndim", 0) > 1 else numbers
+
+    options |= {"sigma": for_each(sigma), "weights": for_each(weights), "estimator": "u_statistic"}
+    found = function(pairs(x), pairs(y), **options)
+
+    def mean(values: Array) -> Array:
+        wide = values.mean(-1, dtype=xp.float64)
+        return wide.to(values.dtype) if checks.is_tensor(wide) else np.asarray(wide, values.dtype)[()]
+
+    return KernelMeans(*map(mean, found)) if isinstance(found, KernelMeans) else mean(found)
+
+
+def _checked_weights(name: str, rows: Array, weights: Array, estimator: Estimator) -> tuple[Array, Array]:
+    checks.vector(f"{name}_weights", weights, rows.shape[-2], name, rows)
+    checks.pairs_of_weights(f"{name}_weights", weights, estimator)
+    return _without_effect(rows, weights)
+
+
+def _without_effect(rows: Array, weights: Array) -> tuple[Array, Array]:
+    """Rows of weight 0 that are not finite as copies of the heaviest row: no sum then meets 0 times NaN.
+
+    The derivative with respect to the weight of such a row is 0.
+    """
+    if rows.shape[-2] == 0:
+        return rows, weights
+    xp: Any = sys.modules["torch"] if checks.is_tensor(rows) else np
+    odd = (weights == 0) & ~xp.isfinite(rows).all(-1)
+    if xp is np and not odd.any():
+        return rows, weights
+    heaviest = weights.argmax(-1)[..., None, None]
+    batch = checks.batch_shape([("rows", tuple(rows.shape[:-2])), ("weights", tuple(weights.shape[:-1]))])
+    whole = xp.broadcast_to(rows, (*batch, *rows.shape[-2:]))
+    places = xp.broadcast_to(heaviest, (*batch, 1, rows.shape[-1]))
+    copy = np.take_along_axis(whole, places, -2) if xp is np else whole.gather(-2, places)
+    return xp.where(odd[..., None], copy, whole), xp.where(odd, xp.zeros_like(weights), weights)
+
+
+def _row_weights(call: Call, weights: Array | None, rows: Array) -> Array:
+    """(..., N) in the dtype that is computed in; given weights times a power of two, lest their products overflow."""
+    if weights is None:
+        return call.xp.ones(rows.shape[:-1], dtype=call.compute, **call.beside(rows))
+    weights = call.double(call.operand(weights, 1))
     # only ratios of weights matter; a power of two rounds nothing
-    greatest = checks.detached(p.xp.amax(double(p, rows), -1))[:, None]
-    unit = p.xp.exp2(-p.xp.floor(p.xp.log2(p.xp.where(greatest > 0, greatest, 1.0))))
-    return computed(p, double(p, rows) * unit)
+    greatest = checks.detached(call.xp.amax(weights, -1))[..., None]
+    unit = call.xp.exp2(-call.xp.floor(call.xp.log2(call.xp.where(greatest > 0, greatest, 1.0))))
+    return call.computed(weights * unit)
 
 
 def witness(
@@ -1013,34 +686,24 @@ def witness(
     array([ 0.3935, -0.3935])
     """
     points, x, y, x_weights, y_weights = under_autocast(points, x, y, x_weights, y_weights)
-    named = {"points": points}
-    for name, sample, row_weights in (("x", x, x_weights), ("y", y, y_weights)):
+    samples, row_weights, others = {"x": x, "y": y}, {"x": x_weights, "y": y_weights}, {}
+    for name, sample in samples.items():
         checks.two_point_sets("points", points, name, sample)
         checks.some_rows(name, sample, 1, "a mean")
-        named[name] = sample
-        if row_weights is not None:
-            checks.vector(f"{name}_weights", row_weights, sample.shape[-2], name, sample)
-            named[name], row_weights = _without_effect(sample, row_weights)
-            named[f"{name}_weights"] = row_weights[..., None]
-    p = Problem("rbf_matmul", named, sigma, weights, precision, backend)
-    at = p.rows(points)
-    sigmas, kernel_weights = p.bandwidths()
-    baseline = p.run.baselines(at, p.xp.concatenate([p.rows(x), p.rows(y)], 1), sigmas)
+        own = row_weights[name]
+        if own is not None:
+            checks.vector(f"{name}_weights", own, sample.shape[-2], name, sample)
+            samples[name], row_weights[name] = _without_effect(sample, own)
+            others[f"{name}_weights"] = tuple(own.shape[:-1])
+    call = prepare({"points": points, **samples}, sigma, weights, precision, backend, others)
+    at, sigma_weights = call.operand(points), call.bandwidths(sigma, weights)
+    x, y = (call.operand(sample) for sample in samples.values())
+    baseline = call.backend.baselines(at, call.xp.concatenate([x, y], -2), sigma_weights[0])
 
-    def mean(name: str, sample: Array) -> Array:
-        rows = p.rows(sample)
-        a = _row_weights(p, named.get(f"{name}_weights"), rows)
-        sums = p.run.rbf_matmul(at, rows, a[..., None], sigmas, kernel_weights, None, False, baseline, **p.modes)
-        return double(p, sums[..., 0]) / double(p, a).sum(-1)[..., None]
+    def mean(rows: Array, own: Array | None) -> Array:
+        a = _row_weights(call, own, rows)
+        operands = (at, rows, a[..., None], *sigma_weights, None, baseline)
+        sums = call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=False))
+        return call.double(sums[..., 0]) / call.double(a).sum(-1)[..., None]
 
-    return p.give(mean("x", named["x"]) - mean("y", named["y"]), p.scalar_dtype)
-
-
-def weighted_sum(weights: Array, factors: Array) -> Array:
-    """sum_s weights_s factors_s, (B,), for two (B, S), of which the weights may be numbers on the CPU."""
-    if not checks.is_tensor(weights) or weights.device == factors.device:
-        return (weights * factors).sum(-1)
-    if weights.shape[0] > 1 and weights.stride(0) != 0:
-        return (weights.to(factors.device) * factors).sum(-1)
-    # a number goes along as an argument; a copy would wait for the device
-    return sum(weights[0, s] * factors[:, s] for s in range(weights.shape[1]))
+    return call.result(mean(x, row_weights["x"]) - mean(y, row_weights["y"]), call.scalar_dtype)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import gkfast
 from gkfast import checks
+from gkfast.arguments import under_autocast
 from gkfast.checks import Estimator
-from gkfast.functional import under_autocast
 
 Bandwidth = float | Sequence[float] | Literal["median", "mean"]
 

@@ -19,52 +19,46 @@ _MIX = -7046029254386353131, -4658895280553007687
 
 
 def squared_norm(
-    values: Array, x: Array, y: Array, weights: Array, a: Array | None = None, b: Array | None = None
+    values: Array, x: Array, y: Array, weights: Any, a: Array | None = None, b: Array | None = None
 ) -> Array:
-    """values (B,) of the biased MMD^2 between x (B, N, D) and y (B, M, D), for kernel weights (B, S).
+    """values (...,) of the biased MMD^2 between x (..., N, D) and y (..., M, D), by kernel weights.
 
-    a (B, N) and b (B, M) are the weights of the rows, by default equal. The gradient stays that of the values.
+    a (..., N) and b (..., M) are the weights of the rows, by default equal. The gradient stays that of the values.
     """
+    numbers = type(weights) is tuple
+    if numbers and min(weights) < 0:
+        return values
+    xp: Any = sys.modules["torch"] if checks.is_tensor(values) else np
+    seen, x, y, weights, a, b = (checks.detached(array) for array in (values, x, y, weights, a, b))
     if a is not None and b is not None:
-        xp: Any = sys.modules["torch"] if checks.is_tensor(values) else np
         # a row's weight is one more coordinate of it
         x, y = xp.concatenate([x, a[..., None]], -1), xp.concatenate([y, b[..., None]], -1)
-    if checks.is_tensor(values):
-        return _of_tensors(values, x, y, weights)
-    found = np.maximum(values, 0)
-    if _may_be_equal(found, x, y, weights):
-        found = _zero_where_equal(found, x, y)
-    return np.where((weights >= 0).all(-1), found, values)
+    found = xp.clip(seen, 0, None)
+    if x.shape == y.shape and not (_visible(seen, weights) and _all_large(seen, weights)):
+        found = _zero_where_equal(xp, found, x, y)
+    if not numbers:
+        positive = (weights >= 0).all(-1)
+        found = xp.where(positive.to(seen.device) if xp is not np else positive, found, seen)
+    return found if xp is np else values + (found - seen)
 
 
-def _of_tensors(values: Array, x: Array, y: Array, weights: Array) -> Array:
+def _visible(*arrays: Any) -> bool:
+    """Whether values may be looked at: nobody traces, and no device is waited for."""
+    tensors = [array for array in arrays if checks.is_tensor(array)]
+    if not tensors:
+        return True
     from gkfast import ops
 
-    torch = sys.modules["torch"]
-    with torch.no_grad():
-        seen, x, y, weights = (t.detach() for t in (values, x, y, weights))
-        found = seen.clamp(min=0)
-        # numbers may be looked at where nobody traces and no device is waited for
-        visible = ops.visible(weights)
-        if visible and not bool((weights >= 0).all(-1).any()):
-            return values
-        if x.shape == y.shape and not (
-            visible and ops.visible(seen) and not _may_be_equal(found.numpy(), x, y, weights.numpy())
-        ):
-            found = _zero_where_equal(found, x, y)
-        if not visible or not bool((weights >= 0).all()):
-            found = torch.where((weights >= 0).all(-1).to(seen.device), found, seen)
-        change = found - seen
-    return values + change
+    return all(map(ops.visible, tensors))
 
 
-def _may_be_equal(values: np.ndarray, x: Array, y: Array, weights: np.ndarray) -> bool:
-    """Whether some values are so small that rounding could have made them, of two sets of one size."""
-    return x.shape == y.shape and not bool((values > _ROUNDING * weights.sum(-1)).all())
+def _all_large(values: Array, weights: Any) -> bool:
+    """Whether all values are greater than rounding could make them."""
+    total = sum(weights) if type(weights) is tuple else weights.sum(-1)
+    return bool((values > _ROUNDING * total).all())
 
 
-def _zero_where_equal(values: Array, x: Array, y: Array) -> Array:
-    xp: Any = sys.modules["torch"] if checks.is_tensor(values) else np
+def _zero_where_equal(xp: Any, values: Array, x: Array, y: Array) -> Array:
     equal = _fingerprint(xp, x) == _fingerprint(xp, y)
     # a NaN stays
     return xp.where(equal, abs(values) * 0, values)

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gkfast import checks
+from gkfast.arguments import Call, prepare, under_autocast, weighted_sum
 from gkfast.checks import Array, Backend, Precision, Sigma
-from gkfast.functional import Problem, computed, double, mmd2, on, under_autocast, weighted_sum
+from gkfast.functional import mmd2
 from gkfast.squared_norm import squared_norm
 
 # how many relabellings meet the kernel matrix at a time: enough to make its exponentials cheap beside the products
@@ -96,26 +97,27 @@ def mmd_test(
     x, y = under_autocast(x, y)
     checks.two_point_sets("x", x, "y", y)
     checks.permutation_test(estimator, permutations, seed, x, y)
-    p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, precision, backend)
-    n, m = x.shape[-2], y.shape[-2]
-    z = p.xp.concatenate([p.rows(checks.detached(x)), p.rows(checks.detached(y))], 1)
-    sigmas, kernel_weights = (checks.detached(t) for t in p.bandwidths())
-    baseline = p.run.baselines(z, z, sigmas)
+    call = prepare({"x": x, "y": y}, sigma, weights, precision, backend)
+    xp, n, m = call.xp, x.shape[-2], y.shape[-2]
+    x, y, sigma, weights = (checks.detached(value) for value in (x, y, sigma, weights))
+    z = xp.concatenate([call.operand(x), call.operand(y)], -2)
+    sigmas, kernel_weights = (checks.detached(numbers) for numbers in call.bandwidths(sigma, weights))
+    baseline = call.backend.baselines(z, z, sigmas)
 
     def times_kernel(columns: Array) -> Array:
         # without the diagonal, which every relabelling leaves where it is
-        columns = p.xp.broadcast_to(columns, (p.count, *columns.shape))
-        return p.run.rbf_matmul(z, z, columns, sigmas, kernel_weights, None, True, baseline, **p.modes)
+        operands = (z, z, call.operand(columns), sigmas, kernel_weights, None, baseline)
+        return call.double(call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=True)))
 
-    row_sums = double(p, times_kernel(p.xp.ones((n + m, 1), dtype=p.compute, **on(p, z))))[..., 0]
-    total = row_sums.sum(-1)[:, None]
+    row_sums = times_kernel(xp.ones((n + m, 1), dtype=call.compute, **call.beside(z)))[..., 0]
+    total = row_sums.sum(-1)[..., None]
     diagonal = 0 if estimator == "biased" else 1
     statistics, tolerances = [], []
     for chunk in _labels(n, m, permutations, seed):
-        first = p.xp.asarray(chunk.T.copy(), **on(p, z))
-        products = double(p, times_kernel(computed(p, first)))
-        within_x = p.xp.einsum("nr,bnr->br", double(p, first), products)
-        between = p.xp.einsum("nr,bn->br", double(p, first), row_sums) - within_x
+        first = xp.asarray(chunk.T.copy(), **call.beside(z))
+        products, wide = times_kernel(call.computed(first)), call.double(first)
+        within_x = xp.einsum("nr,...nr->...r", wide, products)
+        between = xp.einsum("nr,...n->...r", wide, row_sums) - within_x
         within_y = total - 2 * between - within_x
         # what a difference of sums is known to: those of the larger sample may hide the smaller one's; the diagonal,
         # the same for all, adds no rounding that could look like a difference
@@ -123,18 +125,17 @@ def mmd_test(
         means = within_x / (n * (n - diagonal)), within_y / (m * (m - diagonal)), 2 * between / (n * m)
         statistics.append(means[0] + means[1] - means[2])
         tolerances.append(sum(abs(mean) for mean in means) + known)
-    statistic = p.xp.concatenate(statistics, 1)
+    statistic = xp.concatenate(statistics, -1)
     # the observed labels come first
-    tolerance = 8 * p.xp.finfo(p.compute).eps * p.xp.concatenate(tolerances, 1)
-    not_below = (statistic >= statistic[:, :1] - tolerance).sum(1)
+    tolerance = 8 * xp.finfo(call.compute).eps * xp.concatenate(tolerances, -1)
+    not_below = (statistic >= statistic[..., :1] - tolerance).sum(-1)
     # a statistic that is no number rejects nothing
-    number = statistic[:, 0] == statistic[:, 0]
-    p_value = p.xp.where(number, double(p, not_below) / statistic.shape[1], math.nan)
+    number = statistic[..., 0] == statistic[..., 0]
+    p_value = xp.where(number, call.double(not_below) / statistic.shape[-1], math.nan)
     # by sums of its own, which keep the digits that differences of all pairs' lose
-    x, y, sigma, weights = (checks.detached(value) for value in (x, y, sigma, weights))
     modes: dict[str, Any] = {"estimator": estimator, "precision": precision, "backend": backend}
-    observed = checks.detached(mmd2(x, y, sigma, weights=weights, **modes))
-    return MMDTest(observed, p.give(p_value, _float64(p)))
+    observed = mmd2(x, y, sigma, weights=weights, **modes)
+    return MMDTest(observed, call.result(p_value, (sys.modules["torch"] if call.tensors else np).float64))
 
 
 def _labels(n: int, m: int, permutations: int, seed: Any) -> Iterator[np.ndarray]:
@@ -225,25 +226,26 @@ def mmd2_and_variance(
     x, y = under_autocast(x, y)
     checks.two_point_sets("x", x, "y", y)
     checks.variance_of_mmd2(variance, estimator, x, y)
-    p = Problem("rbf_matmul", {"x": x, "y": y}, sigma, weights, precision, backend)
-    x3, y3 = double(p, p.rows(x)), double(p, p.rows(y))
-    sigmas, kernel_weights = p.bandwidths()
-    baseline = p.run.baselines(x3, y3, sigmas)
-    xx, yy = _sums(p, x3, x3, baseline, True), _sums(p, y3, y3, baseline, True)
-    xy, yx = _sums(p, x3, y3, baseline), _sums(p, y3, x3, baseline)
+    call = prepare({"x": x, "y": y}, sigma, weights, precision, backend)
     n, m = x.shape[-2], y.shape[-2]
+    x, y = call.double(call.operand(x)), call.double(call.operand(y))
+    sigmas, kernel_weights = call.bandwidths(sigma, weights)
+    baseline = call.backend.baselines(x, y, sigmas)
+    bandwidths = (sigmas, kernel_weights, baseline)
+    xx, yy = _sums(call, x, x, bandwidths, True), _sums(call, y, y, bandwidths, True)
+    xy, yx = _sums(call, x, y, bandwidths), _sums(call, y, x, bandwidths)
     pairs = n * m
     total = xy.rows.sum(-1)
     within_x, within_y, diagonal = xx.rows.sum(-1), yy.rows.sum(-1), 1
     if estimator == "biased":
-        own = weighted_sum(double(p, kernel_weights), 1 - baseline)
+        own = weighted_sum(kernel_weights, 1 - baseline)
         within_x, within_y, diagonal = within_x + n * own, within_y + m * own, 0
     squared = within_x / (n * (n - diagonal)) + within_y / (m * (m - diagonal)) - 2 * total / pairs
     if estimator == "biased":
-        squared = squared_norm(squared, x3, y3, kernel_weights)
+        squared = squared_norm(squared, x, y, kernel_weights)
+    squared = call.result(squared, call.scalar_dtype)
     if variance == "biased":
-        spread = _biased_variance(xx, yy, xy, yx, n)
-        return MMD2AndVariance(p.give(squared, p.scalar_dtype), p.give(spread, p.scalar_dtype))
+        return MMD2AndVariance(squared, call.result(_biased_variance(xx, yy, xy, yx, n), call.scalar_dtype))
 
     square_x, square_y = (xy.rows**2).sum(-1), (yx.rows**2).sum(-1)
     apart = (total**2 - square_x - square_y + xy.squares) / (pairs * (n - 1) * (m - 1))
@@ -255,31 +257,33 @@ def mmd2_and_variance(
         together = (sums.rows * across.rows).sum(-1)
         separate = (sums.rows.sum(-1) * total - 2 * together) / (rows - 2)
         spread = spread - 8 * (together - separate) / (rows**2 * (rows - 1) * others)
-    return MMD2AndVariance(p.give(squared, p.scalar_dtype), p.give(spread, p.scalar_dtype))
+    return MMD2AndVariance(squared, call.result(spread, call.scalar_dtype))
 
 
 class _Sums(NamedTuple):
-    rows: Array  # (B, N) sums over j of K_ij - sum_s w_s baseline_s
-    squares: Array  # (B,) sum over all pairs of the squares of these differences
+    rows: Array  # (..., N) sums over j of K_ij - sum_s w_s baseline_s
+    squares: Array  # (...,) sum over all pairs of the squares of these differences
 
 
-def _sums(p: Problem, x: Array, y: Array, baseline: Array, skip_diagonal: bool = False) -> _Sums:
-    """A constant less in K changes neither MMD^2 nor its variance: with the baselines (B, S) less it cancels less."""
-    sigma, weights = (double(p, t) for t in p.bandwidths())
-    one = p.xp.ones((*y.shape[:2], 1), dtype=p.xp.float64, **on(p, y))
+def _sums(call: Call, x: Array, y: Array, bandwidths: tuple[Any, Any, Array], skip_diagonal: bool = False) -> _Sums:
+    """A constant less in K changes neither MMD^2 nor its variance: with the baselines less it cancels less."""
+    numbers, baseline = bandwidths[:2], bandwidths[2]
+    sigma, weights = (call.double(call.array(values)) for values in numbers)
+    one = call.xp.ones((*y.shape[:-1], 1), dtype=call.xp.float64, **call.beside(y))
 
     def rows(sigma: Array, weights: Array, baseline: Array) -> Array:
-        return p.run.rbf_matmul(x, y, one, sigma, weights, None, skip_diagonal, baseline, **p.modes)[..., 0]
+        operands = (x, y, one, sigma, weights, None, baseline)
+        return call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=skip_diagonal))[..., 0]
 
-    sums = rows(sigma, weights, baseline)
+    sums = rows(*numbers, baseline)
     # k_s k_t is the Gaussian of 1 / sigma^2 = 1 / sigma_s^2 + 1 / sigma_t^2, without squares, which may overflow
-    pairs = (x.shape[0], sigma.shape[1] ** 2)
-    one_width, other = sigma[:, :, None], sigma[:, None, :]
-    widths = (one_width * (other / p.xp.hypot(one_width, other))).reshape(pairs)
-    products = (weights[:, :, None] * weights[:, None, :]).reshape(pairs)
-    both = (baseline[:, :, None] * baseline[:, None, :]).reshape(pairs)
+    pairs = (*sigma.shape[:-1], sigma.shape[-1] ** 2)
+    one_width, other = sigma[..., :, None], sigma[..., None, :]
+    widths = (one_width * (other / call.xp.hypot(one_width, other))).reshape(pairs)
+    products = (weights[..., :, None] * weights[..., None, :]).reshape(pairs)
+    both = (baseline[..., :, None] * baseline[..., None, :]).reshape(pairs)
     # (K - c)^2 = (K^2 - c^2) - 2 c (K - c) with c = sum_s w_s baseline_s
-    squares = rows(widths, products, both).sum(-1) - 2 * weighted_sum(weights, baseline) * sums.sum(-1)
+    squares = rows(widths, products, both).sum(-1) - 2 * weighted_sum(numbers[1], baseline) * sums.sum(-1)
     return _Sums(sums, squares)
 
 
@@ -307,7 +311,3 @@ def _biased_variance(xx: _Sums, yy: _Sums, xy: _Sums, yx: _Sums, n: int) -> Arra
         - (8 * n - 12) * across**2 / (n**4 * pairs)
         + 8 * ((of_x + of_y) * across / n - together) / (n**2 * pairs)
     )
-
-
-def _float64(p: Problem) -> Any:
-    return (sys.modules["torch"] if p.tensors else np).float64

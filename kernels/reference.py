@@ -120,8 +120,9 @@ def score(
     return torch.einsum("bnm,bnmd->bnd", pull, y[:, None, :, :] - x[:, :, None, :])
 
 
-def _three_sums(kernel, x: Tensor, y: Tensor, a: Tensor, b: Tensor, drop: int) -> Tensor:
+def _three_sums(kernel, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, drop: int) -> Tensor:
     n, m = x.shape[1], y.shape[1]
+    a, b = (p.new_ones(p.shape[:2]) if u is None else u for p, u in ((x, a), (y, b)))
 
     def total(p: Tensor, q: Tensor, u: Tensor, v: Tensor, drop_diagonal: bool) -> Tensor:
         pairs = u[:, :, None] * v[:, None, :] * kernel(p, q)
@@ -135,12 +136,15 @@ def _three_sums(kernel, x: Tensor, y: Tensor, a: Tensor, b: Tensor, drop: int) -
     )
 
 
-def kernel_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, sigma: Tensor, weights: Tensor, *, drop: int) -> Tensor:
+def kernel_sums(
+    x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, sigma: Tensor, weights: Tensor, *, drop: int
+) -> Tensor:
     """The three sums behind kernel means and MMD^2: xx, yy, xy, (B, 3).
 
         xx = sum_ij a_i a_j K(x_i, x_j),  yy = sum_ij b_i b_j K(y_i, y_j),  xy = sum_ij a_i b_j K(x_i, y_j)
 
-    drop = 0 keeps all pairs, 1 drops i = j from xx and yy, 2 from xy as well. See gkfast.kernel_means.
+    Without a or b all weights are one. drop = 0 keeps all pairs, 1 drops i = j from xx and yy, 2 from xy as well. See
+    gkfast.kernel_means.
     """
     return _three_sums(lambda p, q: rbf(p, q, sigma, weights), x, y, a, b, drop)
 
@@ -149,14 +153,14 @@ def mmd2(
     scale: Tensor,
     x: Tensor,
     y: Tensor,
-    a: Tensor,
-    b: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
     sigma: Tensor,
     weights: Tensor,
-    baseline: Tensor,
     *,
     drop: int,
 ) -> Tensor:
     """scale_xx xx + scale_yy yy + scale_xy xy of the sums of K - sum_s w_s baseline_s, (B,). See gkfast.mmd2."""
+    baseline = baselines(x, y, sigma)
     sums = _three_sums(lambda p, q: rbf_less(p, q, sigma, weights, baseline), x, y, a, b, drop)
     return (scale * sums).sum(-1)

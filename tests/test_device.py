@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import gkfast
 import gkfast.nn
-from gkfast.ops.define import gpu_kernels
+from gkfast.ops.operator import gpu_kernels
 
 pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platform")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py has the GPU itself")

@@ -23,7 +23,7 @@ from triton.runtime.interpreter import GridExecutor  # noqa: E402
 import gkfast  # noqa: E402  (after triton)
 from gkfast.kernels import gpu, reference  # noqa: E402  (needs triton)
 from gkfast.kernels.gpu import packed  # noqa: E402
-from gkfast.ops.define import gpu_kernels  # noqa: E402
+from gkfast.ops.operator import gpu_kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {  # kernel absolute, gradients relative to the norm

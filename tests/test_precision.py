@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gkfast
 from gkfast import ops
 from gkfast.functional import Problem
-from gkfast.ops.define import gpu_kernels
+from gkfast.ops.operator import gpu_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODES = ("highest", "high", "medium")

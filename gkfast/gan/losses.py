@@ -20,7 +20,7 @@ import gkfast
 import gkfast.distributed
 from gkfast.gan import checks
 from gkfast.nn import ArticleRegularizer, Bandwidth, KDERatioLoss, MMDLoss, RepulsiveLoss
-from gkfast.ops.define import plain
+from gkfast.ops.operator import plain
 
 # what judges single samples, what compares sets of a critic's features, and what compares sets of samples
 ADVERSARIES = ("gan", "rpgan", "hinge", "article")

@@ -1,26 +1,19 @@
-"""The torch operators `gkfast::*`: schema, device kernels, fake kernels, derivatives.
-
-Each operator has one `torch.autograd.Function`; the function of the operator's name calls it. The same formulas are
-registered with the operator itself, which is what a compiled graph holds.
+"""The torch operators `gkfast::*`: each a declaration, from which operator.py makes kernels' calls and derivatives.
 
 One algebra gives all derivatives. With S = sum_ij K_ij g_i . v_j, every first derivative of an operator here is a
 first derivative of S, with fused kernels (`*_backward`, and `kernel_sums`, which computes its gradients in the
 forward sweep). Forward mode asks for the change of S along a direction, and that is again a product with the kernel
-matrix (`matmul_change` in rbf_matmul.py); a second derivative, in either mode, is a derivative of that change. So
-these need no kernels of their own and O(N) memory.
+matrix (`RbfMatmul.change`); a second derivative, in either mode, is a derivative of that change. So these need no
+kernels of their own and O(N) memory.
 """
 
-from gkfast.ops.define import differentiated, torch_precision, visible
 from gkfast.ops.kernel_sums import baselines, kernel_sums, kernel_sums_with_gradients, mmd2
 from gkfast.ops.log_density import log_density, score
+from gkfast.ops.operator import differentiated, torch_precision, visible
 from gkfast.ops.rbf import rbf, rbf_backward, rbf_out
 from gkfast.ops.rbf_matmul import rbf_matmul, rbf_matmul_backward
 
-# the operations whose value and derivatives run on GPU kernels; the others run the reference there
-ON_GPU = frozenset({"kernel_sums", "log_density", "mmd2", "rbf", "rbf_matmul", "score"})
-
 __all__ = [
-    "ON_GPU",
     "baselines",
     "differentiated",
     "kernel_sums",

@@ -2,439 +2,274 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gkfast.ops.define import (
-    Wants,
-    add,
-    array,
-    call,
-    define,
-    derive,
-    fake,
-    folded,
-    forward_mode,
-    mark_unwanted,
-    numbers,
-    run,
-    tensor,
-    unwanted,
-    visible,
-    wanted,
-)
-from gkfast.ops.rbf_matmul import (
-    COLUMN,
-    ROW,
-    WHOLE,
-    Tile,
-    block_change,
-    coordinate_blocks,
-    matmul_change,
-    rbf_matmul,
-    tiles,
-    vjp_by_tiles,
-)
+from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, kernels, plain
+from gkfast.ops.rbf_matmul import rbf_matmul, tile_change
+from gkfast.ops.tiling import Tile, add, tiles, vjp_by_tiles
+from gkfast.ops.torch_private import transforms
+
+# one combination for each of the three sums
+_EACH = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+# of each sum its points and their weights, as places in (x, y, a, b), and from which `drop` on i = j is left out
+_PAIRS = ((0, 0, 2, 2, 1), (1, 1, 3, 3, 1), (0, 1, 2, 3, 2))
+# the axes of points, weights, sigma, kernel weights and baseline of such a pair
+_PAIR_AXES = (("N", "D"), ("M", "D"), ("N",), ("M",), ("S",), ("S",), ("S",))
 
 
-def kernel_sums(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    precision: str = "highest",
+class Baselines(Operator):
+    """1 or 0 for each bandwidth, to be subtracted from its kernel. See gkfast.kernels.reference.baselines."""
+
+    name = "baselines"
+    tensors = "x: N D, y: M D, sigma: S"
+    result = "S"
+    result_float64 = True
+
+    @torch.no_grad()
+    def __call__(self, *arguments: Argument, **options: Any) -> Tensor:
+        x, y, sigma = arguments
+        if not torch.compiler.is_dynamo_compiling() and not transforms() and plain(arguments):
+            found: Tensor = self.on_cpu(arguments, options)
+            return found
+        from gkfast.kernels import reference
+
+        batch = x.shape[:-2]
+        mean_square = reference.mean_square_distance(*(t.reshape(batch.numel(), *t.shape[-2:]) for t in (x, y)))
+        mean_square = mean_square.reshape(batch)
+        if type(sigma) is tuple:
+            return torch.stack([mean_square <= one * one for one in sigma], -1).double()
+        return (mean_square[..., None] <= sigma.to(mean_square).square()).double()
+
+
+baselines = Baselines()
+
+
+class Sums(Operator):
+    """The sums over xx, yy and xy pairs, added up in float64; without a or b all weights are one.
+
+        xx = sum_ij a_i a_j K(x_i, x_j),  yy = sum_ij b_i b_j K(y_i, y_j),  xy = sum_ij a_i b_j K(x_i, y_j)
+
+    less_baselines: of K less the baselines of its bandwidths. See gkfast.kernel_means, gkfast.mmd2.
+    """
+
+    name = "sums"
+    tensors = "x: N D, y: M D, a?: N, b?: M, sigma: S, weights: S"
+    result = "3"
+    result_float64 = True
+    options = MappingProxyType({"drop": "int", "less_baselines": "bool"})
+    gradients = "x y a b sigma weights"
+
+    def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
+        operands = _operands(tensors, options)
+        found = []
+        for *places, least in _PAIRS:
+            pair, moved = ([ts[k] for k in (*places, 4, 5, 6)] for ts in (operands, (*tangents, None)))
+            found.append(_pair_change(rbf_matmul.change, pair, moved, options["drop"] >= least))
+        return torch.stack(found, -1)
+
+    def change_vjp(
+        self, g: Tensor, tensors: Sequence[Any], tangents: Sequence[Any], options: Options, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        operands = _operands(tensors, options)
+        # of g, the six tensors and the baseline
+        found: list[Tensor | None] = [None] * 8
+        of_g: list[Any] = []
+        for number, (*points, least) in enumerate(_PAIRS):
+            places = (*points, 4, 5, 6)
+            pair, moved = ([ts[k] for k in places] for ts in (operands, (*tangents, None)))
+
+            def total(tile: Tile, g: Tensor, *both: Any, least: int = least) -> Tensor:
+                skip = options["drop"] >= least and tile.on_diagonal
+                # what does not depend on coordinates belongs to the first block of them
+                first = tile.coordinates.start == 0
+                return (g[..., 0] * _pair_change(partial(tile_change, tile), both[:7], both[7:], skip, first)).sum()
+
+            of_pair = [needed[0], *([*needed, False][k + 1] for k in places), *[False] * 7]
+            parts = tiles(pair[0].shape[-2], pair[1].shape[-2], pair[0].shape[-1], 1)
+            inputs = (g[..., number : number + 1], *pair, *moved)
+            dg, *gradients = vjp_by_tiles(total, inputs, (("1",), *_PAIR_AXES, *_PAIR_AXES), of_pair, parts)[:8]
+            of_g.append(dg)
+            for place, gradient in zip(places, gradients, strict=True):
+                found[place + 1] = add([found[place + 1]], [gradient])[0]
+        return [torch.cat(of_g, -1) if needed[0] else None, *found[1:7]]
+
+
+def _operands(tensors: Sequence[Any], options: Options) -> list[Any]:
+    """(x, y, a, b, sigma, weights, baseline), with ones in place of no weights."""
+    x, y, a, b, sigma, weights = tensors
+    a, b = (p.new_ones(p.shape[:-1]) if u is None else u for p, u in ((x, a), (y, b)))
+    return [x, y, a, b, sigma, weights, baselines(x, y, sigma.detach()) if options["less_baselines"] else None]
+
+
+def _pair_change(
+    change: Callable[..., Tensor], pair: Sequence[Any], moved: Sequence[Any], skip: bool, with_u: bool = True
 ) -> Tensor:
-    """The sums over xx, yy and xy pairs, (B, 3), added up in float64. See gkfast.kernel_means."""
-    each = torch.eye(3, dtype=torch.float64, device=x.device).expand(x.shape[0], 3, 3)
-    return _combined_sums(each, x, y, a, b, sigma, weights, drop, None, precision)
+    """The change of sum_ij u_i K(p_i, q_j) v_j; `change` gives that of K v."""
+    p, q, u, v, sigma, weights, baseline = pair
+    tp, tq, tu, tv, tsigma, tweights, _ = moved
+    operands = (p, q, v[..., None], sigma, weights, None, baseline)
+    tangents = (tp, tq, None if tv is None else tv[..., None], tsigma, tweights, None, None)
+    total = (u * change(operands, tangents, {"skip_diagonal": skip})[..., 0]).sum(-1)
+    if tu is not None and with_u:
+        total = total + (tu.double() * rbf_matmul(*operands, skip_diagonal=skip)[..., 0]).sum(-1)
+    return total
 
 
-def mmd2(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    scale: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    baseline: Tensor,
-    precision: str = "highest",
-) -> Tensor:
-    """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,), added up in float64. See gkfast.mmd2."""
-    return _combined_sums(scale, x, y, a, b, sigma, weights, drop, baseline, precision)
+def _call_kernel(device: str, scale: Any, operands: Sequence[Any], options: Options) -> Sequence[Any]:
+    less_baselines = options.pop("less_baselines")
+    x, y, _, _, sigma, _ = operands
+    own = (kernels("cpu").baselines if device == "cpu" else baselines)(x, y, sigma) if less_baselines else None
+    found: Sequence[Any] = kernels(device).kernel_sums_with_gradients(scale, *operands, own, **options)
+    return found
 
 
-@torch.no_grad()
-def baselines(x: Tensor, y: Tensor, sigma: Tensor) -> Tensor:
-    """1 or 0 for each bandwidth, (B, S) float64. See gkfast.kernels.reference.baselines."""
-    if all(visible(tensor) for tensor in (x, y, sigma)):
-        from gkfast.kernels import cpu
+class SumsWithGradients(Gradient):
+    """The sums, and the gradients of g . sums."""
 
-        return torch.from_numpy(cpu.baselines(array(x), array(y), numbers(sigma)))
-    from gkfast.kernels import reference
+    with_value = True
 
-    shared = sigma.shape[0] == 1 or sigma.stride(0) == 0
-    if sigma.device != x.device and shared and not torch.compiler.is_dynamo_compiling():
-        # a number goes along as an argument; a copy would wait for the device, and no graph could capture it
-        mean_square = reference.mean_square_distance(x, y)
-        return torch.stack([mean_square <= one.square() for one in sigma[0].double()], -1).double()
-    return reference.baselines(x, y, sigma)
+    def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
+        g, *tensors = operands
+        _, sums, *found = _call_kernel(device, g[:, None], tensors, options)
+        return sums, *(None if d is None else d[:, 0] for d in found)
 
 
-def _combined_sums(
-    scale: Tensor,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    baseline: Tensor | None,
-    precision: str,
-) -> Tensor:
-    """scale . sums, (B,), for the combination that scale (B, 3) holds, or (B, R) for those of scale (B, R, 3).
-
-    In the dtype of x, as the caller will want it: a cast of its own would take as long as a small kernel.
+class Combinations(Operator):
+    """scale . sums, and beside it what backward needs: the sums, and the gradients of each combination.
 
     The sweep that computes the values computes the gradients that will be asked for; backward scales them.
     """
-    differentiable = torch.is_grad_enabled()
-    wants = [differentiable and t.requires_grad for t in (x, y, a, b, sigma, weights)]
-    modes = (drop, baseline, wants, precision)
-    return call("kernel_sums", _KernelSums, scale, x, y, a, b, sigma, weights, *modes)[0]
 
+    def __init__(self, name: str, rows: str) -> None:
+        # rows: the axis that counts combinations, or none of a single one
+        self.name, self.rows = name, tuple(rows.split())
+        self.tensors = f"scale: {rows} 3, {Sums.tensors}"
+        self.options = {**Sums.options, "wants": "bool[]"}
+        super().__init__()
+        self.define()
+        self.differentiate()
 
-def kernel_sums_with_gradients(
-    scale: Tensor,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    baseline: Tensor | None,
-    wants: Wants,
-    precision: str = "highest",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The sums (B, 3) and the gradients of scale (B, 3) . sums to (x, y, a, b, sigma, weights), differentiable."""
-    arguments = (scale, x, y, a, b, sigma, weights, drop, baseline, list(wants), precision)
-    return call("kernel_sums_with_gradients", _KernelSumsWithGradients, *arguments)
+    def declared_outputs(self) -> list[Output]:
+        values = [Output(self.rows, self.x), Output(("3",), None)]
+        return values + [Output((*self.rows, *slot.axes), k) for k, slot in enumerate(self.slots) if k > 0]
 
+    def __call__(self, *arguments: Argument, **options: Any) -> Tensor:
+        found: Any = super().__call__(*arguments, **options, wants=None)
+        value: Tensor = found if isinstance(found, Tensor) else found[0]
+        return value
 
-def _kernel_sums_fake(
-    scale: Tensor,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    baseline: Tensor | None,
-    wants: Wants,
-    precision: str,
-) -> tuple[Tensor, ...]:
-    shape = scale.shape[:-1]
-    gradients = (
-        t.new_empty(*shape, *t.shape[1:]) if want else unwanted(t)
-        for t, want in zip((x, y, a, b, sigma, weights), wants, strict=True)
-    )
-    return x.new_empty(shape), scale.new_empty(len(x), 3), *gradients
+    def flat(self, arguments: Sequence[Argument], options: Options) -> tuple[Any, ...]:
+        if options["wants"] is None:
+            graph = torch.is_grad_enabled()
+            options = {
+                **options,
+                "wants": [graph and isinstance(a, Tensor) and a.requires_grad for a in arguments[1:]],
+            }
+        return super().flat(arguments, options)
 
+    def kernel_options(self, device: str, options: Options) -> Options:
+        found = {name: options[name] for name in ("drop", "less_baselines", *["precision"] * (device == "cuda"))}
+        return {**found, "wants": tuple(options["wants"] or [False] * 6)}
 
-def _kernel_sums_cpu(
-    scale: Tensor,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    baseline: Tensor | None,
-    wants: Wants,
-    precision: str,
-) -> tuple[Tensor, ...]:
-    """The combinations, the sums, and each combination's gradients: (B, R), (B, 3), (B, R, ...), or without the R."""
-    from gkfast.kernels import cpu
+    def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
+        scale, *tensors = operands
+        if device == "cuda" and scale.device != tensors[0].device:
+            scale = _filled(scale, tensors[0])
+        if self.rows:
+            return _call_kernel(device, scale, tensors, options)
+        values, sums, *found = _call_kernel(device, scale[:, None], tensors, options)
+        return values[:, 0], sums, *[None if d is None else d[:, 0] for d in found]
 
-    arrays = (array(x), array(y), array(a), array(b), numbers(sigma), numbers(weights))
-    scales = array(scale if scale.ndim == 3 else scale[:, None])
-    baselines = None if baseline is None else numbers(baseline)
-    values, sums, *gradients = cpu.kernel_sums_with_gradients(scales, *arrays, drop, baselines, wants)
-    if scale.ndim == 2:
-        values, *gradients = (None if d is None else d[:, 0] for d in (values, *gradients))
-    likes = (x, y, a, b, sigma, weights)
-    gradients = [tensor(d, like) for d, like in zip(gradients, likes, strict=True)]
-    return tensor(values, x), torch.from_numpy(sums), *gradients
+    def eager(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Tensor:
+        # those of (scale, x, y, a, b, sigma, weights), behind the Function's own two
+        options = {**options, "wants": ctx.needs_input_grad[3:]}
+        found = self.on_cpu(arguments, options)
+        ctx.save_for_backward(*self.save(ctx, arguments, options, found))
+        value: Tensor = found[0]
+        return value
 
+    def save(self, ctx: Any, arguments: Sequence[Argument], options: Options, result: Any) -> list[Any]:
+        _, sums, *gradients = result
+        own = [d for d, want in zip(gradients, options["wants"], strict=True) if want]
+        return [*super().save(ctx, arguments, options, result), sums, *own]
 
-def _kernel_sums_gpu(
-    scale: Tensor,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    baseline: Tensor | None,
-    wants: Wants,
-    precision: str,
-) -> tuple[Tensor, ...]:
-    from gkfast.kernels import gpu
+    def constants(self, results: Sequence[Any], wants: Sequence[bool]) -> list[Tensor]:
+        return [t for t in results[1:] if t is not None]
 
-    x, y, a, b = x.contiguous(), y.contiguous(), a.contiguous(), b.contiguous()
-    scales = scale.detach() if scale.ndim == 3 else scale.detach()[:, None]
-    arguments = (scales, x, y, a, b, sigma, weights, drop, baseline, tuple(wants), precision)
-    values, sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
-    if scale.ndim == 2:
-        values, *gradients = (None if d is None else d[:, 0] for d in (values, *gradients))
-    likes = (x, y, a, b, sigma, weights)
-    gradients = [unwanted(like) if d is None else d.to(like) for d, like in zip(gradients, likes, strict=True)]
-    return values, sums, *gradients
-
-
-def _with_gradients_fake(
-    scale: Tensor,
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    drop: int,
-    baseline: Tensor | None,
-    wants: Wants,
-    precision: str,
-) -> tuple[Tensor, ...]:
-    gradients = (fake(t, want) for t, want in zip((x, y, a, b, sigma, weights), wants, strict=True))
-    return scale.new_empty(x.shape[0], 3), *gradients
-
-
-def _with_gradients_cpu(scale: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return _kernel_sums_cpu(scale, *arguments)[1:]
-
-
-def _with_gradients_gpu(scale: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return _kernel_sums_gpu(scale, *arguments)[1:]
-
-
-define(
-    "kernel_sums(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"
-    " int drop, Tensor? baseline, bool[] wants, str precision)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _kernel_sums_fake,
-    _kernel_sums_cpu,
-    _kernel_sums_gpu,
-)
-define(
-    "kernel_sums_with_gradients(Tensor scale, Tensor x, Tensor y, Tensor a, Tensor b, Tensor sigma, Tensor weights,"
-    " int drop, Tensor? baseline, bool[] wants, str precision)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _with_gradients_fake,
-    _with_gradients_cpu,
-    _with_gradients_gpu,
-)
-
-
-def _kernel_sums(*arguments: Any) -> tuple[Tensor, ...]:
-    return call("kernel_sums", _KernelSums, *arguments)
-
-
-class _KernelSums(torch.autograd.Function):
-    """Returns the values, and beside them what backward needs: the sums and the gradients of each value."""
-
-    vmap = staticmethod(folded(_kernel_sums))
-
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return run("kernel_sums", arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.drop, baseline, ctx.wants, ctx.precision = inputs[7:]
-        gradients = [d for d, want in zip(output[2:], ctx.wants, strict=True) if want]
-        ctx.save_for_backward(*inputs[:7], baseline, output[1], *gradients)
-        ctx.save_for_forward(*inputs[:7], baseline, output[1])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor | None, *_: Any) -> Any:
-        if g is None:
-            return (None,) * 11
-        scale, x, y, a, b, sigma, weights, baseline, sums, *gradients = ctx.saved_tensors
-        needed = list(ctx.needs_input_grad[1:7])
-        lacking = any(need and not want for need, want in zip(needed, ctx.wants, strict=True))
-        if torch.is_grad_enabled() or lacking:
-            # gradients must themselves be differentiable, or a transform asks for what was not foreseen
-            total = g[..., None] * scale
-            total = total.sum(1) if scale.ndim == 3 else total
-            arguments = (x, y, a, b, sigma, weights, ctx.drop, baseline, needed, ctx.precision)
-            sums, *gradients = kernel_sums_with_gradients(total, *arguments)
+    def backward(self, ctx: Any, g: Sequence[Tensor | None], needed: Sequence[bool]) -> Sequence[Tensor | None]:
+        if g[0] is None:
+            return [None] * self.count
+        weight, saved, wants, of_tensors = g[0], ctx.saved_tensors, ctx.options["wants"], needed[1:]
+        sums, own = saved[self.count], saved[self.count + 1 :]
+        if torch.is_grad_enabled() or (of_tensors != wants and _lacking(of_tensors, wants)):
+            # gradients must themselves be differentiable, or a transform asks for one that was not foreseen
+            scale, *tensors = self.restored(ctx, saved)[: self.count]
+            options = {**ctx.options, "wants": list(of_tensors)}
+            sums, *found = kernel_sums_with_gradients(self._of_sums(weight.double(), scale), *tensors, **options)
+            gradients: list[Any] = [d if need else None for d, need in zip(found, of_tensors, strict=True)]
         else:
-            found = iter(gradients)
-            gradients = [next(found) if want else None for want in ctx.wants]
-            gradients = [_weighted(g, d) if need else None for d, need in zip(gradients, needed, strict=True)]
-        dscale = g[..., None] * _for_each(scale, sums) if ctx.needs_input_grad[0] else None
-        return dscale, *wanted(gradients, needed), None, None, None, None
+            gradients = [None] * 6
+            for k, d in zip([k for k in range(6) if wants[k]], own, strict=True):
+                gradients[k] = self._times(weight, d) if of_tensors[k] else None
+        of_scale = weight[..., None] * (sums[..., None, :] if self.rows else sums) if needed[0] else None
+        return [of_scale, *gradients]
 
-    @forward_mode
-    def jvp(ctx: Any, saved: Sequence[Any], tscale: Tensor | None, *tangents: Any) -> Any:
-        scale, x, baseline, sums = saved[0], saved[1], saved[7], saved[8]
+    def jvp(self, ctx: Any, saved: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        scale, *tensors = self.as_tensors(self.restored(ctx, saved)[: self.count])
+        sums, (tscale, *tangents) = saved[self.count], tangents
         total: Any = 0.0
         if tscale is not None:
-            total = (tscale * _for_each(scale, sums)).sum(-1)
-        if any(t is not None for t in tangents[:6]):
-            change = _sums_change(saved[:7], tangents[:6], ctx.drop, baseline)
-            total = total + (scale * _for_each(scale, change)).sum(-1)
-        return total.to(x.dtype), *[None] * 7
+            total = (tscale * (sums[..., None, :] if self.rows else sums)).sum(-1)
+        if any(t is not None for t in tangents):
+            change = _sums.change(tensors, tangents, ctx.options)
+            total = total + (scale.to(change.device) * (change[..., None, :] if self.rows else change)).sum(-1)
+        return total.to(tensors[0].dtype), *[None] * 7
+
+    def _of_sums(self, g: Tensor, scale: Argument) -> Tensor:
+        """sum_r g_r scale_r, (..., 3): the gradient to the sums. Numbers need no copy to the device."""
+        if type(scale) is not tuple:
+            return (g[..., None] * scale).sum(-2) if self.rows else g[..., None] * scale
+        g = g if self.rows else g[..., None]
+        rows = range(g.shape[-1])
+        return torch.stack([sum(g[..., r] * scale[3 * r + k] for r in rows) for k in range(3)], -1)
+
+    def _times(self, g: Tensor, gradients: Tensor) -> Tensor:
+        """g gradients, summed over combinations; gradients to bandwidths may stay on the CPU."""
+        if g.device != gradients.device or g.dtype != gradients.dtype:
+            g = g.to(gradients)
+        product = gradients * (g.reshape(*g.shape, *[1] * (gradients.ndim - g.ndim)) if g.ndim else g)
+        return product.sum(g.ndim - 1) if self.rows else product
 
 
-def _for_each(scale: Tensor, sums: Tensor) -> Tensor:
-    """The sums (B, 3) beside what scale holds, (B, 3) or (B, R, 3)."""
-    return sums if scale.ndim == 2 else sums[:, None]
+def _lacking(needed: Sequence[bool], wants: Sequence[bool]) -> bool:
+    return any(need and not want for need, want in zip(needed, wants, strict=True))
 
 
-def _weighted(g: Tensor, gradients: Tensor) -> Tensor:
-    """g gradients for g (B,), gradients (B, ...); sum_r g_r gradients_r for g (B, R), gradients (B, R, ...)"""
-    # bandwidths may stay on the CPU
-    g = g.to(gradients)
-    if g.shape == (1,):
-        return gradients * g
-    product = gradients * g.reshape(*g.shape, *[1] * (gradients.ndim - g.ndim))
-    return product if g.ndim == 1 else product.sum(1)
+def _filled(scale: Tensor, like: Tensor) -> Tensor:
+    """Numbers on the device of `like`: a copy from the host would wait, and no CUDA graph could capture it."""
+    values = scale[0].flatten().tolist()
+    found = like.new_full((1, len(values)), values[0], dtype=torch.float64)
+    for k, value in enumerate(values):
+        if value != values[0]:
+            found[:, k] = value
+    return found.reshape(1, *scale.shape[1:]).expand(scale.shape)
 
 
-class _KernelSumsWithGradients(torch.autograd.Function):
-    vmap = staticmethod(folded(kernel_sums_with_gradients))
-
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return run("kernel_sums_with_gradients", arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.drop, baseline, ctx.wants, ctx.precision = inputs[7:]
-        ctx.save_for_backward(*inputs[:7], baseline)
-        ctx.save_for_forward(*inputs[:7], baseline)
-        mark_unwanted(ctx, output[1:], ctx.wants)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor | None, *directions: Tensor | None) -> Any:
-        needed = ctx.needs_input_grad[:7]
-        *saved, baseline = ctx.saved_tensors
-        modes = ctx.drop, baseline
-        total = _second_order(saved, wanted(directions, ctx.wants), *modes, needed)
-        if g is not None:
-            # the sums themselves: one fused sweep
-            arguments = (*saved[1:], *modes, needed[1:], ctx.precision)
-            gradients = wanted(kernel_sums_with_gradients(g, *arguments)[1:], needed[1:])
-            total = [total[0], *add(total[1:], gradients)]
-        return *total, None, None, None, None
-
-    @forward_mode
-    def jvp(ctx: Any, saved: Sequence[Any], tscale: Tensor | None, *tangents: Any) -> Any:
-        # a gradient moves as the gradient of the change that its arguments' motion makes
-        moved = tangents[:6]
-        *saved, baseline = saved
-        _, x, y, a, b, sigma, weights = saved
-        total = _second_order(saved, moved, ctx.drop, baseline, [False, *ctx.wants])[1:]
-        if tscale is not None:
-            modes = (ctx.drop, baseline, ctx.wants)
-            gradients = kernel_sums_with_gradients(tscale, x, y, a, b, sigma, weights, *modes)[1:]
-            total = add(total, wanted(gradients, ctx.wants))
-        change = None
-        if any(t is not None for t in moved):
-            change = _sums_change(saved, moved, ctx.drop, baseline)
-        return change, *total
+_sums = Sums()
+kernel_sums_with_gradients = SumsWithGradients(_sums, "kernel_sums_with_gradients")
+_mmd2 = Combinations("mmd2", "")
+_kernel_sums = Combinations("kernel_sums", "R")
 
 
-def _second_order(
-    saved: Sequence[Tensor],
-    directions: Sequence[Tensor | None],
-    drop: int,
-    baseline: Tensor | None,
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """Gradients of the change of scale . sums along the directions, to (scale, x, y, a, b, sigma, weights)."""
-    total: list[Tensor | None] = [None] * 7
-    if all(t is None for t in directions):
-        return total
-    lie = (WHOLE, ROW, COLUMN, ROW, COLUMN, WHOLE, WHOLE, ROW, COLUMN, ROW, COLUMN, WHOLE, WHOLE)
-    for number, (*own, skip) in enumerate(_pairs(drop)):
-        places = (0, *own, 5, 6)
-
-        def change(
-            scale: Tensor, *rest: Any, tile: Tile, block: slice, number: int = number, skip: bool = skip
-        ) -> Any:
-            of_block = partial(block_change, block=block)
-            arguments: Any = (of_block, *rest, skip and tile.on_diagonal, baseline, block.start == 0)
-            return (scale[:, number] * _pairs_change(*arguments)).sum()
-
-        inputs = [saved[k] for k in places] + [directions[k - 1] for k in places[1:]]
-        needed_here = [*(needed[k] for k in places), *[False] * 6]
-        p, q, _, v = (saved[k] for k in own)
-        found = vjp_by_tiles(change, inputs, lie, needed_here, tiles(p, q), coordinate_blocks(v[..., None], p))
-        for place, gradient in zip(places, found, strict=False):
-            total = add(total, [gradient if k == place else None for k in range(7)])
-    return total
+def mmd2(scale: Argument, *tensors: Argument, **options: Any) -> Tensor:
+    """scale . sums of (x, y, a, b, sigma, weights) less the baselines, in the dtype of x. See gkfast.mmd2."""
+    return _mmd2(scale, *tensors, **options, less_baselines=True)
 
 
-def _pairs(drop: int) -> list[tuple[int, int, int, int, bool]]:
-    """Of each sum its points and their weights, as places in (scale, x, y, a, b), and whether i = j is left out."""
-    return [(1, 1, 3, 3, drop >= 1), (2, 2, 4, 4, drop >= 1), (1, 2, 3, 4, drop >= 2)]
-
-
-def _sums_change(
-    saved: Sequence[Tensor], directions: Sequence[Tensor | None], drop: int, baseline: Tensor | None
-) -> Tensor:
-    """How the sums (B, 3) of saved, which begins with scale, change when the others move along the directions."""
-    of_each = []
-    for *places, skip in _pairs(drop):
-        inputs = [saved[k] for k in (*places, 5, 6)] + [directions[k - 1] for k in (*places, 5, 6)]
-        arguments: Any = (matmul_change, *inputs, skip, baseline)
-        of_each.append(_pairs_change(*arguments))
-    return torch.stack(of_each, dim=-1)
-
-
-def _pairs_change(
-    change: Callable[..., Tensor],
-    p: Tensor,
-    q: Tensor,
-    u: Tensor,
-    v: Tensor,
-    sigma: Tensor,
-    weights: Tensor,
-    tp: Tensor | None,
-    tq: Tensor | None,
-    tu: Tensor | None,
-    tv: Tensor | None,
-    tsigma: Tensor | None,
-    tweights: Tensor | None,
-    skip_diagonal: bool,
-    baseline: Tensor | None,
-    with_u: bool = True,
-) -> Tensor:
-    """The change of sum_ij u_i K(p_i, q_j) v_j, (B,); `change` gives that of K v."""
-    moved = (tp, tq, None if tv is None else tv[..., None], tsigma, tweights)
-    rows = change(p, q, v[..., None], sigma, weights, None, moved, None, skip_diagonal, baseline)
-    total = (u * rows[..., 0]).sum(-1)
-    if tu is not None and with_u:
-        product = rbf_matmul(p, q, v[..., None], sigma, weights, None, skip_diagonal, baseline)
-        total = total + (tu.double() * product[..., 0]).sum(-1)
-    return total
-
-
-derive("kernel_sums", _KernelSums)
-derive("kernel_sums_with_gradients", _KernelSumsWithGradients)
+def kernel_sums(*tensors: Argument, **options: Any) -> Tensor:
+    """The three sums of (x, y, a, b, sigma, weights), in the dtype of x."""
+    return _kernel_sums(_EACH, *tensors, **options, less_baselines=False)

@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 
+from .baselines import baselines
 from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, fresh, give_back
@@ -18,9 +19,9 @@ def kernel_sums(x, y, a, b, sigma, weights, *, drop):
     return kernel_sums_with_gradients(no_scale, x, y, a, b, sigma, weights, drop=drop, wants=wants)[1]
 
 
-def mmd2(scale, x, y, a, b, sigma, weights, baseline, *, drop):
+def mmd2(scale, x, y, a, b, sigma, weights, *, drop):
     """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,). See gkfast.mmd2."""
-    arrays = (scale[:, None], x, y, a, b, sigma, weights, baseline)
+    arrays = (scale[:, None], x, y, a, b, sigma, weights, baselines(x, y, sigma))
     return kernel_sums_with_gradients(*arrays, drop=drop, wants=(False,) * 6)[0][:, 0]
 
 

@@ -1,0 +1,299 @@
+"""The arguments of one call: checked, brought to the form that its backend takes, and the result brought back.
+
+Backends are modules with functions of the same names and arguments: `gkfast.kernels.cpu` for NumPy arrays,
+`gkfast.ops` for tensors, and `gkfast.kernels.reference`, in torch, for either. The operators take any batch
+dimensions, and numbers as tuples of floats; the other two take one batch dimension B and bandwidths (B, S).
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gkfast import checks
+from gkfast.checks import Array, Backend, Estimator, Precision, Sigma
+
+# calls that are kept: a training repeats its few shapes and bandwidths, and checks them once
+_MOST_KEPT = 256
+_kept: dict[Any, "Call"] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a call is, by its shapes, dtypes and numbers alone; it holds no arrays."""
+
+    batch: tuple[int, ...]
+    # of the caller
+    dtype: Any
+    tensors: bool
+    # numpy or torch, and the dtype that the backend computes in
+    xp: Any
+    compute: Any
+    backend: ModuleType
+    # None where they are in an array or tensor
+    sigma: tuple[float, ...] | None
+    weights: tuple[float, ...] | None
+    precision: Precision | None
+    # whether the backend is the operators, which take any batch dimensions
+    operators: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the operators take besides; the CPU kernels and the reference have one precision."""
+        return {"precision": self._operators_precision()} if self.operators else {}
+
+    def modes(self, **options: Any) -> dict[str, Any]:
+        """The backend's options: those that all backends take, and its precision."""
+        return {**options, **self.options}
+
+    def _operators_precision(self) -> str:
+        # float64 is float64 in every mode, and only GPU kernels read it
+        if self.compute == self.xp.float64:
+            return "highest"
+        return self.precision or self.backend.torch_precision()
+
+    @property
+    def scalar_dtype(self) -> Any:
+        """Losses of half-precision data come back in float32."""
+        library: Any = sys.modules["torch"] if self.tensors else np
+        return library.float64 if self.dtype == library.float64 else library.float32
+
+    def operand(self, array: Array | None, axes: int = 2) -> Any:
+        """An array with so many axes behind the batch, in the backend's form."""
+        if array is None:
+            return None
+        if not self.tensors and self.xp is not np and not checks.is_tensor(array):
+            # torch warns of an array that may not be written to
+            array = self.xp.from_numpy(np.require(array, requirements=("C", "W")))
+        if array.dtype != self.compute:
+            array = array.to(self.compute) if self.xp is not np else array.astype(self.compute)
+        if array.shape[:-axes] != self.batch:
+            array = self.xp.broadcast_to(array, (*self.batch, *array.shape[array.ndim - axes :]))
+        return array if self.operators else self._folded(array)
+
+    def _folded(self, array: Array) -> Array:
+        """(..., R, C) as (B, R, C)."""
+        if len(self.batch) == 1:
+            return array
+        return array.reshape((math.prod(self.batch), *array.shape[len(self.batch) :]))
+
+    def bandwidths(self, sigma: Sigma, weights: Sigma | None) -> tuple[Any, Any]:
+        """sigma and weights as the backend takes them."""
+        found = self.numbers(self.sigma) if self.sigma is not None else self._given(sigma, True)
+        if self.weights is not None:
+            return found, self.numbers(self.weights)
+        if weights is not None:
+            return found, self._given(weights, False)
+        return found, self.numbers((1.0,) * (len(found) if type(found) is tuple else found.shape[-1]))
+
+    def numbers(self, values: tuple[float, ...]) -> Any:
+        """Numbers as the backend takes them."""
+        return values if self.operators else self.array(values)
+
+    def array(self, values: Any) -> Array:
+        """Numbers, the same for every problem, as a float64 array; an array as it is."""
+        if type(values) is not tuple:
+            return values
+        if self.xp is np:
+            return _array(values, math.prod(self.batch))
+        # on the CPU, where kernels read them without waiting; named, since torch.set_default_device may say otherwise
+        found = self.xp.tensor(values, dtype=self.xp.float64, device="cpu")
+        return found.expand(*(self.batch if self.operators else [math.prod(self.batch)]), len(values))
+
+    def _given(self, values: Sigma, lengths: bool) -> Array:
+        """Arrays or tensors of bandwidths or weights, for each problem; tensors keep their device and gradient.
+
+        A bandwidth in a tensor that is not positive becomes NaN, and so does every result that it has a part in: to
+        refuse it would wait for the device.
+        """
+        values = checks.traced(values)
+        entries = values if isinstance(values, (list, tuple, range)) else [values]
+        tensors = [value for value in entries if checks.is_tensor(value)]
+        found = self._stacked(values, tensors) if entries is values else self._own(values)
+        if tensors and lengths:
+            found = found * self.xp.where(found > 0, 1.0, math.nan)
+        # leading dimensions of size 1 may be more than the batch has
+        found = found.reshape(found.shape[max(0, found.ndim - 1 - len(self.batch)) :] or (1,))
+        found = self.xp.broadcast_to(found, (*self.batch, found.shape[-1]))
+        return found if self.operators else self._folded(found)
+
+    def _stacked(self, entries: Sequence[Any], tensors: Sequence[Array]) -> Array:
+        """Numbers, arrays and tensors, one for each bandwidth, as (..., S)."""
+        if self.xp is np or not self.tensors or not tensors:
+            return self._own(np.stack(np.broadcast_arrays(*(_as_float64(entry) for entry in entries)), -1))
+        torch = self.xp
+        # where one is on a device, all go there
+        like = next((tensor for tensor in tensors if not checks.on_cpu(tensor)), tensors[0])
+        # numbers beside tensors keep their digits
+        wide = len(tensors) < len(entries) and like.device.type != "mps"
+        dtype = torch.float64 if wide else like.dtype
+        for tensor in tensors:
+            dtype = dtype if tensor.dtype == dtype else torch.promote_types(dtype, tensor.dtype)
+        parts = [torch.as_tensor(entry, dtype=dtype, device=like.device) for entry in entries]
+        return torch.stack(torch.broadcast_tensors(*parts), -1)
+
+    def _own(self, values: Array) -> Array:
+        """An array or tensor in the backend's library."""
+        if self.xp is np:
+            return _as_float64(values)
+        if checks.is_tensor(values) and self.tensors:
+            return values
+        return self.xp.tensor(values.tolist(), dtype=self.xp.float64, device="cpu").reshape(values.shape)
+
+    def result(self, array: Array, dtype: Any = None) -> Array:
+        """A result of the backend in the caller's form, dtype (or the one named) and library."""
+        if not self.operators:
+            array = array.reshape((*self.batch, *array.shape[1:]))
+        if not self.tensors and self.xp is not np:
+            array = array.numpy()
+        dtype = self.dtype if dtype is None else dtype
+        if array.dtype == dtype:
+            return array
+        return array.to(dtype) if self.tensors else array.astype(dtype)
+
+    def double(self, array: Array) -> Array:
+        return array.astype(np.float64) if self.xp is np else array.double()
+
+    def computed(self, array: Array) -> Array:
+        """In the dtype that is computed in."""
+        return array.astype(self.compute) if self.xp is np else array.to(self.compute)
+
+    def beside(self, array: Array) -> dict[str, Any]:
+        """The device of an array, for functions that make one."""
+        return {} if self.xp is np else {"device": array.device}
+
+
+def weighted_sum(weights: Any, factors: Array) -> Array:
+    """sum_s weights_s factors_s over the last axis; numbers need no copy to the device."""
+    if type(weights) is tuple:
+        return sum(weight * factors[..., s] for s, weight in enumerate(weights))
+    if checks.is_tensor(weights):
+        weights = weights.to(factors.device)
+    return (weights * factors).sum(-1)
+
+
+@lru_cache(maxsize=256)
+def _array(values: tuple[float, ...], count: int) -> np.ndarray:
+    return np.ascontiguousarray(np.broadcast_to(np.array(values), (count, len(values))))
+
+
+def _as_float64(values: Any) -> np.ndarray:
+    """Numbers, an array or a tensor as a float64 array; NumPy knows no bfloat16."""
+    return np.array(values.tolist() if checks.is_tensor(values) else values, dtype=np.float64)
+
+
+def prepare(
+    points: dict[str, Array],
+    sigma: Sigma,
+    weights: Sigma | None,
+    precision: Precision | None,
+    backend: Backend | None,
+    others: dict[str, tuple[int, ...]] | None = None,
+    estimator: Estimator | None = None,
+) -> Call:
+    """The call of a function on point sets (..., N, D), checked.
+
+    others: the batch dimensions of further arguments, by name; estimator: of the means over the pairs of x and y.
+    """
+    sigma, weights = checks.as_floats(sigma), weights if weights is None else checks.as_floats(weights)
+    key = call = None
+    if checks.floats(sigma) and (weights is None or checks.floats(weights)) and not checks.compiling():
+        try:
+            kinds = [checks.kind(array) for array in points.values()]
+            key = (
+                *kinds,
+                *points,
+                *(others.items() if others else ()),
+                sigma,
+                weights,
+                precision,
+                backend,
+                estimator,
+            )
+            call = _kept.get(key)
+        except (AttributeError, RuntimeError, TypeError):
+            # no array, one without a shape, or an unhashable option, to be refused below; or a size that is a symbol
+            key = None
+    if call is None:
+        call = _checked(points, sigma, weights, precision, backend, others or {}, estimator)
+        if key is not None:
+            if len(_kept) >= _MOST_KEPT:
+                _kept.clear()
+            _kept[key] = call
+    return call
+
+
+def _checked(
+    points: dict[str, Array],
+    sigma: Sigma,
+    weights: Sigma | None,
+    precision: Precision | None,
+    backend: Backend | None,
+    others: dict[str, tuple[int, ...]],
+    estimator: Estimator | None,
+) -> Call:
+    (name, first), *rest = points.items()
+    checks.points(name, first)
+    for other_name, other in rest:
+        checks.two_point_sets(name, first, other_name, other)
+    if estimator is not None:
+        checks.estimator(estimator, points["x"], points["y"], bool(others))
+    named = [(name, tuple(array.shape[:-2])) for name, array in points.items()]
+    batch = checks.batch_shape([*named, *others.items()])
+    checks.bandwidths(sigma, weights, batch)
+    checks.precision(precision)
+    checks.backend(backend, first)
+    tensors = checks.is_tensor(first)
+    module, operators = _backend(first, backend)
+    xp: Any = np
+    if tensors or backend == "reference":
+        import torch
+
+        xp = torch
+    wide = str(first.dtype).endswith("float64")
+    if xp is not np and not operators and not (tensors and first.device.type == "mps"):
+        # the reference is for believing: in float64, but for a device that has none
+        wide = True
+    if precision is None and checks.on_cpu(first):
+        precision = "highest"
+    known = {"sigma": _tuple(sigma), "weights": None if weights is None else _tuple(weights)}
+    of_caller = {"batch": batch, "dtype": first.dtype, "tensors": tensors, **known, "precision": precision}
+    return Call(xp=xp, compute=xp.float64 if wide else xp.float32, backend=module, operators=operators, **of_caller)
+
+
+def _backend(first: Array, backend: Backend | None) -> tuple[ModuleType, bool]:
+    """The module of the backend, and whether it is that of the operators."""
+    if checks.is_tensor(first) and backend != "reference" and first.device.type in ("cpu", "cuda"):
+        from gkfast import ops
+
+        return ops, True
+    if checks.is_tensor(first) or backend == "reference":
+        from gkfast.kernels import reference
+
+        return reference, False
+    from gkfast.kernels import cpu
+
+    return cpu, False
+
+
+def _tuple(values: Any) -> tuple[float, ...] | None:
+    """Numbers as a tuple; None for an array or tensor."""
+    if not checks.floats(values):
+        return None
+    return (values,) if type(values) is float else tuple(values)
+
+
+def under_autocast(*arrays: Array) -> Sequence[Any]:
+    """Halves as float32 where torch.autocast is on, as torch's own distances and exponentials take them."""
+    if not checks.is_tensor(arrays[0]):
+        return arrays
+    torch, device = sys.modules["torch"], arrays[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return arrays
+    halves = (torch.float16, torch.bfloat16)
+    return [a.float() if checks.is_tensor(a) and a.dtype in halves else a for a in arrays]

@@ -1,0 +1,531 @@
+"""What an operator declares, and everything that follows from the declaration.
+
+    class RbfMatmul(Operator):
+        name = "rbf_matmul"
+        tensors = "x: N D, y: M D, v: M E, sigma: S, weights: S"
+        result = "N E"
+        gradients = "x y v sigma weights"
+
+        def change(self, tensors, tangents, options): ...
+
+`tensors` names the axes behind the batch dimensions; all tensors of a call have the same batch dimensions. `change`
+is how the result moves when the tensors move along tangents. From these follow the schema, the fake kernel, the calls
+of the CPU and GPU kernels of that name, backward (by the kernel `rbf_matmul_backward`), forward mode, both modes of
+the second derivative, and vmap.
+
+A call takes the shortest way that still shows the operator to whoever asks: a kernel directly for ordinary CPU
+tensors, an autograd Function where a gradient is wanted, and torch's dispatcher for compiled graphs, transforms,
+modes, profilers and GPUs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache, partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from gkfast.ops.tiling import add, vjp
+from gkfast.ops.torch_private import (
+    below_autograd,
+    constant_when_compiled,
+    dispatch_keys,
+    dispatch_modes,
+    forward_mode_enabled,
+    func_transforms,
+    profiler_enabled,
+    tracing_state,
+    transforms,
+    unwrap_dead_wrappers,
+)
+
+Options = dict[str, Any]
+# a tensor, or the numbers that it would hold for every problem of the batch
+Argument = Any
+
+library = torch.library.Library("gkfast", "DEF")
+# what the dispatcher has been given for CUDA, by operator: tests without a GPU call it
+gpu_kernels: dict[str, Callable[..., Any]] = {}
+
+# dispatch keys of an ordinary CPU tensor, in and out of inference mode
+with torch.inference_mode():
+    _PLAIN = {dispatch_keys(torch.empty(0, device="cpu")).raw_repr()}
+_PLAIN.add(dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
+
+# arguments that may be Python numbers: a tuple of floats, the same for every problem of the batch
+_NUMBERS = frozenset({"scale", "sigma", "weights", "log_weights"})
+
+
+# a constant of a compiled graph, since dynamo cannot trace it; torch traces anew where the setting goes from or to
+# "highest", not between the other two
+@constant_when_compiled
+def torch_precision() -> str:
+    return torch.get_float32_matmul_precision()
+
+
+def plain(arguments: Sequence[Argument]) -> bool:
+    """Ordinary CPU tensors, and no mode, transform, trace or profiler is active: the dispatcher may be skipped."""
+    if dispatch_modes() or func_transforms() or tracing_state() or profiler_enabled():
+        return False
+    return {dispatch_keys(a).raw_repr() for a in arguments if a is not None and type(a) is not tuple} <= _PLAIN
+
+
+def visible(tensor: Tensor) -> bool:
+    """Whether the numbers in a tensor may be read: it is on the CPU, and nothing is traced or transformed."""
+    return not torch.compiler.is_dynamo_compiling() and not transforms() and plain((tensor,))
+
+
+def differentiated(*arguments: Argument) -> bool:
+    """Whether somebody may ask for a derivative of a result of these."""
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in arguments):
+        return True
+    return not torch.compiler.is_dynamo_compiling() and transforms()
+
+
+class Slot(NamedTuple):
+    """One declared tensor: "shift?: N S" is optional, with rows of K and then bandwidths behind the batch."""
+
+    name: str
+    axes: tuple[str, ...]
+    optional: bool
+
+    @property
+    def kind(self) -> str:
+        """Its type in the schema."""
+        if self.name == "out":
+            return "Tensor(a!)"
+        return "Tensor?" if self.optional or self.name in _NUMBERS else "Tensor"
+
+
+class Output(NamedTuple):
+    """A result: its axes, and the place of the tensor whose dtype and device it has; None: float64, beside x."""
+
+    axes: tuple[str, ...]
+    like: int | None
+
+
+def _slots(declaration: str) -> tuple[Slot, ...]:
+    pairs = [part.split(":") for part in declaration.split(",")]
+    return tuple(Slot(n.strip(" ?"), tuple(axes.split()), "?" in n) for n, axes in pairs)
+
+
+class Operator:
+    """A declaration, callable as ``operator(*arguments, **options)``."""
+
+    name: str
+    tensors: str
+    result: str
+    # whether the result is float64 where x is float32
+    result_float64 = False
+    # schema types by name; "precision" is every operator's
+    options: Mapping[str, str] = MappingProxyType({})
+    # tensors to which the kernel `<name>_backward` gives gradients, in its order
+    gradients = ""
+    # the operator that gives them
+    gradient: "Gradient"
+    # whether backward and `change` get the result, behind the tensors
+    saves_result = False
+
+    def __init__(self) -> None:
+        self.slots = _slots(self.tensors)
+        self.names = [slot.name for slot in self.slots]
+        self.count = len(self.slots)
+        self.x = self.names.index("x")
+        self.numbers = [k for k, name in enumerate(self.names) if name in _NUMBERS]
+        self.places = [k for k, name in enumerate(self.names) if name not in _NUMBERS]
+        self.option_names = [*self.options, "precision"]
+        # how many inputs of the schema are no tensors
+        self.others = len(self.numbers) + len(self.option_names)
+        self.outputs = self.declared_outputs()
+        # whether results are a tuple, the last of them wanted or not by the option `wants`
+        self.several = "wants" in self.options or not self.outputs
+
+    def declared_outputs(self) -> list[Output]:
+        return [Output(tuple(self.result.split()), None if self.result_float64 else self.x)]
+
+    def define(self) -> None:
+        """Make the operator and its kernels known to torch's dispatcher."""
+        kinds = [f"{slot.kind} {slot.name}" for slot in self.slots]
+        kinds += [f"float[] {self.names[k]}_numbers" for k in self.numbers]
+        kinds += [f"{kind} {name}" for name, kind in self.options.items()] + ["str precision"]
+        results = ", ".join(["Tensor"] * len(self.outputs))
+        library.define(f"{self.name}({', '.join(kinds)}) -> {f'({results})' if self.several else results}")
+        torch.library.register_fake(f"gkfast::{self.name}", self._fake, lib=library)
+        library.impl(self.name, partial(self._dispatched, self.on_cpu), "CPU")
+        gpu_kernels[self.name] = partial(self._dispatched, self.on_gpu)
+        library.impl(self.name, gpu_kernels[self.name], "CUDA")
+
+    def differentiate(self) -> None:
+        """Make its derivatives known as well."""
+        self.function = _function(self)
+        torch.library.register_autograd(
+            f"gkfast::{self.name}", self.function.backward, setup_context=self.function.setup_context, lib=library
+        )
+        # torch.func's transforms see the operator itself where a graph is traced: its Function has the rules for them
+        library.impl(self.name, self.function.apply, "FuncTorchDynamicLayerFrontMode")
+
+    def __call__(self, *arguments: Argument, **options: Any) -> Any:
+        # in a graph that is being traced the operator stands for itself
+        if torch.compiler.is_dynamo_compiling():
+            return getattr(torch.ops.gkfast, self.name)(*self.flat(arguments, options))
+        if transforms():
+            return self.function.apply(*self.flat(arguments, options))
+        if len(arguments) < self.count:
+            arguments += (None,) * (self.count - len(arguments))
+        graph = torch.is_grad_enabled()
+        if plain(arguments):
+            if graph:
+                for a in arguments:
+                    if a is not None and type(a) is not tuple and a.requires_grad:
+                        # skips apply's look at forward's signature, which costs more than a small kernel
+                        return super(torch.autograd.Function, _Eager).apply(self, options, *arguments)
+            return self.on_cpu(arguments, options)
+        # unwrap tensors left by a torch.func transform that has ended, as Function.apply does
+        inputs = unwrap_dead_wrappers(self.flat(arguments, options))
+        if graph and any(a is not None and a.requires_grad for a in inputs[: self.count]):
+            return super(torch.autograd.Function, self.function).apply(*inputs)  # type: ignore[misc]
+        return self.run(inputs)
+
+    def run(self, inputs: Sequence[Any]) -> Any:
+        """Without derivatives. Results that are not wanted are None or empty."""
+        if plain(inputs[: self.count]):
+            return self.on_cpu(self.arguments(inputs), self.chosen(inputs))
+        with below_autograd():
+            return getattr(torch.ops.gkfast, self.name).default(*inputs)
+
+    # arguments: tensors, tuples of numbers, None; inputs: those of the schema, tensors, numbers, options
+
+    def flat(self, arguments: Sequence[Argument], options: Options) -> tuple[Any, ...]:
+        tensors = [None if type(a) is tuple else a for a in arguments] + [None] * (self.count - len(arguments))
+        numbers = [arguments[k] if type(arguments[k]) is tuple else () for k in self.numbers]
+        return (*tensors, *numbers, *[options[name] for name in self.options], options.get("precision", "highest"))
+
+    def arguments(self, inputs: Sequence[Any]) -> list[Argument]:
+        found = list(inputs[: self.count])
+        for place, k in enumerate(self.numbers, self.count):
+            if len(inputs[place]):
+                found[k] = tuple(inputs[place])
+        return found
+
+    def chosen(self, inputs: Sequence[Any]) -> Options:
+        """The options among the inputs."""
+        return dict(zip(self.option_names, inputs[self.count + len(self.numbers) :], strict=True))
+
+    def as_tensors(self, arguments: Sequence[Argument]) -> list[Any]:
+        """Numbers as float64 tensors of the call's batch: on the CPU, where kernels read them without waiting."""
+        batch = arguments[self.x].shape[:-2]
+        found = [
+            _on_host(a, s, batch) if type(a) is tuple else a for s, a in zip(self.slots, arguments, strict=False)
+        ]
+        return found + list(arguments[len(found) :])
+
+    # kernels
+
+    def kernel_options(self, device: str, options: Options) -> Options:
+        """The options of the kernel: those of the CPU have one precision."""
+        return options if device == "cuda" else {name: options[name] for name in self.options}
+
+    def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
+        """The results, for operands with one batch dimension: arrays on the CPU, tensors on a GPU."""
+        return (getattr(kernels(device), self.name)(*operands, **options),)
+
+    def on_cpu(self, arguments: Sequence[Argument], options: Options, **more: Any) -> Any:
+        """By the CPU kernel; more: what the dispatcher does not know of."""
+        batch = arguments[self.x].shape[:-2]
+        count, axes = batch.numel(), len(batch)
+        numbers = tuple([arguments[k] if type(arguments[k]) is tuple else () for k in self.numbers])
+        operands = list(_arrays(self, numbers, count))
+        for k in self.places:
+            a = arguments[k]
+            if a is not None:
+                operands[k] = a.detach().numpy().reshape((count, *a.shape[axes:]))
+        if () in numbers:
+            for k in self.numbers:
+                a = arguments[k]
+                if isinstance(a, Tensor):
+                    operands[k] = a.detach().double().numpy().reshape((count, *a.shape[axes:]))
+        found = self.call_kernel("cpu", operands, {**self.kernel_options("cpu", options), **more})
+        found = [r if r is None else torch.from_numpy(r.reshape(batch + r.shape[1:])) for r in found]
+        if () in numbers:
+            # gradients to bandwidths are float64
+            found = [self._like(r, arguments, output) for r, output in zip(found, self.outputs, strict=True)]
+        return tuple(found) if self.several else found[0]
+
+    def on_gpu(self, arguments: Sequence[Argument], options: Options) -> Any:
+        """By the GPU kernel."""
+        batch = arguments[self.x].shape[:-2]
+        operands: list[Any] = []
+        for slot, a in zip(self.slots, arguments, strict=True):
+            if type(a) is tuple:
+                a = _on_host(a, slot, [batch.numel()])
+            elif a is not None:
+                # kernels read bandwidths by their strides, and those on the CPU without waiting
+                a = a.detach() if slot.name in _NUMBERS else a.contiguous()
+                a = a.reshape(batch.numel(), *a.shape[len(batch) :])
+            operands.append(a)
+        found = self.call_kernel("cuda", operands, self.kernel_options("cuda", options))
+        found = [r if r is None else r.reshape(*batch, *r.shape[1:]) for r in found]
+        found = [self._like(r, arguments, output) for r, output in zip(found, self.outputs, strict=True)]
+        return tuple(found) if self.several else found[0]
+
+    def _like(self, result: Tensor | None, arguments: Sequence[Argument], output: Output) -> Tensor | None:
+        """A result with the dtype and device that it is declared with."""
+        like = None if output.like is None else arguments[output.like]
+        return result.to(like) if result is not None and isinstance(like, Tensor) else result
+
+    def _dispatched(self, kernel: Callable[..., Any], *inputs: Any) -> Any:
+        """The dispatcher takes no None: a result that is not wanted is empty."""
+        found = kernel(self.arguments(inputs), self.chosen(inputs))
+        if not self.several:
+            return found
+        x = inputs[self.x]
+        return tuple([x.new_empty(*x.shape[:-2], 0) if result is None else result for result in found]) or None
+
+    def _fake(self, *inputs: Any) -> Any:
+        x = inputs[self.x]
+        sizes = {"3": 3}
+        for slot, a in zip(self.slots, self.arguments(inputs), strict=True):
+            if type(a) is tuple:
+                sizes[slot.axes[0]] = len(a) if len(slot.axes) == 1 else len(a) // 3
+            elif a is not None:
+                sizes |= dict(zip(slot.axes, a.shape[a.ndim - len(slot.axes) :], strict=True))
+        # without y, x is both
+        sizes.setdefault("M", sizes["N"])
+        wants = self.chosen(inputs).get("wants", [])
+        wants = [True] * (len(self.outputs) - len(wants)) + list(wants)
+        found = []
+        for output, want in zip(self.outputs, wants, strict=True):
+            shape = (*x.shape[:-2], *([sizes[axis] for axis in output.axes] if want else [0]))
+            like = None if output.like is None else inputs[output.like]
+            found.append(x.new_empty(shape, dtype=torch.float64) if like is None else like.new_empty(shape))
+        return (tuple(found) or None) if self.several else found[0]
+
+    # derivative rules
+
+    def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
+        """How the result moves when the tensors move along the tangents; numbers have become tensors."""
+        raise NotImplementedError
+
+    def change_vjp(
+        self, g: Tensor, tensors: Sequence[Any], tangents: Sequence[Any], options: Options, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The gradients of sum g . change(tensors, tangents) to those of (g, *tensors) that need one."""
+
+        def total(g: Tensor, *tensors: Any) -> Tensor:
+            return (g * self.change(tensors, tangents, options)).sum()
+
+        return vjp(total, (g, *tensors), needed)
+
+    def gradients_of(
+        self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Gradients of sum g . result by the operator `<name>_backward`; None where none is needed."""
+        places = self.gradient.given
+        wants = [needed[k] for k in places]
+        found: list[Tensor | None] = [None] * self.count
+        for k, want, gradient in zip(
+            places, wants, self.gradient(g, *arguments, **options, wants=wants), strict=True
+        ):
+            found[k] = gradient if want else None
+        return found
+
+    def save(self, ctx: Any, arguments: Sequence[Argument], options: Options, result: Any) -> list[Any]:
+        """Keep for backward what needs no gradient; what must be saved as tensors."""
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        numbers = [arguments[k] for k in self.numbers]
+        ctx.numbers = [a if type(a) is tuple else None for a in numbers]
+        saved = [*[arguments[k] for k in self.places], *[None if type(a) is tuple else a for a in numbers]]
+        return [*saved, result] if self.saves_result else saved
+
+    def restored(self, ctx: Any, saved: Sequence[Any]) -> list[Argument]:
+        """The arguments of a call, and what else was saved."""
+        found = list(saved)
+        for k, a in zip((*self.places, *self.numbers), saved, strict=False):
+            found[k] = a
+        for k, a in zip(self.numbers, ctx.numbers, strict=True):
+            if a is not None:
+                found[k] = a
+        return found
+
+    def eager(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
+        """Forward of a call on ordinary CPU tensors."""
+        found = self.on_cpu(arguments, options)
+        ctx.save_for_backward(*self.save(ctx, arguments, options, found))
+        return found
+
+    def constants(self, results: Sequence[Any], wants: Sequence[bool]) -> list[Tensor]:
+        """The results without a derivative."""
+        return [t for t, want in zip(results[len(results) - len(wants) :], wants, strict=True) if not want]
+
+    def backward(self, ctx: Any, g: Sequence[Tensor | None], needed: Sequence[bool]) -> Sequence[Tensor | None]:
+        """The gradients, for what a Function has saved."""
+        if g[0] is None:
+            return [None] * self.count
+        return self.gradients_of(g[0], self.restored(ctx, ctx.saved_tensors), ctx.options, needed)
+
+    def jvp(self, ctx: Any, saved: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        """The tangent of the result."""
+        tensors = self.as_tensors(self.restored(ctx, saved))
+        change = self.change(tensors, tangents, ctx.options)
+        return change.to(torch.float64 if self.result_float64 else tensors[self.x].dtype)
+
+    def vmap(self, info: Any, in_dims: Sequence[Any], *inputs: Any) -> tuple[Any, Any]:
+        """One more batch dimension, in front."""
+
+        def in_front(argument: Any, dim: int | None) -> Any:
+            if not isinstance(argument, Tensor):
+                return argument
+            return argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+
+        moved = [in_front(a, d) for a, d in zip(inputs, in_dims, strict=True)]
+        found = Operator.__call__(self, *self.arguments(moved), **self.chosen(moved))
+        return found, 0 if isinstance(found, Tensor) else tuple(0 for _ in found)
+
+
+class Gradient(Operator):
+    """The operator `<name>_backward`: gradients of sum g . result, to the tensors that the declaration names."""
+
+    # whether the result itself comes first, since the same sweep has it
+    with_value = False
+
+    def __init__(self, of: Operator, name: str = "") -> None:
+        self.of = of
+        self.name = name or f"{of.name}_backward"
+        self.tensors = f"g: {of.result}, {of.tensors}"
+        self.options = {**of.options, "wants": "bool[]"}
+        # of the tensors with a gradient, among those of the value
+        self.given = [of.names.index(name) for name in of.gradients.split()]
+        super().__init__()
+        of.gradient = self
+        self.define()
+        self.differentiate()
+
+    def declared_outputs(self) -> list[Output]:
+        value = [Output(tuple(self.of.result.split()), None)] * self.with_value
+        return [*value, *(Output(self.slots[k + 1].axes, k + 1) for k in self.given)]
+
+    def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
+        found: Sequence[Any] = getattr(kernels(device), self.name)(*operands, **options)
+        return found
+
+    def backward(self, ctx: Any, g: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
+        directions, arguments = g, self.restored(ctx, ctx.saved_tensors)
+        weights, *tensors = self.as_tensors(arguments)
+        first, wants = int(self.with_value), ctx.options["wants"]
+        tangents = self._placed(_wanted(directions[first:], wants))[1:]
+        found: list[Tensor | None] = [None] * self.count
+        if any(t is not None for t in tangents):
+            found = self.of.change_vjp(weights, tensors, tangents, ctx.options, needed)
+        if first and directions[0] is not None:
+            wants = [needed[k + 1] for k in self.given]
+            along = self(directions[0], *arguments[1:], **{**ctx.options, "wants": wants})[1:]
+            found = add(found, self._placed(_wanted(along, wants)))
+        return found
+
+    def jvp(self, ctx: Any, saved: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        # the jvp of a gradient is the gradient of the jvp, plus the gradient along the tangent of g
+        arguments = self.restored(ctx, saved)
+        g, *tensors = self.as_tensors(arguments)
+        (tg, *tangents), wants, change = tangents, ctx.options["wants"], None
+        moved: list[Any] = [None] * len(wants)
+        if any(t is not None for t in tangents):
+            change = self.of.change(tensors, tangents, ctx.options) if self.with_value else None
+            found = self.of.change_vjp(g, tensors, tangents, ctx.options, [bool(w) for w in self._placed(wants)])
+            moved = [found[k + 1] for k in self.given]
+        if tg is not None:
+            along = self(tg, *arguments[1:], **ctx.options)[int(self.with_value) :]
+            moved = add(moved, _wanted(along, wants))
+        return *[change] * self.with_value, *moved
+
+    def _placed(self, gradients: Sequence[Any]) -> list[Any]:
+        """Gradients in the order of the slots, None for the other slots."""
+        placed: list[Any] = [None] * self.count
+        for k, d in zip(self.given, gradients, strict=True):
+            placed[k + 1] = d
+        return placed
+
+
+def _wanted(gradients: Sequence[Any], wants: Sequence[bool]) -> list[Any]:
+    return [d if want else None for d, want in zip(gradients, wants, strict=True)]
+
+
+def _function(operator: Operator) -> Any:
+    """The autograd Function of an operator, for the schema's inputs."""
+    count = operator.count
+
+    class Function(torch.autograd.Function):
+        vmap = staticmethod(operator.vmap)
+
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return operator.run(inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            options = operator.chosen(inputs)
+            saved = operator.save(ctx, operator.arguments(inputs), options, output)
+            ctx.save_for_backward(*saved)
+            ctx.save_for_forward(*saved)
+            if operator.several:
+                ctx.mark_non_differentiable(*operator.constants(output, options["wants"]))
+
+        @staticmethod
+        def backward(ctx: Any, *g: Tensor | None) -> Any:
+            return *operator.backward(ctx, g, ctx.needs_input_grad[:count]), *[None] * operator.others
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            # PyTorch turns forward mode off around a jvp, and so would lose the tangents of an outer level, silently.
+            # Here it stays on, and the saved tensors come without their tangents of this level.
+            saved = [None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors]
+            with forward_mode_enabled(True):
+                return operator.jvp(ctx, saved, tangents[:count])
+
+    return Function
+
+
+class _Eager(torch.autograd.Function):
+    """A call on ordinary CPU tensors: the kernel, and what backward needs, without the forms of the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Operator, options: Options, *arguments: Argument) -> Any:
+        ctx.operator = operator
+        return operator.eager(ctx, arguments, options)
+
+    @staticmethod
+    def backward(ctx: Any, *g: Tensor | None) -> Any:
+        return None, None, *ctx.operator.backward(ctx, g, ctx.needs_input_grad[2:])
+
+
+@cache
+def kernels(device: str) -> Any:
+    """The kernels of a device."""
+    if device == "cpu":
+        from gkfast.kernels import cpu
+
+        return cpu
+    from gkfast.kernels import gpu
+
+    return gpu
+
+
+def _on_host(numbers: tuple[float, ...], slot: Slot, batch: Sequence[int]) -> Tensor:
+    """Numbers for each problem of the batch, (..., S), or (..., R, 3) where the slot has two axes."""
+    shape = (len(numbers) // 3, 3) if len(slot.axes) == 2 else (len(numbers),)
+    # the device named, since torch.set_default_device may say otherwise
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu").reshape(shape).expand(*batch, *shape)
+
+
+@lru_cache(maxsize=256)
+def _arrays(operator: Operator, numbers: tuple[tuple[float, ...], ...], count: int) -> list[Any]:
+    """The operands of a CPU kernel with the numbers in place, for each of B = count problems."""
+    operands: list[Any] = [None] * operator.count
+    for k, values in zip(operator.numbers, numbers, strict=True):
+        if values:
+            shape = (1, len(values)) if len(operator.slots[k].axes) == 1 else (1, len(values) // 3, 3)
+            operands[k] = np.repeat(np.array(values).reshape(shape), count, 0)
+    return operands
