@@ -374,6 +374,19 @@ def chosen_rows(case):
     return torch.linspace(0, case.n - 1, min(case.n, 512)).round().long()
 
 
+def score(gpu, x, y, sigma, log_weights, data_weights, precision):
+    """The gradient of a log-density at x, of the kernels that the operators call for it."""
+    by = {"precision": precision}
+    log_p = gpu.log_density(x, y, sigma, log_weights, data_weights, leave_one_out=False, **by)
+    wide = torch.float64 if precision == "highest" else torch.float32
+    arguments = (torch.ones_like(log_p)[..., None], x, y, data_weights[..., None])
+    shift = log_p[..., None] - log_weights.to(log_p)[:, None]
+    of_x = (True, False, False, False, False)
+    g, x, y, v = (t.to(wide) for t in arguments)
+    one = torch.ones_like(sigma)
+    return gpu.rbf_matmul_backward(g, x, y, v, sigma, one, shift.to(wide), wants=of_x, **by)[0].to(x.dtype)
+
+
 def make(case, name, gpu):
     """The run, whose outputs are a tuple."""
     x, y, v = inputs(case)
@@ -387,22 +400,22 @@ def make(case, name, gpu):
         by = {"precision": name}
         if case.op == "matrix":
             out = torch.full((1, case.n, case.m), torch.nan, device=DEVICE)
-            return lambda: (gpu.rbf(x, y, s, one, out, **by),)
+            return lambda: (gpu.rbf(x, y, s, one, out=out, **by),)
         if case.op == "matmul":
             return lambda: (gpu.rbf_matmul(x, y, v, s, one, **by),)
         if case.op == "signs":
-            return lambda: (gpu.rbf_matmul(x, x, v, s, one, None, True, one.expand_as(s), **by),)
+            return lambda: (gpu.rbf_matmul(x, x, v, s, one, baseline=one.expand_as(s), skip_diagonal=True, **by),)
         if case.op == "matmul gradient":
             g = coefficients(case)
             wants = (True, False, False, False, False)
-            return lambda: (gpu.rbf_matmul_backward(g, x, y, v, s, one, wants, **by)[0],)
+            return lambda: (gpu.rbf_matmul_backward(g, x, y, v, s, one, wants=wants, **by)[0],)
         if case.op == "matrix gradient":
             g = coefficients(case)
-            return lambda: gpu.rbf_backward(g, x, y, s, one, (True, True, False, False), **by)[:1]
+            return lambda: gpu.rbf_backward(g, x, y, s, one, wants=(True, True, False, False), **by)[:1]
         if case.op == "density":
-            return lambda: (gpu.log_density(x, y, s, log_weight, share, False, **by),)
+            return lambda: (gpu.log_density(x, y, s, log_weight, share, leave_one_out=False, **by),)
         if case.op == "score":
-            return lambda: (gpu.score(x, y, s, log_weight, share, False, **by),)
+            return lambda: (score(gpu, x, y, s, log_weight, share, name),)
         if case.op == "mmd2 call":
             import gkfast
 
@@ -412,12 +425,11 @@ def make(case, name, gpu):
         scale = torch.tensor(
             [[[1 / (n * (n - 1)), 1 / (m * (m - 1)), -2 / (n * m)]]], dtype=torch.float64, device=DEVICE
         )
-        a, b = torch.ones(1, n, device=DEVICE), torch.ones(1, m, device=DEVICE)
         wants = ("gradient" in case.op, "gradient" in case.op, False, False, False, False)
 
         def run():
             values, _, dx, *_ = gpu.kernel_sums_with_gradients(
-                scale, x, y, a, b, s, one, 1, one.expand_as(s), wants, **by
+                scale, x, y, None, None, s, one, one.expand_as(s), drop=1, wants=wants, **by
             )
             return (values[0, 0],) if dx is None else (values[0, 0], dx[:, 0])
 

@@ -117,47 +117,51 @@ def call(case):
         x, y = x.expand(64, n, case.d), y.expand(64, n, case.d)
         g = torch.zeros(1, n, n, dtype=dtype).expand(64, n, n)
         one = one.expand(64, 1)
+
+    def mmd2(sigma, weights, baseline, *wants):
+        arguments = (one.expand(1, 1, 3), x, y, a, a, sigma, weights, baseline)
+        kernels.kernel_sums_with_gradients(*arguments, drop=1, wants=wants, **by)
+
     if case.op == "rbf" or case.op == "rbf_of_many":
         kernels.rbf(x, y, one, one, **by)
     elif case.op == "rbf_backward_of_x":
-        kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, None, one, one, (True, False, True, True), **by)
+        kernels.rbf_backward(
+            torch.zeros(1, n, n, dtype=dtype), x, None, one, one, wants=(True, False, True, True), **by
+        )
     elif case.op == "rbf_backward_of_many":
-        kernels.rbf_backward(g, x, y, one, one, (True,) * 4, **by)
+        kernels.rbf_backward(g, x, y, one, one, wants=(True,) * 4, **by)
     elif case.op == "rbf_backward":
-        kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, y, one, one, (True,) * 4, **by)
+        kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, y, one, one, wants=(True,) * 4, **by)
     elif case.op == "rbf_matmul":
         kernels.rbf_matmul(x, y, v, one, one, **by)
     elif case.op == "rbf_matmul_backward":
-        kernels.rbf_matmul_backward(v, x, y, v, one, one, (True,) * 5, **by)
+        kernels.rbf_matmul_backward(v, x, y, v, one, one, wants=(True,) * 5, **by)
     elif case.op == "density_backward":
-        kernels.rbf_matmul_backward(v, x, y, v, one, one, (True,) * 5, shift=shift, skip_diagonal=True)
+        kernels.rbf_matmul_backward(v, x, y, v, one, one, shift, skip_diagonal=True, wants=(True,) * 5)
     elif case.op == "rbf_of_bandwidths":
         kernels.rbf(x, y, scaled, ladder, **by)
     elif case.op == "kernel_sums_of_bandwidths":
-        kernels.mmd2(x, y, a, a, one.expand(1, 3), scaled, ladder, 1, ladder, **by)
+        mmd2(scaled, ladder, ladder, *(False,) * 6)
     elif case.op == "mmd2_of_everything":
-        kernels.kernel_sums_with_gradients(
-            one.expand(1, 1, 3), x, y, a, a, scaled, ladder, 1, ladder, (True,) * 6, **by
-        )
+        mmd2(scaled, ladder, ladder, *(True,) * 6)
     elif case.op == "signs":
-        kernels.rbf_matmul(x, x, v, one, one, None, True, one, **by)
+        kernels.rbf_matmul(x, x, v, one, one, None, one, skip_diagonal=True, **by)
     elif case.op == "mmd2":
-        wants = (True, True, False, False, False, False)
-        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, ladder, ladder, 1, ladder, wants, **by)
+        mmd2(ladder, ladder, ladder, True, True, *(False,) * 4)
     elif case.op == "mmd2_of_x":
-        wants = (True, False, False, False, False, False)
-        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, one, wants, **by)
+        mmd2(one, one, one, True, *(False,) * 5)
     elif case.op == "kernel_sums":
-        kernels.kernel_sums(x, y, a, a, one, one, 1, **by)
+        kernels.kernel_sums_with_gradients(None, x, y, a, a, one, one, drop=1, wants=(False,) * 6, **by)
     elif case.op == "mmd2_of_parameters":
-        wants = (False, False, False, False, True, True)
-        kernels.kernel_sums_with_gradients(one.expand(1, 1, 3), x, y, a, a, one, one, 1, one, wants, **by)
+        mmd2(one, one, one, *(False,) * 4, True, True)
     elif case.op == "log_density":
         # few rows and many columns, so that these are swept in parts
         y, a = torch.zeros(1, 2 * n, case.d, dtype=dtype), torch.zeros(1, 2 * n, dtype=dtype)
-        kernels.log_density(x[:, :32], y, one, one, a, True, **by)
+        kernels.log_density(x[:, :32], y, one, one, a, leave_one_out=True, **by)
     elif case.op == "score":
-        kernels.score(x, y, one, one, a, True, **by)
+        kernels.log_density(x, y, one, one, a, leave_one_out=True, **by)
+        of_x = (True, False, False, False, False)
+        kernels.rbf_matmul_backward(v, x, y, v, one, one, shift, skip_diagonal=True, wants=of_x, **by)
     else:
         raise ValueError(case.op)
 

@@ -23,7 +23,7 @@ from triton.runtime.interpreter import GridExecutor  # noqa: E402
 import gkfast  # noqa: E402  (after triton)
 from gkfast.kernels import gpu, reference  # noqa: E402  (needs triton)
 from gkfast.kernels.gpu import packed  # noqa: E402
-from gkfast.ops.operator import gpu_kernels  # noqa: E402
+from gkfast.ops.define import gpu_kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {  # kernel absolute, gradients relative to the norm
@@ -62,7 +62,7 @@ def check(x, y, sigma, weights):
     g = torch.randn_like(truth).to(DEVICE, x.dtype)
     # without coordinates nothing depends on x
     expected = torch.autograd.grad((truth * doubled(g)).sum(), wide, allow_unused=True, materialize_grads=True)
-    gradients = gpu.rbf_backward(g, x, y, sigma, weights, (True, y is not None, True, True))
+    gradients = gpu.rbf_backward(g, x, y, sigma, weights, wants=(True, y is not None, True, True))
     for gradient, exact in zip((t for t in gradients if t is not None), expected, strict=True):
         assert (doubled(gradient) - exact).norm() <= relative * exact.norm()
         assert not gradient.isnan().any()
@@ -105,10 +105,10 @@ def test_x_with_itself(dtype):
 def test_wants():
     x, y = sample(1, 9, 8, 3, torch.float32)
     g = torch.ones(1, 9, 8, device=DEVICE)
-    everything = gpu.rbf_backward(g, x, y, ONE, ONE, (True,) * 4)
+    everything = gpu.rbf_backward(g, x, y, ONE, ONE, wants=(True,) * 4)
     for k in range(4):
         wants = tuple(j == k for j in range(4))
-        gradients = gpu.rbf_backward(g, x, y, ONE, ONE, wants)
+        gradients = gpu.rbf_backward(g, x, y, ONE, ONE, wants=wants)
         assert [t is not None for t in gradients] == list(wants)
         assert torch.equal(gradients[k], everything[k])
 
@@ -148,7 +148,7 @@ def test_many_coordinates():
     x, y = sample(1, 5, 6, 520, torch.float32)
     assert (doubled(gpu.rbf(x, y, ONE, ONE)) - reference.rbf(doubled(x), doubled(y), ONE, ONE)).abs().max() <= 1e-6
     v, ones = torch.ones(1, 6, 1, device=DEVICE), torch.ones(1, 5, 1, device=DEVICE)
-    dx = gpu.rbf_matmul_backward(ones, x, y, v, ONE, ONE, (True, False, False, False, False))[0]
+    dx = gpu.rbf_matmul_backward(ones, x, y, v, ONE, ONE, wants=(True, False, False, False, False))[0]
     wide = doubled(x).requires_grad_()
     exact = torch.autograd.grad(reference.rbf(wide, doubled(y), ONE, ONE).sum(), wide)[0]
     assert (doubled(dx) - exact).norm() <= 1e-5 * exact.norm()
@@ -174,7 +174,7 @@ def test_huge_values():
     for sigma in (1e-38, 1e-20, 1.0, 1e20, 1e38):
         k = gpu.rbf(x, None, sigma * ONE, ONE)
         assert (doubled(k) - reference.rbf(doubled(x), None, sigma * ONE, ONE)).abs().max() <= 1e-6
-        gradients = gpu.rbf_backward(torch.ones_like(k), x, None, sigma * ONE, ONE, (True, False, True, True))
+        gradients = gpu.rbf_backward(torch.ones_like(k), x, None, sigma * ONE, ONE, wants=(True, False, True, True))
         assert all(t.isfinite().all() for t in gradients if t is not None)
 
 
@@ -186,7 +186,7 @@ def test_nan_stays_in_its_entries():
     assert k[0, 4].isnan().all()
     keep = torch.arange(20) != 4
     assert torch.equal(k[:, keep], clean[:, keep])
-    dx = gpu.rbf_backward(torch.ones_like(k), x, y, ONE, ONE, (True, False, False, False))[0]
+    dx = gpu.rbf_backward(torch.ones_like(k), x, y, ONE, ONE, wants=(True, False, False, False))[0]
     assert torch.equal(dx.isnan().any(2)[0].cpu(), ~keep)
 
 
@@ -197,7 +197,7 @@ def test_infinite_distance_is_a_kernel_of_zero_and_pulls_nothing():
     for sigma in (1e-30, 1.0, 1e30):
         k = gpu.rbf(x, y, sigma * ONE, ONE)
         assert k[0, 0, 0] == 0
-        gradients = gpu.rbf_backward(torch.ones_like(k), x, y, sigma * ONE, ONE, (True,) * 4)
+        gradients = gpu.rbf_backward(torch.ones_like(k), x, y, sigma * ONE, ONE, wants=(True,) * 4)
         assert gradients[0][0, 0].tolist() == [0, 0]
         assert all(t.isfinite().all() for t in gradients)
 
@@ -227,9 +227,9 @@ def poison_what_is_allocated(monkeypatch):
 def test_every_entry_is_written(monkeypatch):
     x, y = sample(1, 33, 65, 17, torch.float32)
     g = torch.randn(1, 33, 65, device=DEVICE)
-    expected = gpu.rbf(x, y, ONE, ONE), *gpu.rbf_backward(g, x, y, ONE, ONE, (True,) * 4)
+    expected = gpu.rbf(x, y, ONE, ONE), *gpu.rbf_backward(g, x, y, ONE, ONE, wants=(True,) * 4)
     poison_what_is_allocated(monkeypatch)
-    poisoned = gpu.rbf(x, y, ONE, ONE), *gpu.rbf_backward(g, x, y, ONE, ONE, (True,) * 4)
+    poisoned = gpu.rbf(x, y, ONE, ONE), *gpu.rbf_backward(g, x, y, ONE, ONE, wants=(True,) * 4)
     for ours, clean in zip(poisoned, expected, strict=True):
         assert torch.equal(ours, clean)
 
@@ -281,7 +281,7 @@ def check_matmul(x, y, v, sigma, weights, shift=None, relative=None, **modes):
     assert ours.dtype == x.dtype
     assert (doubled(ours) - truth).norm() <= relative * truth.norm()
     g = torch.randn_like(truth).to(DEVICE, x.dtype)
-    gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, (True,) * 5, shift, **modes)
+    gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, shift, wants=(True,) * 5, **modes)
     check_gradients(gradients, (truth * doubled(g)).sum(), wide, relative)
 
 
@@ -321,10 +321,10 @@ def test_a_baseline_keeps_digits():
 def test_matmul_wants():
     x, y = sample(1, 9, 8, 5, torch.float32)
     g, v = columns(1, 9, 2, torch.float32), columns(1, 8, 2, torch.float32)
-    everything = gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, (True,) * 5)
+    everything = gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, wants=(True,) * 5)
     for k in range(5):
         wants = tuple(j == k for j in range(5))
-        gradients = gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, wants)
+        gradients = gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, wants=wants)
         assert [t is not None for t in gradients] == list(wants)
         assert torch.equal(gradients[k], everything[k])
 
@@ -371,7 +371,7 @@ def test_matmul_nan_and_infinity(dims):
     clean = gpu.rbf_matmul(x, y, v, ONE, ONE)
     x[0, 4, 1], x[0, 7, 0] = torch.nan, torch.inf
     product = gpu.rbf_matmul(x, y, v, ONE, ONE)
-    dx, _, _, dsigma, _ = gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, (True,) * 5)
+    dx, _, _, dsigma, _ = gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, wants=(True,) * 5)
     keep = [i for i in range(20) if i not in (4, 7)]
     assert product[0, 4].isnan()
     assert product[0, 7] == 0
@@ -381,7 +381,7 @@ def test_matmul_nan_and_infinity(dims):
     assert dx[:, keep].isfinite().all()
     assert dsigma.isnan()
     x[0, 4] = 0
-    assert all(t.isfinite().all() for t in gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, (True,) * 5))
+    assert all(t.isfinite().all() for t in gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, wants=(True,) * 5))
 
 
 @pytest.mark.parametrize("drop", [0, 1, 2])
@@ -397,7 +397,7 @@ def test_kernel_sums(dims, baseline, drop):
     wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     truth = reference._three_sums(kernel_less(baseline, *wide[4:]), *wide[:4], drop)
     values, sums, *gradients = gpu.kernel_sums_with_gradients(
-        scale, x, y, a, b, sigma, weights, drop, baseline, (True,) * 6
+        scale, x, y, a, b, sigma, weights, baseline, drop=drop, wants=(True,) * 6
     )
     assert (doubled(sums) - truth).norm() <= (2e-6 if dtype == torch.float32 else 1e-13) * truth.norm()
     assert values.dtype == dtype
@@ -422,7 +422,7 @@ def test_kernel_sums_of_nothing(n, m, batch, dims):
     wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     truth = reference._three_sums(lambda p, q: reference.rbf(p, q, *wide[4:]), *wide[:4], 0)
     for wants in ((True,) * 6, (False,) * 6):
-        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, 0, None, wants)
+        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, drop=0, wants=wants)
         assert (doubled(sums) - truth).abs().sum() <= 1e-5
         if wants[0]:
             gradients = [g[:, 0] for g in gradients]
@@ -438,10 +438,10 @@ def test_kernel_sums_wants():
     x, y = sample(1, 9, 40, 3, torch.float32)
     a, b = torch.rand(1, 9).to(DEVICE), torch.rand(1, 40).to(DEVICE)
     scale = torch.randn(1, 1, 3, dtype=torch.float64, device=DEVICE)
-    everything = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, ONE, (True,) * 6)
+    everything = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, ONE, drop=1, wants=(True,) * 6)
     for k in range(6):
         wants = tuple(j == k for j in range(6))
-        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 1, ONE, wants)
+        _, sums, *gradients = gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, ONE, drop=1, wants=wants)
         # a set without gradients meets itself by halves, which adds in another order
         torch.testing.assert_close(sums, everything[1], rtol=1e-6, atol=0)
         assert [t is not None for t in gradients] == list(wants)
@@ -461,13 +461,15 @@ def test_narrow_kernels_keep_their_digits(dims):
     sigma = 0.12 * ONE
     a, b = (torch.ones(1, n, device=DEVICE) for n in (33, 40))
     scale = torch.tensor([[1 / (33 * 32), 1 / (40 * 39), -2 / (33 * 40)]], dtype=torch.float64, device=DEVICE)
-    wide = [doubled(t) for t in (x, y, a, b, scale)]
+    wide = dict(zip(("x", "y", "a", "b"), map(doubled, (x, y, a, b)), strict=True))
     baseline = reference.baselines(x, y, sigma.to(DEVICE))
     assert not baseline.any()
-    truth = reference.mmd2(*wide[-1:], *wide[:-1], sigma, ONE, baseline.cpu(), drop=1)
-    between = reference.kernel_sums(*wide[:4], sigma, ONE, drop=1)[0, 2] / (33 * 40)
+    truth = reference.mmd2(**wide, scale=doubled(scale), sigma=sigma, weights=ONE, drop=1, baseline=baseline.cpu())
+    between = reference.kernel_sums(**wide, sigma=sigma, weights=ONE, drop=1)[0, 2] / (33 * 40)
     assert 0 < between < 1e-2
-    error = (gpu.mmd2(x, y, a, b, scale, sigma, ONE, 1, baseline).cpu() - truth).abs()
+    arguments = (scale[:, None], x, y, a, b, sigma, ONE, baseline)
+    values = gpu.kernel_sums_with_gradients(*arguments, drop=1, wants=(False,) * 6)[0]
+    error = (values[:, 0].cpu() - truth).abs()
     assert error <= 1e-5 * max(truth.abs(), between)
 
 
@@ -477,10 +479,10 @@ def check_sums(x, y, sigma, weights, drop=1, less=True, relative=2e-6):
     wide = [doubled(t) for t in (x, y, a, b)]
     baseline = torch.ones_like(sigma) if less else None
     truth = reference._three_sums(kernel_less(baseline, sigma, weights), *wide, drop)
-    arguments = (None, x, y, a, b, sigma, weights, drop, baseline, (False,) * 6)
-    sums = gpu.kernel_sums_with_gradients(*arguments)[1]
+    arguments, modes = (None, x, y, a, b, sigma, weights, baseline), {"drop": drop, "wants": (False,) * 6}
+    sums = gpu.kernel_sums_with_gradients(*arguments, **modes)[1]
     assert ((doubled(sums) - truth).abs() <= relative * truth.abs()).all()
-    assert torch.equal(sums, gpu.kernel_sums_with_gradients(*arguments)[1])
+    assert torch.equal(sums, gpu.kernel_sums_with_gradients(*arguments, **modes)[1])
 
 
 # groups of 64 rows: one, two and three of them, a whole one and others
@@ -510,8 +512,8 @@ def test_moments_by_halves():
         return reference._three_sums(lambda p, q: reference.rbf(p, q, *wide), *(doubled(t) for t in (x, y, a, b)), 1)
 
     wants = (False, False, False, False, True, True)
-    arguments = (scale, x, y, a, b, *(t.detach() for t in wide), 1, None, wants)
-    *_, dsigma, dweights = gpu.kernel_sums_with_gradients(*arguments)
+    arguments = (scale, x, y, a, b, *(t.detach() for t in wide))
+    *_, dsigma, dweights = gpu.kernel_sums_with_gradients(*arguments, drop=1, wants=wants)
     for r in range(2):
         check_gradients((dsigma[:, r], dweights[:, r]), (doubled(scale)[:, r] * truth()).sum(), wide, 1e-5)
 
@@ -571,7 +573,7 @@ def test_products(dims, count, precision, by_products):
     ours = gpu.rbf_matmul(x, y, v, sigma, weights, precision=precision)
     assert (doubled(ours) - truth).norm() <= of_value * truth.norm()
     g = torch.rand_like(truth).to(DEVICE, torch.float32)
-    gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, (True,) * 5, precision=precision)
+    gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, wants=(True,) * 5, precision=precision)
     check_gradients(gradients, (truth * doubled(g)).sum(), wide, of_gradient)
     if dims <= 4:
         # so few coordinates are products only for the sake of many columns
@@ -582,7 +584,7 @@ def test_products(dims, count, precision, by_products):
         own = g if other is not None else torch.randn(1, 67, 67).to(DEVICE)
         exact = reference.rbf(wide[0], None if other is None else wide[1], *wide[3:])
         gradients = gpu.rbf_backward(
-            own, x, other, sigma, weights, (True, other is not None, True, True), precision=precision
+            own, x, other, sigma, weights, wants=(True, other is not None, True, True), precision=precision
         )
         gradients = [t for t in gradients if t is not None]
         check_gradients(gradients, (exact * doubled(own)).sum(), (*arguments, *wide[3:]), of_gradient)
@@ -632,9 +634,10 @@ def test_products_in_kernel_sums(wants, precision, by_products):
     a, b = torch.rand(1, 40).to(DEVICE), torch.rand(1, 67).to(DEVICE)
     scale = torch.tensor([[[1.0, 1.0, -2.0]]], dtype=torch.float64, device=DEVICE)
     wide = [doubled(t).requires_grad_() for t in (x, y)]
-    truth = reference.mmd2(doubled(scale)[:, 0], *wide, doubled(a), doubled(b), 2 * ONE, ONE, ONE, drop=1)
+    weighted = {"a": doubled(a), "b": doubled(b), "scale": doubled(scale)[:, 0]}
+    truth = reference.mmd2(x=wide[0], y=wide[1], **weighted, sigma=2 * ONE, weights=ONE, drop=1, baseline=ONE)
     values, sums, *gradients = gpu.kernel_sums_with_gradients(
-        scale, x, y, a, b, 2 * ONE, ONE, 1, ONE, (*wants, False, False, False, False), precision
+        scale, x, y, a, b, 2 * ONE, ONE, ONE, drop=1, wants=(*wants, *(False,) * 4), precision=precision
     )
     assert (values[:, 0].cpu() - truth).abs() <= 2 * of_value * sums.abs().max().cpu()
     for gradient, exact, want in zip(gradients, torch.autograd.grad(truth, wide), wants, strict=False):
@@ -681,8 +684,8 @@ def test_panels(dims, n, m, batch, drop, wants, dtype, small_panels):
     wide = [doubled(t).requires_grad_() for t in (x, y, a, b, sigma, weights)]
     baseline = torch.ones_like(sigma)
     truth = reference._three_sums(kernel_less(baseline, *wide[4:]), *wide[:4], drop)
-    arguments = (scale, x, y, a, b, sigma, weights, drop, baseline, wants)
-    _, sums, *gradients = gpu.kernel_sums_with_gradients(*arguments)
+    arguments = (scale, x, y, a, b, sigma, weights, baseline)
+    _, sums, *gradients = gpu.kernel_sums_with_gradients(*arguments, drop=drop, wants=wants)
     # every block of rows of every window, and each once
     blocks, windows = batch * triton.cdiv(max(n, m), 128), triton.cdiv(max(n, m), 128)
     found = [(first + k, start // 128) for first, count, start in small_panels for k in range(count)]
@@ -709,10 +712,10 @@ def test_panels_repeat_and_write_all(small_panels, monkeypatch):
     x, y = sample(1, 34, 150, 100, torch.float32)
     a, b = torch.rand(1, 34).to(DEVICE), torch.rand(1, 150).to(DEVICE)
     scale = torch.ones(1, 1, 3, dtype=torch.float64, device=DEVICE)
-    arguments = (scale, x, y, a, b, ONE, ONE, 1, ONE, OF_BOTH, "high")
-    expected = gpu.kernel_sums_with_gradients(*arguments)
+    arguments, modes = (scale, x, y, a, b, ONE, ONE, ONE), {"drop": 1, "wants": OF_BOTH, "precision": "high"}
+    expected = gpu.kernel_sums_with_gradients(*arguments, **modes)
     poison_what_is_allocated(monkeypatch)
-    for ours, clean in zip(gpu.kernel_sums_with_gradients(*arguments), expected, strict=True):
+    for ours, clean in zip(gpu.kernel_sums_with_gradients(*arguments, **modes), expected, strict=True):
         assert torch.equal(ours, clean)
 
 
@@ -754,10 +757,11 @@ def test_a_table_for_all_programs(monkeypatch, by_products):
         # few coordinates are no products
         for p, q in ((x, y), (x[..., :3].contiguous(), y[..., :3].contiguous())):
             yield gpu.rbf(p, q, ONE, ONE)
-            yield from gpu.rbf_backward(g, p, q, ONE, ONE, (True,) * 4)
+            yield from gpu.rbf_backward(g, p, q, ONE, ONE, wants=(True,) * 4)
             yield gpu.rbf_matmul(p, q, v, ONE, ONE)
-            yield gpu.kernel_sums_with_gradients(scale, p, q, g[..., 0], v[..., 0], ONE, ONE, 1, ONE, (True,) * 6)[2]
-            yield gpu.log_density(p, q, ONE, ONE, v[..., 0].abs(), False)
+            arguments = (scale, p, q, g[..., 0], v[..., 0], ONE, ONE, ONE)
+            yield gpu.kernel_sums_with_gradients(*arguments, drop=1, wants=(True,) * 6)[2]
+            yield gpu.log_density(p, q, ONE, ONE, v[..., 0].abs(), leave_one_out=False)
 
     own = list(everything())
     monkeypatch.setattr(packed.Table, "own", lambda table, *_, **__: table.rows is None and not table.fill())
@@ -800,9 +804,11 @@ def test_differences_where_products_are_not_accurate(by_products, monkeypatch):
                 arguments = (points, y, v, ONE, ONE)
                 yield gpu.rbf_matmul(*arguments, precision=precision)
                 g = torch.ones(1, 40, 1, device=DEVICE)
-                yield gpu.rbf_matmul_backward(g, *arguments, (True,) + (False,) * 4, precision=precision)[0]
+                yield gpu.rbf_matmul_backward(g, *arguments, wants=(True,) + (False,) * 4, precision=precision)[0]
                 yield gpu.rbf(points, y, ONE, ONE, precision=precision)
-                yield gpu.rbf_backward(g @ v.mT, points, y, ONE, ONE, (True,) + (False,) * 3, precision=precision)[0]
+                yield gpu.rbf_backward(
+                    g @ v.mT, points, y, ONE, ONE, wants=(True,) + (False,) * 3, precision=precision
+                )[0]
             yield gpu.rbf_matmul(x, y, wide, ONE, ONE, precision=precision)
 
     found = list(results())
@@ -811,18 +817,37 @@ def test_differences_where_products_are_not_accurate(by_products, monkeypatch):
         torch.testing.assert_close(ours, plain, rtol=0, atol=0, equal_nan=True)
 
 
+def score(x, y, sigma, log_weights, data_weights, *, leave_one_out, precision="highest"):
+    """The gradient of a log-density at x, of the kernels that the operators call for it."""
+    modes = {"leave_one_out": leave_one_out, "precision": precision}
+    log_p = gpu.log_density(x, y, sigma, log_weights, data_weights, **modes)
+    wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
+    arguments = (torch.ones_like(log_p)[..., None], x, y, data_weights[..., None])
+    shift = log_p[..., None] - log_weights.to(log_p)[:, None, :]
+    return gpu.rbf_matmul_backward(
+        *(t.to(wide) for t in arguments),
+        sigma,
+        torch.ones_like(sigma),
+        shift.to(wide),
+        skip_diagonal=leave_one_out,
+        wants=(True, False, False, False, False),
+        precision=precision,
+    )[0].to(x.dtype)
+
+
 def check_density(x, y, sigma, weights, leave_one_out):
     log_weights = weights.log() - x.shape[2] * sigma.log()
     data_weights = torch.rand(y.shape[:2]).to(DEVICE, x.dtype)
     # a row without weight counts for nothing
     data_weights[:, 0] = 0
-    arguments = (doubled(x), doubled(y), sigma, log_weights, doubled(data_weights))
-    truth = reference.log_density(*arguments, leave_one_out=leave_one_out)
-    ours = gpu.log_density(x, y, sigma, log_weights, data_weights, leave_one_out)
+    wide = (doubled(x), doubled(y), sigma, log_weights, doubled(data_weights))
+    truth = reference.log_density(*wide, leave_one_out=leave_one_out)
+    arguments = (x, y, sigma, log_weights, data_weights)
+    ours = gpu.log_density(*arguments, leave_one_out=leave_one_out)
     assert ours.dtype == torch.float64
     assert (doubled(ours) - truth).abs().max() <= 1e-13 * (1 + truth.abs().max())
-    exact = reference.score(*arguments, leave_one_out=leave_one_out)
-    found = gpu.score(x, y, sigma, log_weights, data_weights, leave_one_out)
+    exact = reference.score(*wide, leave_one_out=leave_one_out)
+    found = score(*arguments, leave_one_out=leave_one_out)
     assert (doubled(found) - exact).norm() <= TOLERANCE[x.dtype][1] * exact.norm()
 
 
@@ -854,12 +879,13 @@ def test_density_nan_infinity_and_nothing():
     x, y = sample(1, 5, 4, 2, torch.float32)
     x[0, 1, 0], x[0, 2, 0] = torch.nan, torch.inf
     one = torch.ones(1, 4, device=DEVICE)
-    found = gpu.log_density(x, y, ONE, ONE, one, False)
+    found = gpu.log_density(x, y, ONE, ONE, one, leave_one_out=False)
     assert found[0, 1].isnan()
     assert found[0, 2] == -torch.inf
     assert found[0, [0, 3, 4]].isfinite().all()
-    assert (gpu.log_density(x[:, 3:], y[:, :0], ONE, ONE, one[:, :0], False) == -torch.inf).all()
-    assert gpu.log_density(x[:, :0], y, ONE, ONE, one, False).shape == (1, 0)
+    nothing = gpu.log_density(x[:, 3:], y[:, :0], ONE, ONE, one[:, :0], leave_one_out=False)
+    assert (nothing == -torch.inf).all()
+    assert gpu.log_density(x[:, :0], y, ONE, ONE, one, leave_one_out=False).shape == (1, 0)
 
 
 # of the greatest |x|^2 / (2 sigma^2): float32, two pieces, one
@@ -875,13 +901,13 @@ def test_density_of_less_precision(precision, products, monkeypatch):
     centre = torch.cat([x, y], 1).mean(1)
     greatest = (torch.cat([x, y], 1) - centre).square().sum(-1).max() / (2 * sigma.min() ** 2)
     weights = torch.rand(1, 67).to(DEVICE)
-    arguments = (doubled(x), doubled(y), sigma, sigma.log(), doubled(weights))
-    truth = reference.log_density(*arguments, leave_one_out=False)
-    ours = gpu.log_density(x, y, sigma, sigma.log(), weights, False, precision=precision)
+    wide = (doubled(x), doubled(y), sigma, sigma.log(), doubled(weights))
+    truth = reference.log_density(*wide, leave_one_out=False)
+    arguments, modes = (x, y, sigma, sigma.log(), weights), {"leave_one_out": False, "precision": precision}
+    ours = gpu.log_density(*arguments, **modes)
     assert (doubled(ours) - truth).abs().max() <= bound * greatest
-    exact = reference.score(*arguments, leave_one_out=False)
-    score = gpu.score(x, y, sigma, sigma.log(), weights, False, precision=precision)
-    assert (doubled(score) - exact).norm() <= bound * greatest * exact.norm()
+    exact = reference.score(*wide, leave_one_out=False)
+    assert (doubled(score(*arguments, **modes)) - exact).norm() <= bound * greatest * exact.norm()
     # other numbers than in float64, whose error is far below
     assert (doubled(ours) - truth).abs().max() > 1e-9
 
@@ -916,30 +942,31 @@ def no_scale():
     return torch.empty(1, 1, 3, dtype=torch.float64, device=DEVICE)
 
 
-def gradients_of_mmd2(x, y, v, wants):
-    return gpu.kernel_sums_with_gradients(no_scale(), x, y, v, v, ONE, ONE, 1, ONE, wants + wants[2:])
+def mmd2(x, y, v, *wants, scale=no_scale):
+    arguments = (scale(), x, y, v, v, ONE, ONE, ONE)
+    return gpu.kernel_sums_with_gradients(*arguments, drop=1, wants=wants + wants[2:])
 
 
 # launches of Triton's kernels, where pairs are few and columns are not swept in parts
 LAUNCHES = {
     "rbf": (1, lambda x, y, v, g: gpu.rbf(x, y, ONE, ONE)),
-    "rbf_backward": (2, lambda x, y, v, g: gpu.rbf_backward(g, x, y, ONE, ONE, (True,) * 4)),
+    "rbf_backward": (2, lambda x, y, v, g: gpu.rbf_backward(g, x, y, ONE, ONE, wants=(True,) * 4)),
     "rbf_matmul": (1, lambda x, y, v, g: gpu.rbf_matmul(x, y, v[..., None], ONE, ONE)),
     "rbf_matmul_backward": (
         2,
-        lambda x, y, v, g: gpu.rbf_matmul_backward(v[..., None], x, y, v[..., None], ONE, ONE, (True,) * 5),
+        lambda x, y, v, g: gpu.rbf_matmul_backward(v[..., None], x, y, v[..., None], ONE, ONE, wants=(True,) * 5),
     ),
     "rbf_matmul_backward to v": (
         1,
         lambda x, y, v, g: gpu.rbf_matmul_backward(
-            v[..., None], x, y, v[..., None], ONE, ONE, (False, False, True, False, False)
+            v[..., None], x, y, v[..., None], ONE, ONE, wants=(False, False, True, False, False)
         ),
     ),
-    "kernel_sums": (2, lambda x, y, v, g: gpu.kernel_sums(x, y, v, v, ONE, ONE, 1)),
-    "mmd2": (2, lambda x, y, v, g: gpu.mmd2(x, y, v, v, no_scale()[:, 0], ONE, ONE, 1, ONE)),
-    "mmd2 and dx": (2, lambda x, y, v, g: gradients_of_mmd2(x, y, v, (True, False, False, False))),
-    "mmd2 and all gradients": (2, lambda x, y, v, g: gradients_of_mmd2(x, y, v, (True,) * 4)),
-    "log_density": (1, lambda x, y, v, g: gpu.log_density(x, y, ONE, ONE, v, False)),
+    "kernel_sums": (2, lambda x, y, v, g: mmd2(x, y, v, *(False,) * 4, scale=lambda: None)),
+    "mmd2": (2, lambda x, y, v, g: mmd2(x, y, v, *(False,) * 4)),
+    "mmd2 and dx": (2, lambda x, y, v, g: mmd2(x, y, v, True, False, False, False)),
+    "mmd2 and all gradients": (2, lambda x, y, v, g: mmd2(x, y, v, *(True,) * 4)),
+    "log_density": (1, lambda x, y, v, g: gpu.log_density(x, y, ONE, ONE, v, leave_one_out=False)),
 }
 
 
@@ -989,10 +1016,10 @@ def test_no_launch_leaves_contraction_to_the_environment(small_panels, monkeypat
     monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.log_density"], "splits", lambda *_: 2)
     x, y = sample(1, 9, 8, 100, torch.float32)
     v, w = columns(1, 8, 1, torch.float32), columns(1, 8, 3, torch.float32)
-    gpu.rbf_backward(columns(1, 9, 8, torch.float32), x, y, ONE, ONE, (True,) * 4)
+    gpu.rbf_backward(columns(1, 9, 8, torch.float32), x, y, ONE, ONE, wants=(True,) * 4)
     gpu.rbf_matmul(x, y, w, ONE, ONE)
-    gpu.rbf_matmul_backward(columns(1, 9, 1, torch.float32), x, y, v, ONE, ONE, (True,) * 5)
-    gpu.log_density(x, y, ONE, ONE, v[..., 0], False, "high")
+    gpu.rbf_matmul_backward(columns(1, 9, 1, torch.float32), x, y, v, ONE, ONE, wants=(True,) * 5)
+    gpu.log_density(x, y, ONE, ONE, v[..., 0], leave_one_out=False, precision="high")
     gpu.rbf_matmul(x, y, v, ONE.expand(1, 9), ONE.expand(1, 9))
     assert named == {name: {True} for name in all_kernels()}
 
@@ -1005,9 +1032,9 @@ def test_every_sum_is_written(monkeypatch):
 
     def everything():
         yield gpu.rbf_matmul(x, y, v, ONE, ONE)
-        yield from gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, (True,) * 5)
-        yield from gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, 0, None, (True,) * 6)
-        yield gpu.log_density(x, y, ONE, ONE, b.abs(), False)
+        yield from gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, wants=(True,) * 5)
+        yield from gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, drop=0, wants=(True,) * 6)
+        yield gpu.log_density(x, y, ONE, ONE, b.abs(), leave_one_out=False)
 
     expected = list(everything())
     poison_what_is_allocated(monkeypatch)
@@ -1218,8 +1245,8 @@ def test_more_than_2_31_entries():
     assert (doubled(k[:, rows]) - exact).abs().max() <= 2**-8
     ones = torch.ones(1, n, 1, device=DEVICE, dtype=torch.bfloat16)
     g = ones.mT.expand(1, n, n).contiguous()
-    dx = gpu.rbf_backward(g, x, y, ONE, ONE, (True, False, False, False))[0]
-    truth = gpu.rbf_matmul_backward(ones, x, y, ones, ONE, ONE, (True, False, False, False, False))[0]
+    dx = gpu.rbf_backward(g, x, y, ONE, ONE, wants=(True, False, False, False))[0]
+    truth = gpu.rbf_matmul_backward(ones, x, y, ones, ONE, ONE, wants=(True, False, False, False, False))[0]
     assert (dx.float() - truth.float())[:, rows].norm() <= 2**-6 * truth[:, rows].float().norm()
 
 
@@ -1247,8 +1274,9 @@ def test_streams_graphs_and_devices():
     def everything(x, y, v, a, scale):
         yield gpu.rbf(x, y, ONE, ONE)
         yield gpu.rbf_matmul(x, y, v, ONE, ONE)
-        yield gpu.log_density(x, y, ONE, ONE, v[..., 0], False)
-        yield from gpu.kernel_sums_with_gradients(scale, x, y, a, v[..., 0], ONE, ONE, 1, ONE, wants)[:4]
+        yield gpu.log_density(x, y, ONE, ONE, v[..., 0], leave_one_out=False)
+        arguments = (scale, x, y, a, v[..., 0], ONE, ONE, ONE)
+        yield from gpu.kernel_sums_with_gradients(*arguments, drop=1, wants=wants)[:4]
 
     expected = list(everything(x, y, v, a, scale))
     stream = torch.cuda.Stream()

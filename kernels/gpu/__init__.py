@@ -25,19 +25,16 @@ if _found == "none" or [int(part) for part in _found.split(".")[:2]] < [3, 6]:
         'builds bring it (pip install "gkfast[gpu]"), or move the tensors to the CPU'
     )
 
-from .kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2
-from .log_density import log_density, score
+from .kernel_sums import kernel_sums_with_gradients
+from .log_density import log_density
 from .rbf import rbf, rbf_backward
 from .rbf_matmul import rbf_matmul, rbf_matmul_backward
 
 __all__ = [
-    "kernel_sums",
     "kernel_sums_with_gradients",
     "log_density",
-    "mmd2",
     "rbf",
     "rbf_backward",
     "rbf_matmul",
     "rbf_matmul_backward",
-    "score",
 ]

@@ -8,30 +8,18 @@ from .split import Split, worth_splitting
 from .sweep import sweep
 
 
-def kernel_sums(x, y, a, b, sigma, weights, drop, precision="highest"):
-    """sum a_i a_j K, sum b_i b_j K, sum a_i b_j K, (B, 3) float64. See gkfast.kernel_means."""
-    return kernel_sums_with_gradients(None, x, y, a, b, sigma, weights, drop, None, (False,) * 6, precision)[1]
-
-
-def mmd2(x, y, a, b, scale, sigma, weights, drop, baseline, precision="highest"):
-    """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,), as x. See gkfast.mmd2."""
-    arguments = (scale[:, None], x, y, a, b, sigma, weights, drop, baseline, (False,) * 6, precision)
-    return kernel_sums_with_gradients(*arguments)[0][:, 0]
-
-
-def kernel_sums_with_gradients(
-    scale, x, y, a, b, sigma, weights, drop, baseline, wants, precision="highest"
-):  # fmt: skip
+def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None, *, drop, wants, precision="highest"):
     """Combinations of the three sums, and their gradients to (x, y, a, b, sigma, weights): a sweep, a finish.
 
-    Where baseline (B, S) is given, sum_s w_s baseline_s is taken from K. scale (B, R, 3) holds R combinations,
-    scale_r . sums, or is None where no value and no gradient is wanted. Returns values (B, R) as x, the sums (B, 3)
-    float64, and gradients (B, R, ...), None where not wanted. The sweeps are x against x, y against y, x against y,
-    and y against x only where a gradient to y or b asks for it. A set whose rows have no gradient of their own meets
-    itself by halves.
+    a or b None: all ones, without a gradient. Where baseline (B, S) is given, sum_s w_s baseline_s is taken from K.
+    scale (B, R, 3) holds R combinations, scale_r . sums, or is None where no value and no gradient is wanted. Returns
+    values (B, R) as x, the sums (B, 3) float64, and gradients (B, R, ...), None where not wanted. The sweeps are x
+    against x, y against y, x against y, and y against x only where a gradient to y or b asks for it. A set whose rows
+    have no gradient of their own meets itself by halves.
     """
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     (_, n, dims), m = x.shape, y.shape[1]
+    a, b = (p.new_ones(p.shape[:2]) if f is None else f for p, f in ((x, a), (y, b)))
     table = Table(sigma, weights, x)
     split = Split(table, x, y, precision) if worth_splitting(x, y) else None
     swept = sweep(

@@ -15,7 +15,6 @@ import triton.language as tl
 
 from .distances import distances_by_products, squared_distances
 from .packed import LOG2_E, NUMBERS, Table, row_of_table, triton_dtype
-from .rbf_matmul import rbf_matmul_backward
 from .split import Split, forms, other_form, worth_splitting
 from .tiles import FUSION, splits, tile
 
@@ -111,7 +110,7 @@ def _add_logs_kernel(partial_ptr, out_ptr, count, SPLITS, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, _log_of(top, total), mask=inside)
 
 
-def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision="highest"):
+def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, precision="highest"):
     """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density."""
     (batch, n, dims), m = x.shape, y.shape[1]
     wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
@@ -139,21 +138,3 @@ def log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision
     with torch.cuda.device_of(x):
         _add_logs_kernel[(triton.cdiv(batch * n, block),)](partial, out, batch * n, parted, BLOCK=block, **FUSION)
     return out
-
-
-def score(x, y, sigma, log_weights, data_weights, leave_one_out, precision="highest"):
-    """The gradient of log_density at x, (B, N, D). See gkfast.score."""
-    log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out, precision)
-    wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
-    return rbf_matmul_backward(
-        torch.ones_like(log_p, dtype=wide)[..., None],
-        x.to(wide),
-        y.to(wide),
-        data_weights.to(wide)[..., None],
-        sigma,
-        torch.ones_like(sigma),
-        (True, False, False, False, False),
-        shift=(log_p[..., None] - log_weights.to(log_p)[:, None, :]).to(wide),
-        skip_diagonal=leave_one_out,
-        precision=precision,
-    )[0].to(x.dtype)

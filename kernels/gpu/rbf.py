@@ -230,7 +230,7 @@ def _tiles(of, n, m):
     return triton.cdiv(n, of.bn) * triton.cdiv(m, of.bm)
 
 
-def rbf(x, y, sigma, weights, out=None, precision="highest"):
+def rbf(x, y, sigma, weights, *, out=None, precision="highest"):
     """K, (B, N, M). See gkfast.rbf."""
     other = x if y is None else y
     if out is None:
@@ -243,7 +243,7 @@ def rbf(x, y, sigma, weights, out=None, precision="highest"):
     return out
 
 
-def rbf_backward(g, x, y, sigma, weights, wants, precision="highest"):
+def rbf_backward(g, x, y, sigma, weights, *, wants, precision="highest"):
     """Gradients of sum_ij g_ij K_ij to (x, y, sigma, weights); those not wanted are None. y None: x is both."""
     want_x, want_y, want_sigma, want_weights = wants
     want_moments = want_sigma or want_weights

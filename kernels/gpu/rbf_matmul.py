@@ -6,7 +6,7 @@ from .split import Split, exchanged, worth_splitting
 from .sweep import sweep
 
 
-def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, baseline=None, precision="highest"):
+def rbf_matmul(x, y, v, sigma, weights, shift=None, baseline=None, *, skip_diagonal=False, precision="highest"):
     """sum_j K_ij v_j, (B, N, E). See gkfast.rbf_matmul.
 
     With shift (B, N, S) the kernels are exp(-|x_i - y_j|^2 / (2 sigma_s^2) - shift_is): what a log-density's
@@ -33,7 +33,7 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, skip_diagonal=False, baselin
 
 
 def rbf_matmul_backward(
-    g, x, y, v, sigma, weights, wants, shift=None, skip_diagonal=False, baseline=None, precision="highest"
+    g, x, y, v, sigma, weights, shift=None, baseline=None, *, skip_diagonal=False, wants, precision="highest"
 ):
     """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are None.
 
