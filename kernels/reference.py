@@ -157,10 +157,11 @@ def mmd2(
     b: Tensor | None,
     sigma: Tensor,
     weights: Tensor,
+    baseline: Tensor | None = None,
     *,
     drop: int,
 ) -> Tensor:
     """scale_xx xx + scale_yy yy + scale_xy xy of the sums of K - sum_s w_s baseline_s, (B,). See gkfast.mmd2."""
-    baseline = baselines(x, y, sigma)
+    baseline = baselines(x, y, sigma) if baseline is None else baseline
     sums = _three_sums(lambda p, q: rbf_less(p, q, sigma, weights, baseline), x, y, a, b, drop)
     return (scale * sums).sum(-1)

@@ -19,9 +19,10 @@ def kernel_sums(x, y, a, b, sigma, weights, *, drop):
     return kernel_sums_with_gradients(no_scale, x, y, a, b, sigma, weights, drop=drop, wants=wants)[1]
 
 
-def mmd2(scale, x, y, a, b, sigma, weights, *, drop):
+def mmd2(scale, x, y, a, b, sigma, weights, baseline=None, *, drop):
     """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,). See gkfast.mmd2."""
-    arrays = (scale[:, None], x, y, a, b, sigma, weights, baselines(x, y, sigma))
+    baseline = baselines(x, y, sigma) if baseline is None else baseline
+    arrays = (scale[:, None], x, y, a, b, sigma, weights, baseline)
     return kernel_sums_with_gradients(*arrays, drop=drop, wants=(False,) * 6)[0][:, 0]
 
 
