@@ -14,7 +14,7 @@ pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platfo
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench import gpu as bench
 from gkfast.kernels import gpu
-from gkfast.kernels.gpu import split
+from gkfast.kernels.gpu import bf16_pieces as split
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="python bench/gpu.py runs on the GPU itself")
 

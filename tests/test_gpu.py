@@ -22,7 +22,7 @@ from triton.runtime.interpreter import GridExecutor  # noqa: E402
 
 import gkfast  # noqa: E402  (after triton)
 from gkfast.kernels import gpu, reference  # noqa: E402  (needs triton)
-from gkfast.kernels.gpu import packed  # noqa: E402
+from gkfast.kernels.gpu import bandwidths as packed  # noqa: E402
 from gkfast.ops.define import gpu_kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -451,7 +451,7 @@ def test_kernel_sums_wants():
 @pytest.fixture
 def by_products(monkeypatch):
     """Small samples take the way of large ones."""
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 0)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "_SMALL", 0)
 
 
 @pytest.mark.parametrize("dims", [3, 48])
@@ -597,7 +597,7 @@ def test_products(dims, count, precision, by_products):
 @pytest.mark.parametrize("dims", [64, 784, 3000])
 def test_rows_of_equal_coordinates(dims, products, monkeypatch):
     # roundings of a sum over them go the same way
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 0 if products else 2**60)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "_SMALL", 0 if products else 2**60)
     generator = torch.Generator().manual_seed(7)
     x, y = (torch.rand(1, 20, 1, generator=generator).expand(1, 20, dims).contiguous() for _ in range(2))
     for sigma in (0.5, 0.7, 1.0):
@@ -812,7 +812,7 @@ def test_differences_where_products_are_not_accurate(by_products, monkeypatch):
             yield gpu.rbf_matmul(x, y, wide, ONE, ONE, precision=precision)
 
     found = list(results())
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 2**60)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "_SMALL", 2**60)
     for ours, plain in zip(found, results(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=0, atol=0, equal_nan=True)
 
@@ -894,7 +894,7 @@ DENSITY_PRECISION = {("high", False): 2**-20, ("high", True): 2**-14, ("medium",
 
 @pytest.mark.parametrize(("precision", "products"), DENSITY_PRECISION)
 def test_density_of_less_precision(precision, products, monkeypatch):
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.split"], "_SMALL", 0 if products else 2**60)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "_SMALL", 0 if products else 2**60)
     bound = DENSITY_PRECISION[precision, products]
     x, y = sample(1, 40, 67, 20, torch.float32, scale=20**0.5, offset=3)
     sigma = 0.9 * 20**0.5 * torch.tensor([[0.8, 1.2]]).double()

@@ -1,13 +1,13 @@
 """GPU kernels: torch tensors in and out, compiled by Triton. README.md says how they fit together.
 
-packed     the bandwidths as the kernels read them
-split      points as tensor cores take them, and when
+bandwidths the bandwidths as the kernels read them
+bf16_pieces points as tensor cores take them, and when
 tiles      the sizes of tiles
 distances  squared distances of a tile, and kernels of them
-parts      whose rows meet whose columns
+pairings      whose rows meet whose columns
 sweep      all pairs, row by row, for every sum
 panel      pulls of many coordinates, from weights that a sweep leaves
-finish     what the programs of a sweep left, added and combined
+reduce     what the programs of a sweep left, added and combined
 rbf, rbf_matmul, kernel_sums, log_density   the operations; precision "highest", "high" or "medium" as in README.md
 
 Without a GPU the same code runs under Triton's

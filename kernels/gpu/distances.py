@@ -5,7 +5,7 @@ import math
 import triton
 import triton.language as tl
 
-from .split import inner_products
+from .bf16_pieces import inner_products
 
 # 2**t - 1 = t sum_n log(2)**(n + 1) / (n + 1)! t**n; the terms left out are below an ulp for -1/2 < t < 1/2
 _TAYLOR = tl.constexpr(tuple(math.log(2) ** (n + 1) / math.factorial(n + 1) for n in range(14)))
@@ -70,7 +70,7 @@ def distances_by_products(
     DP: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
     SYMMETRIC: tl.constexpr,
 ):  # fmt: skip
-    """|p_i - q_j|^2, [BN, BM], from pieces of the points and their squared norms; see split.py."""
+    """|p_i - q_j|^2, [BN, BM], from pieces of the points and their squared norms; see bf16_pieces.py."""
     pq = inner_products(p_ptr, q_ptr, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, SYMMETRIC)
     return tl.maximum(tl.fma(pq, -2.0, p_squares[:, None] + q_squares[None, :]), 0.0)
 

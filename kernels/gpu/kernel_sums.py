@@ -2,9 +2,9 @@
 
 import torch
 
-from .finish import finish
-from .packed import Table
-from .split import Split, worth_splitting
+from .bandwidths import Table
+from .bf16_pieces import Split, worth_splitting
+from .reduce import finish
 from .sweep import sweep
 
 

@@ -3,8 +3,8 @@
 Exponents of a density reach thousands where those of a kernel matter only to about 100: rounding them in float32
 (1e-7 of each) would already be the whole error that is allowed of the density (2e-7), before anything is summed. So
 "highest" works in float64 whatever the input. With "high" and "medium" exponents have the error that float32, or
-products of bfloat16 pieces where there are many pairs (split.py), give them: log p is off by at most 2**-20, 2**-14
-and 2**-6 of the greatest |x|^2 / (2 sigma^2) about the common centre, and a score by so much of itself.
+products of bfloat16 pieces where there are many pairs (bf16_pieces.py), give them: log p is off by at most 2**-20,
+2**-14 and 2**-6 of the greatest |x|^2 / (2 sigma^2) about the common centre, and a score by so much of itself.
 """
 
 import math
@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .bandwidths import LOG2_E, NUMBERS, Table, row_of_table, triton_dtype
+from .bf16_pieces import Split, forms, other_form, worth_splitting
 from .distances import distances_by_products, squared_distances
-from .packed import LOG2_E, NUMBERS, Table, row_of_table, triton_dtype
-from .split import Split, forms, other_form, worth_splitting
 from .tiles import FUSION, splits, tile
 
 _SIZES = ["N", "M", "D", "S", "B", "table_stride", "SPLITS", "sigma_stride", "weights_stride", *NUMBERS]

@@ -17,8 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .parts import columns_of, rows_of
-from .split import other_form, weighted_points
+from .bf16_pieces import other_form, weighted_points
+from .pairings import columns_of, rows_of
 from .tiles import tile
 
 # weights of a panel

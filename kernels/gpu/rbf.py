@@ -1,8 +1,8 @@
 """The kernel matrix and its gradients.
 
 Distances are sums of squared differences, as on the CPU, right for every input; also products on tensor cores, where
-these are accurate (split.py). Differences are scaled by a power of two taken from sigma, which is exact, so that
-squares stay in range where the kernel is neither 0 nor 1.
+these are accurate (bf16_pieces.py). Differences are scaled by a power of two taken from sigma, which is exact, so
+that squares stay in range where the kernel is neither 0 nor 1.
 
 The gradients take two launches: the tile that makes K makes W_ij = g_ij sum_s w_s / sigma_s^2 k_sij, as large as g,
 and the partial sums for sigma and weights; then x and y are pulled by the rows and the columns of W, beside a program
@@ -16,10 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .bandwidths import NUMBERS, Table, accumulator, row_of_table, triton_dtype
+from .bf16_pieces import Split, forms, other_form, weighted_points, worth_splitting
 from .distances import cast, distances_by_products, next_kernel, squared_distances
-from .finish import finish_moments
-from .packed import NUMBERS, Table, accumulator, row_of_table, triton_dtype
-from .split import Split, forms, other_form, weighted_points, worth_splitting
+from .reduce import finish_moments
 from .tiles import tile
 
 _SIZES = ["N", "M", "D", "S", "table_stride", "moments_stride", "sigma_stride", "weights_stride", *NUMBERS]

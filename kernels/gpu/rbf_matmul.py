@@ -1,8 +1,8 @@
 """K @ v and its gradients, with K never stored."""
 
-from .finish import finish
-from .packed import Table
-from .split import Split, exchanged, worth_splitting
+from .bandwidths import Table
+from .bf16_pieces import Split, exchanged, worth_splitting
+from .reduce import finish
 from .sweep import sweep
 
 

@@ -8,7 +8,7 @@
     MOMENTS  sum_ij c_ij k_sij (k - baseline with LESS), sum_ij c_ij k_sij |p_i - q_j|^2     (B, strips of rows, 2, S)
 
 p, f are the points and coefficients of the rows, q, h those of the columns. Every row has one program, or one for
-each part of the columns, whose sums are then added in order (finish.py): no atomics, so results repeat bit for bit.
+each part of the columns, whose sums are then added in order (reduce.py): no atomics, so results repeat bit for bit.
 Sums are in the dtype of the tile within a few tiles and in float64 beyond, so that rounding does not grow with M.
 
 One launch can hold four sweeps over two point sets: x with x, y with y, x with y, y with x. That is MMD^2. Or the
@@ -30,6 +30,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .bandwidths import LOG2_E, NUMBERS, Table, row_of_table, triton_dtype
+from .bf16_pieces import Split, block_of, forms, inner_products, other_form, weighted_points
 from .distances import (
     cast,
     coordinates_of,
@@ -39,10 +41,8 @@ from .distances import (
     next_kernel,
     squared_distances,
 )
-from .packed import LOG2_E, NUMBERS, Table, row_of_table, triton_dtype
+from .pairings import columns_of, modes_of, rows_of
 from .panel import ROWS, Panels, panels, pull_by_panel, tile_of_panel, weights_of
-from .parts import columns_of, modes_of, rows_of
-from .split import Split, block_of, forms, inner_products, other_form, weighted_points
 from .tiles import splits, tile
 
 # tiles whose sums are kept in the tile's dtype before they go into float64
@@ -588,7 +588,7 @@ def _pull_in_memory(
 
 
 class Swept(NamedTuple):
-    """What a sweep leaves for finish.py, of P parts and C splits of the columns; None where it was not wanted."""
+    """What a sweep leaves for reduce.py, of P parts and C splits of the columns; None where it was not wanted."""
 
     value: torch.Tensor | None  # (C, P, B, rows, E)
     total: torch.Tensor | None  # (P, B, C * strips) float64
@@ -623,7 +623,7 @@ def sweep(
 ) -> Swept:
     """x (B, N, D), y (B, M, D), a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
 
-    With one part the rows are x, a, the columns y, b; with more see parts.py; the rows of a part stand first where
+    With one part the rows are x, a, the columns y, b; with more see pairings.py; the rows of a part stand first where
     others have more. Of two the shift is that of x, the first one's rows. The bits of half say which of x with x and
     y with y may meet half of the pairs, the bits of pull for which of x and y it is wanted; other parts' are
     unwritten, as are of two the first one's value and the second one's moments.

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .packed import NUMBERS, SLOTS, row_of_table
+from .bandwidths import NUMBERS, SLOTS, row_of_table
 from .tiles import FUSION
 
 # the interpreter has no bfloat16 products: float32 holds them exactly, and sums as the hardware does
