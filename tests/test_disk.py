@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import gkfast
-from gkfast.kernels.cpu import ahead, disk
+from gkfast.kernels.cpu import disk, precompile
 
 USER = 12345
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -262,7 +262,7 @@ def test_numba_cache_dir_that_others_can_write_is_refused_aloud(site):
 
 
 def test_compile_says_where_code_is_read_and_kept(site):
-    for _ in ahead.compile_everything():
+    for _ in precompile.compile_everything():
         pass
     shutil.copytree(disk._PACKAGE / "__pycache__", site.cache, dirs_exist_ok=True)
     site.close()

@@ -1,9 +1,9 @@
 """CPU kernels: NumPy arrays in and out, float32 or float64, compiled by Numba. README.md shows how they work.
 
-packed   the data as the tiles read it, and which pairs are near
+points   the data as the tiles read it, and which pairs are near
 tile     the register tile: products, distances, pulls
 vector   vector registers as values in Numba code, and 2**t
-sums     one sweep over all pairs: values and gradient moments
+sweep    one sweep over all pairs: values and gradient moments
 calls, threads, pool, memory   who runs which rows, in what memory
 compiled, disk   how it was compiled, and where it is kept
 rbf, rbf_matmul, log_density, kernel_sums   the operations; baselines: what some of their sums subtract

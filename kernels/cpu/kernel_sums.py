@@ -8,8 +8,8 @@ from .baselines import baselines
 from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, fresh, give_back
-from .packed import limits, pack, pack_addresses, packed_columns
-from .sums import add_chunks, parameters_of, prepared, share_sum_rows, sum_rows_address
+from .points import limits, pack, pack_addresses, packed_columns
+from .sweep import add_chunks, parameters_of, prepared, share_sum_rows, sum_rows_address
 from .threads import team
 
 

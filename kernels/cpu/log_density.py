@@ -12,7 +12,7 @@ import numpy as np
 from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, give_back, room
-from .packed import LOG2_E, limits, pack, pack_addresses
+from .points import LOG2_E, limits, pack, pack_addresses
 from .rbf_matmul import rbf_matmul_backward
 from .threads import team
 from .tile import NOWHERE, ROWS, distances

@@ -7,8 +7,8 @@ import numpy as np
 from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, fresh, give_back, room
-from .packed import limits, pack, pack_addresses
-from .sums import sweep
+from .points import limits, pack, pack_addresses
+from .sweep import sweep
 from .threads import team
 from .tile import DEPTH, NOWHERE, ROWS, distances, gaussians
 from .vector import exp2, fma, load, splat, store

@@ -25,7 +25,7 @@ import numpy as np
 from .calls import address_of, shared_at
 from .compiled import compiled, inner
 from .memory import behaved, borrow, give_back, room, take
-from .packed import LOG2_E, Plan, Points, limits, pack, pack_addresses, packed_columns
+from .points import LOG2_E, Plan, Points, limits, pack, pack_addresses, packed_columns
 from .threads import team
 from .tile import NOWHERE, ROWS, SPANS, add_product, add_pull, distances, product, pull
 from .vector import BYTES, add_to, at_least, cleared, exp2, exp2m1, fma, lane_of, load, splat, store, total
