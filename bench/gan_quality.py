@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from gkfast.gan import checkpoint, data, loop, metrics, pictures, run
+from gkfast.gan import checkpoint, data, metrics, pictures, run, train
 from gkfast.gan.config import DEFAULTS, Config
 from gkfast.gan.data import Data, generate_data
 
@@ -110,7 +110,7 @@ def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
     if path.is_file():
         return int(json.loads(path.read_text())["steps"])
     generator, discriminator = run.build(real, config)
-    training = loop.Loop(
+    training = train.Loop(
         generator,
         discriminator,
         real.train,
@@ -204,7 +204,7 @@ def picture(real: Data, name: str, results: Path) -> None:
         generator, _ = run.build(real, config)
         generator.load_state_dict(torch.load(folder / "generator.pt", weights_only=True))
         noise = generate_data(metrics.COUNTED, config.noise_dim, generator=torch.Generator().manual_seed(1))
-        samples[config.loss] = loop.sample(generator, noise)
+        samples[config.loss] = train.sample(generator, noise)
     drawn = pictures.png(pictures.samples_figure(real, samples))
     checkpoint.write(results / f"gan-{name}.png", drawn)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench import rivals
-from gkfast.gan import data, loop, run
+from gkfast.gan import data, run, train
 from gkfast.gan.config import DEFAULTS, Config
 from gkfast.gan.data import generate_data
 
@@ -47,7 +47,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
     goals = {"gkfast": goal, "plain torch": replace(goal, kernel=plain(rivals.eager))}
     trainings = {
-        by: loop.Loop(
+        by: train.Loop(
             *run.build(real, config), real.train, own, config, sigma, None, real.validation, probabilities=False
         )
         for by, own in goals.items()
@@ -63,7 +63,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
             took = (time.perf_counter() - start) / _STEPS
             with torch.no_grad():
                 fake = training.generator(generate_data(config.batch, config.noise_dim)).flatten(1)
-            kernel = loop.kernel_seconds(goals[by].kernel, fake, given)
+            kernel = train.kernel_seconds(goals[by].kernel, fake, given)
             if number >= _WARM_UP:
                 steps[by].append(took)
                 kernels[by].append(kernel)

@@ -20,7 +20,7 @@ import gkfast
 from gkfast.__main__ import main
 from gkfast.gan import metrics
 from gkfast.gan.checkpoint import Checkpoints, Signals
-from gkfast.gan.loop import Loop
+from gkfast.gan.train import Loop
 from gkfast.kernels.cpu import compiled
 
 FILES = [

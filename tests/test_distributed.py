@@ -26,8 +26,8 @@ from gkfast.__main__ import main
 from gkfast.gan import losses as gan_losses
 from gkfast.gan import train_gan
 from gkfast.gan.checkpoint import Stopped
-from gkfast.gan.loop import Loop
 from gkfast.gan.networks import Discriminator
+from gkfast.gan.train import Loop
 
 D = torch.float64
 SIGMA = [0.7, 1.5]

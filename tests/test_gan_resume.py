@@ -14,7 +14,7 @@ from torch import nn
 
 from gkfast.gan import checkpoint, train_gan
 from gkfast.gan.checkpoint import Checkpoints, Signals, Stopped
-from gkfast.gan.loop import Loop
+from gkfast.gan.train import Loop
 
 Y = 2 + torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 

@@ -13,8 +13,8 @@ import gkfast
 from gkfast.gan import data, generate_data, losses, run, train_gan, trainer
 from gkfast.gan.config import Config
 from gkfast.gan.data import Data
-from gkfast.gan.loop import Recipe, sample
 from gkfast.gan.losses import Objective, objective
+from gkfast.gan.train import Recipe, sample
 
 # what depends on the clock
 TIMED = {"seconds", "steps_per_second", "kernel_share"}

@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from gkfast.gan import checks, losses
-from gkfast.gan.loop import Recipe
+from gkfast.gan.train import Recipe
 
 # of sigma = "median" or "mean": wide bandwidths guide from afar, narrow ones sharpen
 _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
@@ -20,7 +20,7 @@ _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """The settings of a run: how to train, see gkfast.gan.loop.Recipe, and what.
+    """The settings of a run: how to train, see gkfast.gan.train.Recipe, and what.
 
     Attributes
     ----------

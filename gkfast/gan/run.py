@@ -16,7 +16,7 @@ from gkfast.gan import checks, losses, metrics, networks, report
 from gkfast.gan.checkpoint import Checkpoints, Signals, outline, write, write_tensors
 from gkfast.gan.config import Config, control, saved
 from gkfast.gan.data import Data, generate_data
-from gkfast.gan.loop import Record, sample
+from gkfast.gan.train import Record, sample
 from gkfast.gan.trainer import Result, fit
 from gkfast.nn import Bandwidth
 

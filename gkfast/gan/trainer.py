@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gkfast.gan import checks
 from gkfast.gan.checkpoint import Checkpoints, Signals, outline
-from gkfast.gan.loop import Loop, Recipe, Record
 from gkfast.gan.losses import LOSSES, Objective, objective
+from gkfast.gan.train import Loop, Recipe, Record
 
 
 @dataclass

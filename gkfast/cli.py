@@ -1,0 +1,300 @@
+"""The command line: gkfast train, gkfast compile, gkfast info."""
+
+import argparse
+import gc
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from gkfast.gan.config import Config
+    from gkfast.gan.data import Data
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, without the usage above it."""
+        # "argument --steps: must be ..." is how argparse quotes the checks below
+        message = message.removeprefix("argument ").replace(": must", " must", 1)
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _Parser(prog="gkfast", description="Gaussian kernels for kernel GANs.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"gkfast {version('gkfast')}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    train = commands.add_parser(
+        "train",
+        help="train a GAN with a Gaussian-kernel loss, beside the same GAN without it",
+        description="Train a GAN with a Gaussian-kernel loss, and the same GAN without the kernel as a control. "
+        "Writes a run folder: report.html, pictures, metrics.json, checkpoints and more. Under torchrun or "
+        "accelerate launch it trains in all processes.",
+        allow_abbrev=False,
+    )
+    whole = _number(int, 1, "a whole number of at least 1", "2000")
+    train.add_argument(
+        "--data",
+        help="ring, grid, spiral, digits, stacked, mnist, a .npy, .npz or .pt file (N, D...), or a folder of images "
+        "[digits]",
+    )
+    train.add_argument(
+        "--loss",
+        help="gan, rpgan, hinge, article, mmdgan, repulsive, bounded or smmd; mmd, gmmn or logkde; or one of each "
+        "with a plus between [what suits the data]",
+    )
+    train.add_argument("--steps", type=whole, help="updates of the generator [what suits the data]")
+    train.add_argument(
+        "--batch",
+        type=_number(int, 2, "a whole number of at least 2", "256"),
+        help="samples per step, over all processes [what suits the data]",
+    )
+    train.add_argument(
+        "--sigma",
+        type=_sigma,
+        help="median or mean distance, times a ladder; or numbers like 0.5,1,2 [median]",
+    )
+    train.add_argument(
+        "--lam",
+        type=_number(float, 0, "a finite number of at least 0", "30"),
+        help="weight of the kernel term [what suits the loss]",
+    )
+    train.add_argument(
+        "--lr",
+        type=_number(float, 1e-12, "a positive finite number", "1e-3"),
+        help="both learning rates at the start [what suits the data]",
+    )
+    train.add_argument(
+        "--seed", type=_number(int, 0, "a whole number of at least 0", "0"), help="same seed, same numbers [0]"
+    )
+    train.add_argument("--threads", type=_number(int, 1, "a whole number of at least 1", "2"), help="CPU threads [1]")
+    train.add_argument("--device", help="cpu or cuda [cpu]")
+    train.add_argument("--config", help="a TOML file of settings; the command line's own come after it")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, as in the file; --dry-run lists them all",
+    )
+    train.add_argument("--out", help="the run folder, new or empty unless resumed [the next free runs/DATA-001]")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    train.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    train.add_argument(
+        "--kernel-off", action="store_true", help="train the control alone: the same, without the kernel"
+    )
+    train.add_argument("--no-control", action="store_true", help="do not train the same GAN without the kernel")
+    commands.add_parser(
+        "compile",
+        help="compile the CPU kernels for this machine now, not at the first call of each: a minute, once",
+        description="Compile every CPU kernel for this machine, to be kept on disk, where later processes find them.",
+        allow_abbrev=False,
+    )
+    commands.add_parser(
+        "info",
+        help="print what will run here: vectors, threads, cache, GPU, versions",
+        description="Print what will run on this machine.",
+        allow_abbrev=False,
+    )
+    options = parser.parse_args(arguments)
+    if options.command == "compile":
+        import logging
+
+        try:
+            from gkfast.kernels.cpu import ahead, compiled, disk
+        # NUMBA_DISABLE_JIT is set
+        except RuntimeError as error:
+            parser.error(str(error))
+
+        # that compiling takes long is said below
+        log = logging.getLogger("gkfast")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            for name, seconds in ahead.compile_everything():
+                print(f"{seconds:6.1f} s  {name}", flush=True)
+        finally:
+            log.setLevel(level)
+        kept, refused = disk.writing()
+        if kept is None or refused:
+            print("\n".join(disk.places()))
+        if kept is None and compiled.compiled_here():
+            parser.exit(1, f"{parser.prog}: what was compiled is lost with this process\n")
+        print("nothing was to be compiled" if kept is None else f"kept in {kept.path}")
+        return 0
+    if options.command == "info":
+        from gkfast import info
+
+        print("\n".join(info.lines()))
+        return 0
+    return _train(train, options)
+
+
+def _train(parser: _Parser, options: argparse.Namespace) -> int:
+    # here and not above, so that --help and --version do not wait for torch
+    try:
+        import torch
+
+        from gkfast.gan import checks, config, data
+        from gkfast.gan import run as runs
+        from gkfast.gan.checkpoint import Signals, Stopped
+
+        settings = _settings(options)
+        runs.require_extra(settings)
+        if settings.device == "cuda":
+            checks.cuda(torch.cuda.is_available())
+        _check_folder(options)
+        real = data.load(settings.data, settings.image_size)
+        settings = _fitted(settings, real, options)
+        if options.dry_run:
+            torch.set_num_threads(settings.threads)
+            print(config.as_toml(settings) + "\n".join(f"# {line}" for line in runs.preview(real, settings)))
+            return 0
+        folder = _make_folder(options.out, real.name)
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
+
+    torch.set_num_threads(settings.threads)
+    with Signals() as signals:
+        try:
+            summary = runs.run(real, folder, settings, resume=options.resume, signals=signals)
+        except (Stopped, KeyboardInterrupt) as stop:
+            said = str(stop) if isinstance(stop, Stopped) else "stopped by SIGINT"
+            print(f"\ngkfast train: {said}; go on with gkfast train --resume --out {folder}", file=sys.stderr)
+            return 128 + (stop.number if isinstance(stop, Stopped) else 2)
+        except FloatingPointError as error:
+            print(f"gkfast train: {error}; {folder} holds what was done so far", file=sys.stderr)
+            return 1
+        # of a checkpoint that is damaged or of another run
+        except ValueError as error:
+            parser.error(str(error))
+        finally:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # networks that are still held, by a traceback for example, keep the group and its threads
+                gc.collect()
+                torch.distributed.destroy_process_group()
+    # another process than the first has nothing to say
+    if not summary:
+        return 0
+    for name, figures in ((settings.loss, summary), ("no kernel", summary.get("control"))):
+        if figures is not None:
+            print(f"{name:<10} {_figures(figures)}")
+    print(f"{folder}: report.html, samples.png, witness.png, progress.png, curves.png, metrics.json")
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> "Config":
+    """What the folder to resume, the defaults, --config, the options and --set say, each after the other."""
+    from gkfast.gan import config
+
+    given: dict[str, Any] = {
+        name: getattr(options, name) for name in ("data", "loss", "steps", "batch", "sigma", "lam", "seed", "threads")
+    }
+    given |= {"device": options.device, "generator_rate": options.lr, "discriminator_rate": options.lr}
+    if options.no_control:
+        given["control"] = False
+    before = None
+    if options.resume:
+        if options.out is None:
+            raise ValueError("--out must be the folder to resume, got none; name it")
+        before = config.saved(Path(options.out))
+    settings = config.resolve(options.config, given, options.set, before)
+    if options.kernel_off:
+        from dataclasses import replace
+
+        settings = replace(config.control(settings), control=False)
+    return settings
+
+
+def _fitted(settings: "Config", real: "Data", options: argparse.Namespace) -> "Config":
+    """With a batch that fits the data where none was asked for."""
+    from dataclasses import replace
+
+    from gkfast.gan import checks
+
+    rows = len(real.train)
+    if options.batch is None and not any(text.startswith("batch=") for text in options.set):
+        settings = replace(settings, batch=min(settings.batch, rows))
+    checks.trainable(settings, rows, real.is_image)
+    return settings
+
+
+def _number(kind: type, least: float, rule: str, example: str) -> Callable[[str], float]:
+    """An argparse type: a finite number of this kind, at least `least`."""
+
+    def convert(text: str) -> float:
+        try:
+            value: float = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= least):
+            raise argparse.ArgumentTypeError(f"must be {rule}, got {text!r}; give for example {example}")
+        return value
+
+    return convert
+
+
+def _sigma(text: str) -> str | list[float]:
+    """An argparse type: a rule, or positive numbers with commas between."""
+    if text in ("median", "mean"):
+        return text
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < s < math.inf for s in numbers):
+        raise argparse.ArgumentTypeError(
+            f"must be median, mean, or positive numbers with commas between, got {text!r}; "
+            "for example --sigma 0.5,1,2"
+        )
+    return numbers
+
+
+def _check_folder(options: argparse.Namespace) -> None:
+    # as torchrun and accelerate launch tell it
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if processes > 1 and options.out is None and not options.dry_run:
+        raise ValueError(f"--out must be given to {processes} processes, got none; name the folder of the run")
+    # what the first process has checked, it may be filling already
+    if options.out is None or options.resume or rank > 0:
+        return
+    folder = Path(options.out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"--out must be a new or empty folder, got {options.out!r}; name another one, or --resume this one"
+        )
+
+
+def _make_folder(out: str | None, name: str) -> Path:
+    """The folder of --out, or the next free of runs/NAME-001, runs/NAME-002, ..."""
+    if out is not None:
+        folder = Path(out)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"--out must be a folder that can be made, got {out!r} ({error.strerror}); name another one"
+            ) from error
+        return folder
+    taken = [int(path.name[len(name) + 1 :]) for path in Path("runs").glob(f"{name}-[0-9][0-9][0-9]")]
+    number = max(taken, default=0) + 1
+    while True:
+        folder = Path("runs") / f"{name}-{number:03}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        # another run took it a moment ago
+        except FileExistsError:
+            number += 1
+
+
+def _figures(summary: dict[str, object]) -> str:
+    keys = (
+        *("classes", "class_kl", "parzen", "modes", "strict_modes", "high_quality", "reverse_kl"),
+        *("recall", "median_distance", "mmd2", "p_value", "seconds"),
+    )
+    return ", ".join(f"{key} {summary[key]:.4g}" for key in keys if key in summary)
