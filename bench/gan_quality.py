@@ -18,14 +18,13 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gkfast.gan import checkpoint, data, metrics, pictures, run, train
-from gkfast.gan.config import DEFAULTS, Config
+from gkfast.gan import checkpoint, data, metrics, networks, pictures, run, train
+from gkfast.gan.config import DEFAULTS, Config, saved
 from gkfast.gan.data import Data, generate_data
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,14 +65,14 @@ def main() -> int:
     for name in options.data.split(","):
         real = data.load(name)
         for seed in map(int, options.seeds.split(",")):
-            config = Config(**{**DEFAULTS[name], "data": name, "seed": seed, "control": False})
+            config = Config.from_settings(**{**DEFAULTS[name], "data": name, "seed": seed, "control": False})
             if options.steps is not None:
-                config = replace(config, steps=options.steps)
+                config = config.changed(steps=options.steps)
             kernel = finished(real, config, "kernel")
             rows.append(row("kernel", config, kernel))
             for control, settings in CONTROLS.items():
-                other = replace(config, **settings, lam=None, space="data")
-                other = replace(other, steps=equal_steps(real, other, control, seconds_of(config, "kernel")))
+                other = config.changed(**settings, lam=None, space="data")
+                other = other.changed(steps=equal_steps(real, other, control, seconds_of(config, "kernel")))
                 rows.append(row(control, other, finished(real, other, control)))
         picture(real, name, options.results)
         # after each data set, so that nothing is lost
@@ -83,14 +82,14 @@ def main() -> int:
 
 
 def folder_of(config: Config, kind: str) -> Path:
-    return RUNS / f"{config.data}-{kind}-{config.seed}"
+    return RUNS / f"{config.data}-{kind}-{config.recipe.seed}"
 
 
 def finished(real: Data, config: Config, kind: str) -> dict[str, Any]:
     """What metrics.json holds, of a run that was there, or is made or resumed now."""
     folder = folder_of(config, kind)
     if not (folder / "metrics.json").is_file():
-        print(f"{folder.name}: {config.loss}, {config.steps} steps", flush=True)
+        print(f"{folder.name}: {config.loss}, {config.recipe.steps} steps", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         with checkpoint.Signals() as signals:
             run.run(real, folder, config, resume=True, signals=signals)
@@ -101,7 +100,7 @@ def finished(real: Data, config: Config, kind: str) -> dict[str, Any]:
 def seconds_of(config: Config, kind: str) -> float:
     """What a finished run would have taken, had every step taken the median time."""
     lines = (folder_of(config, kind) / "metrics.jsonl").read_text().splitlines()
-    return config.steps / statistics.median(json.loads(line)["steps_per_second"] for line in lines)
+    return config.recipe.steps / statistics.median(json.loads(line)["steps_per_second"] for line in lines)
 
 
 def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
@@ -110,16 +109,9 @@ def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
     if path.is_file():
         return int(json.loads(path.read_text())["steps"])
     generator, discriminator = run.build(real, config)
-    training = train.Loop(
-        generator,
-        discriminator,
-        real.train,
-        run.objective(config, [1.0]),
-        config,
-        [1.0],
-        None,
-        real.validation,
-        False,
+    objective = run.objective(config, [1.0])
+    training = train.Training(
+        generator, discriminator, real.train, objective, config.recipe, sigma=[1.0], held_out=real.validation
     )
     times = []
     for _ in range(300):
@@ -134,7 +126,7 @@ def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
 
 def row(kind: str, config: Config, found: dict[str, Any]) -> dict[str, Any]:
     names = dict.fromkeys((*BARS[config.data], "modes", "density", *_COMMON))
-    return {"data": config.data, "run": kind, "loss": config.loss, "seed": config.seed} | {
+    return {"data": config.data, "run": kind, "loss": config.loss, "seed": config.recipe.seed} | {
         name: found[name] for name in names if name in found
     }
 
@@ -198,13 +190,11 @@ def picture(real: Data, name: str, results: Path) -> None:
     samples = {}
     for kind in ("kernel", *CONTROLS):
         folder = min(RUNS.glob(f"{name}-{kind}-*/generator.pt")).parent
-        config = Config(
-            **{k: v for k, v in json.loads((folder / "config.json").read_text()).items() if k != "gkfast"}
-        )
+        config = Config.from_settings(**saved(folder))
         generator, _ = run.build(real, config)
         generator.load_state_dict(torch.load(folder / "generator.pt", weights_only=True))
-        noise = generate_data(metrics.COUNTED, config.noise_dim, generator=torch.Generator().manual_seed(1))
-        samples[config.loss] = train.sample(generator, noise)
+        noise = generate_data(metrics.COUNTED, config.recipe.noise_dim, generator=torch.Generator().manual_seed(1))
+        samples[config.loss] = networks.sample(generator, noise)
     drawn = pictures.png(pictures.samples_figure(real, samples))
     checkpoint.write(results / f"gan-{name}.png", drawn)
 

@@ -38,23 +38,23 @@ def main() -> None:
 
 def rows_of(name: str) -> list[dict[str, Any]]:
     real = data.load(name)
-    config = Config(**{**DEFAULTS[name], "data": name})
+    config = Config.from_settings(**{**DEFAULTS[name], "data": name})
     sigma = run.bandwidths(real, config)
-    goal = run.objective(config, sigma)
+    objective = run.objective(config, sigma)
 
     def plain(kernel: rivals.Kernel) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda fake, given: rivals.mmd2(kernel, fake, given, sigma) / len(sigma)
+        return lambda fake, real: rivals.mmd2(kernel, fake, real, sigma) / len(sigma)
 
-    goals = {"gkfast": goal, "plain torch": replace(goal, kernel=plain(rivals.eager))}
+    objectives = {"gkfast": objective, "plain torch": replace(objective, kernel=plain(rivals.eager))}
     trainings = {
-        by: train.Loop(
-            *run.build(real, config), real.train, own, config, sigma, None, real.validation, probabilities=False
+        by: train.Training(
+            *run.build(real, config), real.train, own, config.recipe, sigma=sigma, held_out=real.validation
         )
-        for by, own in goals.items()
+        for by, own in objectives.items()
     }
-    steps: dict[str, list[float]] = {by: [] for by in goals}
-    kernels: dict[str, list[float]] = {by: [] for by in goals}
-    given = real.train[: config.batch].flatten(1)
+    steps: dict[str, list[float]] = {by: [] for by in objectives}
+    kernels: dict[str, list[float]] = {by: [] for by in objectives}
+    batch = real.train[: config.recipe.batch].flatten(1)
     for number in range(_ROUNDS):
         for by, training in trainings.items():
             start = time.perf_counter()
@@ -62,15 +62,21 @@ def rows_of(name: str) -> list[dict[str, Any]]:
                 training.advance()
             took = (time.perf_counter() - start) / _STEPS
             with torch.no_grad():
-                fake = training.generator(generate_data(config.batch, config.noise_dim)).flatten(1)
-            kernel = train.kernel_seconds(goals[by].kernel, fake, given)
+                fake = training.generator(generate_data(config.recipe.batch, config.recipe.noise_dim)).flatten(1)
+            kernel = train.kernel_seconds(objectives[by].kernel, fake, batch)
             if number >= _WARM_UP:
                 steps[by].append(took)
                 kernels[by].append(kernel)
     rows = []
-    for by in goals:
+    for by in objectives:
         step, kernel = statistics.median(steps[by]), statistics.median(kernels[by])
-        row = {"data": name, "loss": config.loss, "N": config.batch, "D": given.shape[1], "bandwidths": len(sigma)}
+        row = {
+            "data": name,
+            "loss": config.loss,
+            "N": config.recipe.batch,
+            "D": batch.shape[1],
+            "bandwidths": len(sigma),
+        }
         rows.append(row | {"by": by, "step_ms": f"{1e3 * step:.4g}", "kernel_share": f"{kernel / step:.3g}"})
         print(*rows[-1].values(), sep="\t", flush=True)
     return rows

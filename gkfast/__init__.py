@@ -8,44 +8,32 @@ Importing gkfast loads neither torch nor numba; each public name loads what it n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "kernel_means",
-    "log_density",
-    "mean_sigma",
-    "median_sigma",
-    "mmd2",
-    "mmd2_and_variance",
-    "mmd_test",
-    "rbf",
-    "rbf_matmul",
-    "score",
-    "witness",
-]
-
 if TYPE_CHECKING:
-    from gkfast.bandwidth import mean_sigma, median_sigma
-    from gkfast.functional import kernel_means, log_density, mmd2, rbf, rbf_matmul, score, witness
-    from gkfast.two_sample import mmd2_and_variance, mmd_test
+    from gkfast.bandwidth import mean_sigma as mean_sigma
+    from gkfast.bandwidth import median_sigma as median_sigma
+    from gkfast.functional import kernel_means as kernel_means
+    from gkfast.functional import log_density as log_density
+    from gkfast.functional import mmd2 as mmd2
+    from gkfast.functional import rbf as rbf
+    from gkfast.functional import rbf_matmul as rbf_matmul
+    from gkfast.functional import score as score
+    from gkfast.functional import witness as witness
+    from gkfast.two_sample import mmd2_and_variance as mmd2_and_variance
+    from gkfast.two_sample import mmd_test as mmd_test
 
-_HOME = {
-    "kernel_means": "functional",
-    "log_density": "functional",
-    "mean_sigma": "bandwidth",
-    "median_sigma": "bandwidth",
-    "mmd2": "functional",
-    "mmd2_and_variance": "two_sample",
-    "mmd_test": "two_sample",
-    "rbf": "functional",
-    "rbf_matmul": "functional",
-    "score": "functional",
-    "witness": "functional",
+_PUBLIC = {
+    "bandwidth": "mean_sigma median_sigma",
+    "functional": "kernel_means log_density mmd2 rbf rbf_matmul score witness",
+    "two_sample": "mmd2_and_variance mmd_test",
 }
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+__all__ = sorted(_MODULE_OF)
 _MODULES = ("bandwidth", "distributed", "functional", "gan", "kernels", "nn", "ops", "two_sample")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(import_module(f"gkfast.{_HOME[name]}"), name)
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"gkfast.{_MODULE_OF[name]}"), name)
         globals()[name] = value
         return value
     if name in _MODULES:

@@ -5,7 +5,7 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,9 +18,18 @@ if TYPE_CHECKING:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence, without the usage above it."""
-        # "argument --steps: must be ..." is how argparse quotes the checks below
-        message = message.removeprefix("argument ").replace(": must", " must", 1)
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
+
+
+# numbers among the options of gkfast train: the setting that each is for, an example, and what help says
+_NUMBERS = {
+    "steps": ("steps", "2000", "updates of the generator [what suits the data]"),
+    "batch": ("batch", "256", "samples per step, over all processes [what suits the data]"),
+    "lam": ("lam", "30", "weight of the kernel term [what suits the loss]"),
+    "lr": ("generator_rate", "1e-3", "both learning rates at the start [what suits the data]"),
+    "seed": ("seed", "0", "same seed, same numbers [0]"),
+    "threads": ("threads", "2", "CPU threads [1]"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "accelerate launch it trains in all processes.",
         allow_abbrev=False,
     )
-    whole = _number(int, 1, "a whole number of at least 1", "2000")
     train.add_argument(
         "--data",
         help="ring, grid, spiral, digits, stacked, mnist, a .npy, .npz or .pt file (N, D...), or a folder of images "
@@ -47,31 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="gan, rpgan, hinge, article, mmdgan, repulsive, bounded or smmd; mmd, gmmn or logkde; or one of each "
         "with a plus between [what suits the data]",
     )
-    train.add_argument("--steps", type=whole, help="updates of the generator [what suits the data]")
-    train.add_argument(
-        "--batch",
-        type=_number(int, 2, "a whole number of at least 2", "256"),
-        help="samples per step, over all processes [what suits the data]",
-    )
-    train.add_argument(
-        "--sigma",
-        type=_sigma,
-        help="median or mean distance, times a ladder; or numbers like 0.5,1,2 [median]",
-    )
-    train.add_argument(
-        "--lam",
-        type=_number(float, 0, "a finite number of at least 0", "30"),
-        help="weight of the kernel term [what suits the loss]",
-    )
-    train.add_argument(
-        "--lr",
-        type=_number(float, 1e-12, "a positive finite number", "1e-3"),
-        help="both learning rates at the start [what suits the data]",
-    )
-    train.add_argument(
-        "--seed", type=_number(int, 0, "a whole number of at least 0", "0"), help="same seed, same numbers [0]"
-    )
-    train.add_argument("--threads", type=_number(int, 1, "a whole number of at least 1", "2"), help="CPU threads [1]")
+    for name, (_, _, says) in _NUMBERS.items():
+        train.add_argument(f"--{name}", help=says)
+        if name == "batch":
+            train.add_argument(
+                "--sigma", help="median or mean distance, times a ladder; or numbers like 0.5,1,2 [median]"
+            )
     train.add_argument("--device", help="cpu or cuda [cpu]")
     train.add_argument("--config", help="a TOML file of settings; the command line's own come after it")
     train.add_argument(
@@ -102,30 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.command == "compile":
-        import logging
-
-        try:
-            from gkfast.kernels.cpu import ahead, compiled, disk
-        # NUMBA_DISABLE_JIT is set
-        except RuntimeError as error:
-            parser.error(str(error))
-
-        # that compiling takes long is said below
-        log = logging.getLogger("gkfast")
-        level = log.level
-        log.setLevel(logging.ERROR)
-        try:
-            for name, seconds in ahead.compile_everything():
-                print(f"{seconds:6.1f} s  {name}", flush=True)
-        finally:
-            log.setLevel(level)
-        kept, refused = disk.writing()
-        if kept is None or refused:
-            print("\n".join(disk.places()))
-        if kept is None and compiled.compiled_here():
-            parser.exit(1, f"{parser.prog}: what was compiled is lost with this process\n")
-        print("nothing was to be compiled" if kept is None else f"kept in {kept.path}")
-        return 0
+        return _compile(parser)
     if options.command == "info":
         from gkfast import info
 
@@ -134,19 +100,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _train(train, options)
 
 
+def _compile(parser: _Parser) -> int:
+    import logging
+
+    try:
+        from gkfast.kernels.cpu import ahead, compiled, disk
+    # NUMBA_DISABLE_JIT is set
+    except RuntimeError as error:
+        parser.error(str(error))
+
+    # that compiling takes long is said below
+    log = logging.getLogger("gkfast")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        for name, seconds in ahead.compile_everything():
+            print(f"{seconds:6.1f} s  {name}", flush=True)
+    finally:
+        log.setLevel(level)
+    kept, refused = disk.writing()
+    if kept is None or refused:
+        print("\n".join(disk.places()))
+    if kept is None and compiled.compiled_here():
+        parser.exit(1, f"{parser.prog}: what was compiled is lost with this process\n")
+    print("nothing was to be compiled" if kept is None else f"kept in {kept.path}")
+    return 0
+
+
 def _train(parser: _Parser, options: argparse.Namespace) -> int:
     # here and not above, so that --help and --version do not wait for torch
     try:
         import torch
 
-        from gkfast.gan import checks, config, data
+        from gkfast.gan import config, data
         from gkfast.gan import run as runs
         from gkfast.gan.checkpoint import Signals, Stopped
 
         settings = _settings(options)
         runs.require_extra(settings)
-        if settings.device == "cuda":
-            checks.cuda(torch.cuda.is_available())
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device must be one that torch finds, got 'cuda'; train on the cpu")
         _check_folder(options)
         real = data.load(settings.data, settings.image_size)
         settings = _fitted(settings, real, options)
@@ -188,13 +181,16 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> "Config":
-    """What the folder to resume, the defaults, --config, the options and --set say, each after the other."""
+    """The settings of the folder to resume, the defaults, --config, the options and --set, each after the other."""
     from gkfast.gan import config
 
-    given: dict[str, Any] = {
-        name: getattr(options, name) for name in ("data", "loss", "steps", "batch", "sigma", "lam", "seed", "threads")
-    }
-    given |= {"device": options.device, "generator_rate": options.lr, "discriminator_rate": options.lr}
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("data", "loss", "device")}
+    for name, (setting, example, _) in _NUMBERS.items():
+        text = getattr(options, name)
+        given[setting] = None if text is None else config.number(f"--{name}", text, setting, example)
+    given["discriminator_rate"] = given["generator_rate"]
+    if options.sigma is not None:
+        given["sigma"] = _sigma(options.sigma)
     if options.no_control:
         given["control"] = False
     before = None
@@ -203,43 +199,25 @@ def _settings(options: argparse.Namespace) -> "Config":
             raise ValueError("--out must be the folder to resume, got none; name it")
         before = config.saved(Path(options.out))
     settings = config.resolve(options.config, given, options.set, before)
-    if options.kernel_off:
-        from dataclasses import replace
-
-        settings = replace(config.control(settings), control=False)
-    return settings
+    return config.control(settings).changed(control=False) if options.kernel_off else settings
 
 
 def _fitted(settings: "Config", real: "Data", options: argparse.Namespace) -> "Config":
-    """With a batch that fits the data where none was asked for."""
-    from dataclasses import replace
-
-    from gkfast.gan import checks
-
+    """The settings, with a batch that fits the data where none was asked for."""
     rows = len(real.train)
     if options.batch is None and not any(text.startswith("batch=") for text in options.set):
-        settings = replace(settings, batch=min(settings.batch, rows))
-    checks.trainable(settings, rows, real.is_image)
+        settings = settings.changed(batch=min(settings.recipe.batch, rows))
+    if settings.recipe.batch > rows:
+        raise ValueError(
+            f"--batch must be at most the {rows} samples to train on, got {settings.recipe.batch}; give a smaller one"
+        )
+    if settings.network == "dcgan" and not real.is_image:
+        raise ValueError('network must be "mlp" for data that are no images, got "dcgan"; leave it out')
     return settings
 
 
-def _number(kind: type, least: float, rule: str, example: str) -> Callable[[str], float]:
-    """An argparse type: a finite number of this kind, at least `least`."""
-
-    def convert(text: str) -> float:
-        try:
-            value: float = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value >= least):
-            raise argparse.ArgumentTypeError(f"must be {rule}, got {text!r}; give for example {example}")
-        return value
-
-    return convert
-
-
 def _sigma(text: str) -> str | list[float]:
-    """An argparse type: a rule, or positive numbers with commas between."""
+    """A rule, or positive numbers with commas between."""
     if text in ("median", "mean"):
         return text
     try:
@@ -247,8 +225,8 @@ def _sigma(text: str) -> str | list[float]:
     except ValueError:
         numbers = []
     if not numbers or not all(0 < s < math.inf for s in numbers):
-        raise argparse.ArgumentTypeError(
-            f"must be median, mean, or positive numbers with commas between, got {text!r}; "
+        raise ValueError(
+            f"--sigma must be median, mean, or positive numbers with commas between, got {text!r}; "
             "for example --sigma 0.5,1,2"
         )
     return numbers

@@ -5,7 +5,7 @@ functions for batches of samples. Bandwidths are float64 and stay so in ``half()
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,11 @@ from gkfast.checks import Estimator
 Bandwidth = float | Sequence[float] | Literal["median", "mean"]
 
 Move = Callable[[Tensor], Tensor]
+
+
+def mean_weights(sigma: Sized) -> list[float]:
+    """The weights of kernels that are averaged over their bandwidths."""
+    return [1 / len(sigma)] * len(sigma)
 
 
 def _kept(move: Move) -> Move:
@@ -349,8 +354,7 @@ class MMDLoss(torch.nn.Module):
         x, y = _samples("x", x, "y", y, "gkfast.mmd2")
         checks.estimator(self.estimator, x, y, False)
         sigma = self.bandwidth(x, y)
-        weights = [1 / len(sigma)] * len(sigma)
-        value: Tensor = gkfast.mmd2(x, y, sigma[None], weights=weights, estimator=self.estimator)
+        value: Tensor = gkfast.mmd2(x, y, sigma[None], weights=mean_weights(sigma), estimator=self.estimator)
         return (value.clamp(min=0) + 1e-8).sqrt() if self.root else value
 
     def extra_repr(self) -> str:

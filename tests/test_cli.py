@@ -17,10 +17,10 @@ import pytest
 import torch
 
 import gkfast
-from gkfast.__main__ import main
+from gkfast.cli import main
 from gkfast.gan import metrics
 from gkfast.gan.checkpoint import Checkpoints, Signals
-from gkfast.gan.train import Loop
+from gkfast.gan.train import Training
 from gkfast.kernels.cpu import compiled
 
 FILES = [
@@ -281,17 +281,17 @@ def begun(tmp_path, monkeypatch):
     """A run that ended, and the same one in "out", stopped in the middle of its second part."""
     arguments = ["train", "--data", "ring", "--loss", "gan+mmd", "--steps", "6", "--batch", "16"]
     assert main([*arguments, "--out", "whole"]) == 0
-    advance, steps = Loop.advance, []
+    advance, steps = Training.advance, []
 
-    def advancing(loop):
-        record = advance(loop)
-        steps.append(loop.step)
+    def advancing(training):
+        record = advance(training)
+        steps.append(training.step)
         if len(steps) == 9:
             os.kill(os.getpid(), signal.SIGTERM)
         return record
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "advance", advancing)
+        patch.setattr(Training, "advance", advancing)
         assert main([*arguments, "--out", "out"]) == 128 + signal.SIGTERM
     assert names(tmp_path / "out" / "checkpoints") == ["control", "generator"]
     assert max(Checkpoints(tmp_path / "out" / "checkpoints" / "control").steps()) == 3
@@ -401,7 +401,7 @@ def test_other_data_are_refused(tmp_path, capsys, change):
 
 def test_a_run_without_a_checkpoint_keeps_its_settings(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "advance", lambda loop: os.kill(os.getpid(), signal.SIGTERM) or os._exit(1))
+        patch.setattr(Training, "advance", lambda training: os.kill(os.getpid(), signal.SIGTERM) or os._exit(1))
         patch.setattr(Signals, "held", lambda signals: nullcontext())
         assert (
             main(["train", "--data", "ring", "--batch", "16", "--steps", "2", "--no-control", "--out", "out"]) == 143
@@ -415,7 +415,7 @@ def test_a_run_without_a_checkpoint_keeps_its_settings(tmp_path, capsys, monkeyp
 def test_help_and_version_do_not_load_torch():
     for argument in ("--help", "--version"):
         code = (
-            "import sys; from gkfast.__main__ import main\n"
+            "import sys; from gkfast.cli import main\n"
             f"try: main([{argument!r}])\n"
             "finally: assert not {'torch', 'numba', 'sklearn', 'matplotlib'} & sys.modules.keys()"
         )

@@ -33,7 +33,7 @@ user = int(sys.argv[1])
 if user:
     os.setgroups([]), os.setgid(user), os.setuid(user)
 import gkfast
-from gkfast.__main__ import main
+from gkfast.cli import main
 from gkfast.kernels.cpu import compiled, disk
 if sys.argv[2] == "compile":
     sys.exit(main(["compile"]))

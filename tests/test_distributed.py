@@ -22,12 +22,11 @@ import torch.multiprocessing
 
 import gkfast
 import gkfast.distributed
-from gkfast.__main__ import main
-from gkfast.gan import losses as gan_losses
-from gkfast.gan import train_gan
+from gkfast.cli import main
+from gkfast.gan import objectives, train_gan
 from gkfast.gan.checkpoint import Stopped
 from gkfast.gan.networks import Discriminator
-from gkfast.gan.train import Loop
+from gkfast.gan.train import Training
 
 D = torch.float64
 SIGMA = [0.7, 1.5]
@@ -72,27 +71,27 @@ def gan_networks(outputs=1):
 
 
 # as they are named on the command line; the kernel on data and, with a star, on the discriminator's features
-GAN_LOSSES = [*gan_losses.LOSSES[:8], "mmd", "gmmn", "logkde", "gan+mmd*", "rpgan+gmmn", "smmd+logkde*"]
+GAN_LOSSES = [*objectives.LOSSES[:8], "mmd", "gmmn", "logkde", "gan+mmd*", "rpgan+gmmn", "smmd+logkde*"]
 
 
 def gan_gradients(name, dtype, part):
     """Both losses of a share of the global batch, and their gradients to the networks' weights."""
     G, critic = (
-        network.to(dtype) for network in gan_networks(1 if name.split("+")[0] in gan_losses.ADVERSARIES else 5)
+        network.to(dtype) for network in gan_networks(1 if name.split("+")[0] in objectives.ADVERSARIES else 5)
     )
     rng = torch.Generator().manual_seed(2)
     noise, real = torch.randn(17, 4, generator=rng, dtype=D), torch.randn(17, 3, generator=rng, dtype=D)
-    x, y = G(noise.to(dtype)[part]), real.to(dtype)[part]
+    fake, real = G(noise.to(dtype)[part]), real.to(dtype)[part]
     on_features = name.endswith("*")
     sigma = "median" if on_features else SIGMA
-    goal = gan_losses.objective(name.rstrip("*"), sigma, scales=[0.5, 1.0], on_features=on_features, r1=0.3, r2=0.7)
+    goal = objectives.objective(name.rstrip("*"), sigma, scales=[0.5, 1.0], on_features=on_features, r1=0.3, r2=0.7)
     results = []
     if goal.discriminator is not None:
-        loss = goal.discriminator(critic, y, x.detach())
+        loss = goal.discriminator(critic, real, fake.detach())
         results.append((loss, torch.autograd.grad(loss, list(critic.parameters()), allow_unused=True)))
-    loss = x.new_zeros(()) if goal.generator is None else goal.generator(critic, y, x)
+    loss = fake.new_zeros(()) if goal.generator is None else goal.generator(critic, real, fake)
     if goal.kernel is not None:
-        rows = (critic.features(x), critic.features(y)) if on_features else (x, y)
+        rows = (critic.features(fake), critic.features(real)) if on_features else (fake, real)
         loss = loss + goal.lam * goal.kernel(*rows)
     results.append((loss, torch.autograd.grad(loss, list(G.parameters()))))
     return results
@@ -113,18 +112,18 @@ def train(**options):
 
 def stopped_and_resumed(folder, rank, count):
     """A signal comes to the last process alone, and all of them stop at the same step."""
-    advance = Loop.advance
+    advance = Training.advance
 
-    def advancing(loop):
-        record = advance(loop)
-        if loop.step == 3 and rank == count - 1:
+    def advancing(training):
+        record = advance(training)
+        if training.step == 3 and rank == count - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return record
 
-    Loop.advance = advancing
+    Training.advance = advancing
     with pytest.raises(Stopped, match="stopped by SIGTERM at step 3"):
         train(checkpoints=folder)
-    Loop.advance = advance
+    Training.advance = advance
     return train(checkpoints=folder, resume=True)
 
 
@@ -274,7 +273,7 @@ def test_the_command_line_under_torchrun(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "command.py")]
     # what python -m gkfast does, and a look at what is left of the group
     (tmp_path / "command.py").write_text(
-        "import sys\nfrom pathlib import Path\nfrom gkfast.__main__ import main\nstatus = main()\n"
+        "import sys\nfrom pathlib import Path\nfrom gkfast.cli import main\nstatus = main()\n"
         "assert 'gloo' not in ''.join(path.read_text() for path in Path('/proc/self/task').glob('*/comm'))\n"
         "sys.exit(status)\n"
     )

@@ -19,6 +19,7 @@ from gkfast.gan import (
     losses,
     mmd,
     objective,
+    objectives,
     similarity,
 )
 
@@ -180,20 +181,20 @@ def linear(weight):
 
 
 def test_names_are_made_of_parts():
-    assert [losses.parts(name) for name in ("gan", "mmd", "rpgan+mmd", "repulsive+gmmn")] == [
+    assert [objectives.split_name(name) for name in ("gan", "mmd", "rpgan+mmd", "repulsive+gmmn")] == [
         ("gan", None),
         (None, "mmd"),
         ("rpgan", "mmd"),
         ("repulsive", "gmmn"),
     ]
     assert len(set(LOSSES)) == len(LOSSES) == 4 + 4 + 3 + 8 * 4
-    assert [losses.without_kernel(name) for name in ("hinge+mmd", "mmd", "smmd+logkde", "rpgan")] == [
+    assert [objectives.without_kernel(name) for name in ("hinge+mmd", "mmd", "smmd+logkde", "rpgan")] == [
         "hinge",
         "gan",
         "gan",
         "rpgan",
     ]
-    assert [losses.default_lam(name) for name in ("gan", "mmd", "gan+mmd")] == [0, 1, 30]
+    assert [objectives.default_lam(name) for name in ("gan", "mmd", "gan+mmd")] == [0, 1, 30]
 
 
 def test_article_is_the_gan_with_nothing_added():
@@ -291,7 +292,7 @@ def test_mmdgan_plays_a_zero_sum_game_on_features():
         -loss, mmd(D(g), D(x), [median * s for s in (1 / 4, 1 / 2, 1, 2, 4)]), rtol=1e-6, atol=0
     )
     assert goal.generator(D, x, g) == -loss
-    assert goal.critic.sigma(D(g), D(x)) == pytest.approx([median * s for s in (1 / 4, 1 / 2, 1, 2, 4)])
+    assert goal.feature_mmd.sigma(D(g), D(x)) == pytest.approx([median * s for s in (1 / 4, 1 / 2, 1, 2, 4)])
 
 
 @pytest.mark.parametrize(("name", "bounds"), [("repulsive", (0.0, math.inf)), ("bounded", (0.25, 4.0))])
@@ -329,7 +330,7 @@ def test_bandwidths_of_a_rule_follow_the_steps_and_are_state():
     assert other.sigma(near, near) == term.sigma(near, near)
 
 
-@pytest.mark.parametrize("loss", losses.KERNELS[:3])
+@pytest.mark.parametrize("loss", objectives.KERNELS[:3])
 def test_kernel_terms_have_no_units(loss):
     g, x = points(6, 0), points(8, 1)
     small, large = objective(loss, [0.5, 1.0]), objective(loss, [50.0, 100.0])

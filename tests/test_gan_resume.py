@@ -14,7 +14,7 @@ from torch import nn
 
 from gkfast.gan import checkpoint, train_gan
 from gkfast.gan.checkpoint import Checkpoints, Signals, Stopped
-from gkfast.gan.train import Loop
+from gkfast.gan.train import Training
 
 Y = 2 + torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 
@@ -31,7 +31,6 @@ def interruptible():
 DRIVER = """
 import json, os, random, signal, sys, time
 import numpy, torch
-from dataclasses import replace
 from pathlib import Path
 from gkfast.gan import metrics, run
 from gkfast.gan.config import Config
@@ -41,7 +40,7 @@ torch.set_num_threads(1)
 rows = torch.randn(96, 2, generator=torch.Generator().manual_seed(0))
 data = Data("mine", rows[:64], rows[64:80], rows[80:], (2,))
 # everything that has a state: two networks, an average, bandwidths that follow features, penalties
-config = Config(
+config = Config.from_settings(
     data="mine", loss="gan+mmd", steps=60, batch=16, space="features", ema=0.9, critic_steps=2, r1=0.1,
     checkpoint_every=7, keep=2,
 )
@@ -87,7 +86,7 @@ whole, killed, warm = Path("whole"), Path("killed"), Path("warm")
 for folder in (whole, killed, warm):
     folder.mkdir()
 # what is loaded here is loaded in every child
-run.run(data, warm, replace(config, steps=2), progress=False)
+run.run(data, warm, config.changed(steps=2), progress=False)
 start = time.perf_counter()
 assert attempt(whole, False) == 0
 seconds = time.perf_counter() - start
@@ -177,15 +176,15 @@ def train(folder, **options):
 
 def signal_at(step, number, monkeypatch):
     """Sends a signal to this process in the middle of the loop."""
-    advance = Loop.advance
+    advance = Training.advance
 
-    def advancing(loop):
-        record = advance(loop)
-        if loop.step == step:
+    def advancing(training):
+        record = advance(training)
+        if training.step == step:
             os.kill(os.getpid(), number)
         return record
 
-    monkeypatch.setattr(Loop, "advance", advancing)
+    monkeypatch.setattr(Training, "advance", advancing)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import gkfast
-from gkfast.gan import data, generate_data, losses, run, train_gan, trainer
-from gkfast.gan.config import Config
+from gkfast.gan import article, data, generate_data, losses, objectives, run, train_gan
+from gkfast.gan.config import Config, Recipe
 from gkfast.gan.data import Data
-from gkfast.gan.losses import Objective, objective
-from gkfast.gan.train import Recipe, sample
+from gkfast.gan.networks import sample
+from gkfast.gan.objectives import Objective, objective
+from gkfast.gan.train import Training
 
 # what depends on the clock
 TIMED = {"seconds", "steps_per_second", "kernel_share"}
@@ -43,7 +44,7 @@ def moved(module, before):
     return [not torch.equal(w, b) for w, b in zip(module.parameters(), before, strict=True)]
 
 
-@pytest.mark.parametrize("loss", [loss for loss in losses.LOSSES if losses.parts(loss)[0] is not None])
+@pytest.mark.parametrize("loss", [loss for loss in objectives.LOSSES if objectives.split_name(loss)[0] is not None])
 def test_both_networks_are_trained(loss):
     G, D = networks()
     before = weights(G), weights(D)
@@ -67,7 +68,7 @@ def test_both_networks_are_trained(loss):
         "mmd2",
         "steps_per_second",
     }
-    assert ("kernel_share" in result.history[-1]) == (loss not in losses.ADVERSARIES)
+    assert ("kernel_share" in result.history[-1]) == (loss not in objectives.ADVERSARIES)
 
 
 def test_without_a_discriminator_only_the_generator_moves():
@@ -158,10 +159,9 @@ def test_any_callable_may_be_the_kernel_term():
     assert result.history[-1]["kernel_term"] > 0
 
 
-def fit(recipe, loss="gan+mmd", **options):
-    G, D = networks(sigmoid=False)
+def fit(recipe, loss="gan+mmd"):
     sigma = [1.0]
-    return trainer.fit(G, D, Y, objective(loss, sigma), recipe, sigma=sigma, **options)
+    return Training(*networks(sigmoid=False), Y, objective(loss, sigma), recipe, sigma=sigma).run()
 
 
 def recipe(**options):
@@ -178,7 +178,7 @@ def test_mixed_precision_is_near_full_precision_and_of_the_networks_only():
 
     full, mixed = fit(recipe()), fit(recipe(precision="bf16", ema=0.9))
     goal = Objective(kernel=Term(), lam=1.0)
-    trainer.fit(*networks(sigmoid=False), Y, goal, recipe(precision="bf16"), sigma=[1.0])
+    Training(*networks(sigmoid=False), Y, goal, recipe(precision="bf16"), sigma=[1.0]).run()
     assert seen == {torch.float32}
     a, b = full.history[-1]["g_loss"], mixed.history[-1]["g_loss"]
     assert a != b
@@ -195,7 +195,7 @@ def test_the_average_follows_the_generator_with_its_decay():
     G, D = networks(sigmoid=False)
     states.append(weights(G))
     goal = objective("gan+mmd", [1.0])
-    result = trainer.fit(G, D, Y, goal, recipe(ema=0.25), sigma=[1.0], on_record=keep)
+    result = Training(G, D, Y, goal, recipe(ema=0.25), sigma=[1.0]).run(on_record=keep)
     expected = states[0]
     for step, now in enumerate(states[1:], 1):
         # 2/11 and 3/12 are below and at the decay that was asked for
@@ -237,7 +237,7 @@ def test_snapshots_are_of_the_same_noise_at_even_steps():
 def test_a_kernel_on_features_needs_features():
     goal = objective("gan+mmd", "median", on_features=True)
     with pytest.raises(ValueError, match=r"discriminator must have a method features .* got Sequential without one"):
-        trainer.fit(*networks(sigmoid=False), Y, goal, recipe(), sigma=[1.0])
+        Training(*networks(sigmoid=False), Y, goal, recipe(), sigma=[1.0])
 
 
 @pytest.mark.parametrize(
@@ -285,11 +285,11 @@ def test_a_kernel_on_features_needs_features():
             r"loss.kernel must return a scalar tensor .* got Tensor of shape \(16, 2\); return a mean",
         ),
         (
-            {"loss": Objective(lambda D, x, g: D(g).mean().detach())},
+            {"loss": Objective(lambda D, real, fake: D(fake).mean().detach())},
             r"loss.discriminator must return a scalar tensor .* got one without a gradient",
         ),
         (
-            {"loss": Objective(generator=lambda D, x, g: 0.5)},
+            {"loss": Objective(generator=lambda D, real, fake: 0.5)},
             r"loss.generator must return a scalar tensor .* got 0.5",
         ),
     ],
@@ -371,7 +371,7 @@ def small_data():
 
 
 def test_control_is_the_same_gan_without_the_kernel(tmp_path):
-    config = Config(data="mine", loss="gan+mmd", steps=5, batch=16)
+    config = Config.from_settings(data="mine", loss="gan+mmd", steps=5, batch=16)
     for name in ("both", "alone"):
         (tmp_path / name).mkdir()
     both = run.run(small_data(), tmp_path / "both", config, progress=False)
@@ -396,7 +396,7 @@ def test_literal_term_changes_nothing_in_training():
     assert all(torch.equal(w, v) for w, v in zip(G.parameters(), H.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("module", [trainer, losses, data])
+@pytest.mark.parametrize("module", [article, losses, data])
 def test_docstring_examples(module):
     failed, tried = doctest.testmod(module)
     assert tried

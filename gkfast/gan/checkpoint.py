@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there, every random state, and signals that wait for a checkpoint."""
 
 import io
+import math
 import os
 import random
 import signal
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gkfast.gan import checks
+# times the spread of data: what rounding may change in their means, and other rows do not
+_ROUNDING = 1e-5
 
 
 class Stopped(Exception):
@@ -57,7 +59,10 @@ class Checkpoints:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         # what torch raises for truncated archives, foreign bytes and for pickles that would run code
         except Exception as error:
-            raise checks.damaged(path) from error
+            raise ValueError(
+                f"{path} must be a whole checkpoint of gkfast, got what torch cannot load without running code; "
+                "remove it, and the one before it is taken"
+            ) from error
         return state
 
     def steps(self) -> list[int]:
@@ -79,6 +84,34 @@ def outline(*tensors: torch.Tensor | None) -> list[list[float]]:
             means = [part.mean(dtype=torch.float64) for part in (rows, rows[0], rows[-1])]
             found.append([float(rows.std()), *map(float, means), *map(float, rows.shape)])
     return found
+
+
+def check_resumable(path: Path, state: dict[str, Any], data: list[list[float]], identity: dict[str, Any]) -> None:
+    """A training on rows of this outline, with these settings, may go on from the state in a file."""
+    # a state without an outline is believed
+    saved = state.get("data")
+    if saved is not None and not (len(saved) == len(data) and all(map(_alike, saved, data))):
+        raise ValueError(
+            f"data must be the rows that {path} was trained on to resume from it, got others; "
+            "give the same ones, or train into another folder"
+        )
+    check_identity(path, state["identity"], identity)
+
+
+def check_identity(path: Path, saved: dict[str, Any], identity: dict[str, Any]) -> None:
+    for name, value in identity.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"{name} must be {saved.get(name)!r} to resume from {path}, got {value!r}; "
+                "resume with the same settings, or train into another folder"
+            )
+
+
+def _alike(a: list[float], b: list[float]) -> bool:
+    """Two outlines of the same rows: their shapes agree, their means to rounding."""
+    return a[4:] == b[4:] and all(
+        math.isclose(p, q, rel_tol=_ROUNDING, abs_tol=_ROUNDING * a[0]) for p, q in zip(a[:4], b[:4], strict=True)
+    )
 
 
 def write_tensors(path: Path, state: dict[str, Any]) -> None:

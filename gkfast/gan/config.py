@@ -4,26 +4,165 @@ Settings come from the defaults of the data, then a TOML file, then the command 
 """
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from gkfast.gan import checks, losses
-from gkfast.gan.train import Recipe
+from gkfast.gan import checks, objectives
 
 # of sigma = "median" or "mean": wide bandwidths guide from afar, narrow ones sharpen
 _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
 
+# no number depends on these settings: they may change when a run is resumed
+_FREE = ("checkpoint_every", "keep", "control", "tensorboard")
+
+
+class _Range(NamedTuple):
+    least: float
+    most: float = math.inf
+    above_least: bool = False
+    below_most: bool = False
+
+
+_RANGES: dict[str, _Range] = {
+    **dict.fromkeys(("steps", "layers", "critic_features", "critic_steps", "keep", "threads"), _Range(1)),
+    "batch": _Range(2),
+    "image_size": _Range(4),
+    **dict.fromkeys(("units", "noise_dim", "lam", "clip", "checkpoint_every"), _Range(0)),
+    **dict.fromkeys(("generator_rate", "discriminator_rate"), _Range(0, above_least=True)),
+    **dict.fromkeys(("r1", "r2"), _Range(0, checks.GREATEST_PENALTY)),
+    "seed": _Range(0, checks.GREATEST_SEED),
+    **dict.fromkeys(("momentum", "final_rate"), _Range(0, 1)),
+    **dict.fromkeys(("beta1", "beta2", "ema"), _Range(0, 1, below_most=True)),
+}
+_CHOICES = {
+    "space": ("data", "features"),
+    "network": ("mlp", "dcgan"),
+    "precision": ("no", "bf16"),
+    "device": ("cpu", "cuda"),
+}
+
+
+def _check(settings: Any) -> None:
+    """Give every setting its type, and refuse what lies out of its range."""
+    for name, kind in get_type_hints(type(settings)).items():
+        value = _typed(name, getattr(settings, name), kind)
+        object.__setattr__(settings, name, value)
+        if name in _RANGES and value is not None:
+            _check_range(name, value, _RANGES[name])
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise ValueError(f"{name} must be {' or '.join(_CHOICES[name])}, got {value!r}; choose one of them")
+        if name in ("sigma", "ladder"):
+            if isinstance(value, str):
+                if value not in ("median", "mean"):
+                    raise ValueError(
+                        f"{name} must be median, mean or positive numbers, got {value!r}; median is usual"
+                    )
+            elif not value or not all(0 < v < math.inf for v in value):
+                raise ValueError(f"{name} must be positive finite numbers, got {value!r}; for example [0.5, 1, 2]")
+
+
+def _check_range(name: str, value: float, limits: _Range) -> None:
+    least, most, above_least, below_most = limits
+    low = not math.isfinite(value) or value < least or (above_least and value == least)
+    high = value > most or (below_most and value == most)
+    if most == 1 and (low or high):
+        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}; correct it")
+    if low:
+        rule = f"greater than {least:g}" if above_least else f"at least {least:g}"
+        raise ValueError(f"{name} must be {rule} and finite, got {value!r}; correct it")
+    if high:
+        raise ValueError(f"{name} must be at most {most:g}, got {value!r}; correct it")
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value in the type of its setting; whole numbers may stand for floats."""
+    options = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    for option in options:
+        if get_origin(option) is list:
+            if isinstance(value, list) and all(type(item) in (int, float) for item in value):
+                return [float(item) for item in value]
+        elif option is float and type(value) in (int, float):
+            return float(value)
+        elif type(value) is option or (option is NoneType and value is None):
+            return value
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text", NoneType: "left out"}
+    wanted = " or ".join(words.get(option, "a list of numbers") for option in options)
+    raise ValueError(f"{name} must be {wanted}, got {value!r}; correct it in --config or --set")
+
 
 @dataclass(frozen=True)
-class Config(Recipe):
-    """The settings of a run: how to train, see gkfast.gan.train.Recipe, and what.
+class Recipe:
+    """How to train, whatever the networks and the loss.
 
     Attributes
     ----------
+    steps : int
+        Updates of the generator.
+    batch : int
+        Rows of each batch, over all processes.
+    noise_dim : int
+        Of generate_data, where no noise is given.
+    generator_rate, discriminator_rate : float
+        Adam's learning rates at the start.
+    final_rate : float
+        What share of them is left at the end of a cosine; 1 keeps them constant.
+    beta1, beta2 : float
+        Adam's.
+    critic_steps : int
+        Updates of the discriminator for one of the generator.
+    ema : float
+        The decay of the averaged generator, which is the one that is measured; 0 for none. It begins lower.
+    clip : float
+        The greatest norm of a network's gradient; 0 for none.
+    seed : int
+        For noise, batches and dropout.
+    precision : {"no", "bf16"}
+        Mixed precision of the networks; Gaussian kernels are computed in float32 whatever this says.
+    checkpoint_every : int
+        Steps between checkpoints, where there are any; 0 for twenty over the whole training.
+    """
+
+    steps: int
+    batch: int
+    noise_dim: int = 16
+    generator_rate: float = 1e-3
+    discriminator_rate: float = 1e-3
+    final_rate: float = 0.05
+    beta1: float = 0.5
+    beta2: float = 0.999
+    critic_steps: int = 1
+    ema: float = 0.0
+    clip: float = 0.0
+    seed: int = 0
+    precision: str = "no"
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def rate(self, step: int) -> float:
+        """The factor of the learning rates at a step, the first of which is 1."""
+        wave = (1 + math.cos(math.pi * (step - 1) / self.steps)) / 2
+        return self.final_rate + (1 - self.final_rate) * wave
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the numbers depend on: a run is resumed with the same ones."""
+        return _identity(asdict(self))
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run: how to train, and what. In files and on the command line they are one flat table.
+
+    Attributes
+    ----------
+    recipe : Recipe
     data : str
         One of gkfast.gan.data.NAMES, a file or a folder of images.
     loss : str
@@ -62,10 +201,7 @@ class Config(Recipe):
         Whether records also go to TensorBoard.
     """
 
-    FREE: ClassVar[tuple[str, ...]] = (*Recipe.FREE, "keep", "control", "tensorboard")
-
-    steps: int = 3000
-    batch: int = 256
+    recipe: Recipe = Recipe(steps=3000, batch=256)
     data: str = "digits"
     loss: str = "gan+mmd"
     lam: float | None = None
@@ -88,10 +224,36 @@ class Config(Recipe):
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            object.__setattr__(self, setting.name, _typed(setting.name, getattr(self, setting.name)))
-        checks.loss("loss", self.loss, losses.LOSSES)
-        checks.config(self)
+        _check(self)
+        checks.loss(self.loss, objectives.LOSSES)
+
+    @classmethod
+    def from_settings(cls, **settings: Any) -> "Config":
+        """The settings of a flat table, and defaults for the others."""
+        return cls().changed(**settings)
+
+    def changed(self, **settings: Any) -> "Config":
+        """The same settings but for those given, of the flat table."""
+        recipe = {name: settings.pop(name) for name in _RECIPE if name in settings}
+        return replace(self, recipe=replace(self.recipe, **recipe), **settings)
+
+    def settings(self) -> dict[str, Any]:
+        """The flat table."""
+        own = asdict(self)
+        recipe: dict[str, Any] = own.pop("recipe")
+        return recipe | own
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the numbers depend on: a run is resumed with the same ones."""
+        return _identity(self.settings())
+
+
+_RECIPE = tuple(setting.name for setting in fields(Recipe))
+_NAMES = tuple(Config().settings())
+
+
+def _identity(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _FREE}
 
 
 # what is best within three minutes of one core, by bench/gan_quality.py
@@ -157,14 +319,21 @@ def resolve(
         try:
             chosen |= tomllib.loads(Path(file).read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise checks.unreadable_config(file, error) from error
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"--config must be a TOML file of settings, got {file!r} ({said}); gkfast train --dry-run shows one"
+            ) from error
     chosen |= {name: value for name, value in given.items() if value is not None}
     for text in overrides:
         name, value = _override(text)
         chosen[name] = value
-    checks.setting_names(chosen, [field.name for field in fields(Config)])
+    for name in chosen:
+        if name not in _NAMES:
+            near = get_close_matches(name, _NAMES, 1)
+            advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(_NAMES)}"
+            raise ValueError(f"settings must be known ones, got {name!r}; {advice}")
     defaults = DEFAULTS.get(str(chosen.get("data", "digits")), {}) if before is None else before
-    return Config(**{**defaults, **chosen})
+    return Config.from_settings(**{**defaults, **chosen})
 
 
 def saved(folder: Path) -> dict[str, Any]:
@@ -173,21 +342,22 @@ def saved(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise checks.no_run(folder) from error
-    known = {field.name for field in fields(Config)}
-    return {name: value for name, value in settings.items() if name in known}
+        raise ValueError(
+            f"--out must be a run folder with a config.json to resume, got {str(folder)!r}; "
+            "leave --resume out to begin one"
+        ) from error
+    return {name: value for name, value in settings.items() if name in _NAMES}
 
 
 def control(config: Config) -> Config:
     """The same run without the kernel: the same networks, noise, batches and number of steps."""
-    loss = losses.without_kernel(config.loss)
-    return Config(**{**asdict(config), "loss": loss, "lam": None, "space": "data"})
+    return replace(config, loss=objectives.without_kernel(config.loss), lam=None, space="data")
 
 
 def as_toml(config: Config) -> str:
     """The settings as a file for --config; what is None is left out."""
     lines = []
-    for name, value in asdict(config).items():
+    for name, value in config.settings().items():
         if value is None:
             continue
         if isinstance(value, bool):
@@ -200,7 +370,8 @@ def as_toml(config: Config) -> str:
 
 def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    checks.override(text, bool(name.strip() and equals and value.strip()))
+    if not (name.strip() and equals and value.strip()):
+        raise ValueError(f"--set must be key=value, got {text!r}; for example --set lam=30")
     try:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -208,16 +379,15 @@ def _override(text: str) -> tuple[str, Any]:
         return name.strip(), value.strip()
 
 
-def _typed(name: str, value: Any) -> Any:
-    """The value in the type of its setting; whole numbers may stand for floats."""
-    wanted = get_type_hints(Config)[name]
-    options = get_args(wanted) if get_origin(wanted) is UnionType else (wanted,)
-    for option in options:
-        if get_origin(option) is list:
-            if isinstance(value, list) and all(type(item) in (int, float) for item in value):
-                return [float(item) for item in value]
-        elif option is float and type(value) in (int, float):
-            return float(value)
-        elif type(value) is option or (option is NoneType and value is None):
-            return value
-    raise checks.setting_type(name, value, options)
+def number(option: str, text: str, name: str, example: str) -> float:
+    """The number of an option of the command line, for the setting of this name."""
+    whole, limits = (get_type_hints(Config) | get_type_hints(Recipe))[name] is int, _RANGES[name]
+    try:
+        value: float = int(text) if whole else float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and (value > limits.least if limits.above_least else value >= limits.least)):
+        kind = "a whole number" if whole else "a finite number"
+        rule = "a positive finite number" if limits.above_least else f"{kind} of at least {limits.least:g}"
+        raise ValueError(f"{option} must be {rule}, got {text!r}; give for example {example}")
+    return value

@@ -23,6 +23,9 @@ RING_STD = 0.01
 GRID_STD = 0.05
 SPIRAL_STD = 0.05
 
+# of fewer rows the held-out fifth is too small for any figure
+_MIN_ROWS = 20
+
 # the split is the same for every training seed, so that runs with different seeds can be compared
 _SPLIT_SEED = 0
 
@@ -109,10 +112,35 @@ def generate_data(
     """
     num_samples = checks.whole("num_samples", num_samples, 0, "pass the number of rows")
     noise_dim = checks.whole("noise_dim", noise_dim, 0, "16 is usual")
-    checks.noise_options(generator, device, dtype)
+    _check_noise_options(generator, device, dtype)
     normal = torch.randn(num_samples, noise_dim, generator=generator, device=device, dtype=dtype)
     uniform = torch.rand(num_samples, 1, generator=generator, device=device, dtype=dtype)
     return torch.cat([normal, uniform], dim=1)
+
+
+def _check_noise_options(generator: Any, device: Any, dtype: Any) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {checks.shown(generator)}; leave it out, or make one"
+        )
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in checks.FLOATS):
+        raise TypeError(f"dtype must be a floating torch dtype, got {checks.shown(dtype)}; for example torch.float32")
+    if device is not None:
+        known = isinstance(device, str | int | torch.device) and not isinstance(device, bool)
+        try:
+            torch.empty(0, device=device if known else "of another type")
+        # what torch raises for a name that it does not know, and for a device that is not there
+        except (RuntimeError, AssertionError, ImportError) as error:
+            raise (ValueError if known else TypeError)(
+                f'device must be one that torch finds here, got {checks.shown(device)}; for example "cpu"'
+            ) from error
+    if isinstance(generator, torch.Generator):
+        where = torch.empty(0, device=device).device
+        if where.type not in (generator.device.type, "meta"):
+            raise ValueError(
+                f"generator must be on the device of the noise ({where.type}), got one on {generator.device.type}; "
+                "make it with torch.Generator(device)"
+            )
 
 
 def digits() -> Data:
@@ -237,15 +265,33 @@ def from_file(path: Path) -> Data:
     ValueError
         If it holds anything else.
     """
-    checks.existing(path, NAMES)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--data must be {', '.join(NAMES)}, a folder of images or an existing .npy, .npz or .pt file, "
+            f"got {str(path)!r}; check the path"
+        )
     array, labels = _read(path)
-    checks.array(path, array)
+    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+        raise ValueError(f"{path} must hold real numbers, got dtype {array.dtype}; save it as float32")
+    if array.ndim < 2:
+        raise ValueError(
+            f"{path} must hold an array of shape (N, D...), got shape {array.shape}; reshape it to one row per sample"
+        )
+    if len(array) < _MIN_ROWS:
+        raise ValueError(f"{path} must hold at least {_MIN_ROWS} rows, got {len(array)}; give more samples")
+    if math.prod(array.shape[1:]) == 0:
+        raise ValueError(f"{path} must hold at least one number per row, got shape {array.shape}; save it anew")
     # the check comes after the cast: a float64 above 3e38 is infinite in float32
     with np.errstate(over="ignore"):
         rows = array.reshape(len(array), -1).astype(np.float32)
-    checks.float32_rows(path, rows)
-    if labels is not None:
-        checks.labels(path, labels, len(rows))
+    _check_rows(path, rows)
+    if labels is not None and not (
+        labels.shape == (len(rows),) and np.issubdtype(labels.dtype, np.integer) and labels.min() >= 0
+    ):
+        raise ValueError(
+            f"{path} must hold in y one whole number of at least 0 for each of the {len(rows)} rows of x, "
+            f"got {labels.dtype} of shape {labels.shape}; save class numbers, or leave y out"
+        )
     classes = None if labels is None else torch.from_numpy(labels.astype(np.int64))
     return _split(path.stem, torch.from_numpy(rows), array.shape[1:], labels=classes)
 
@@ -265,7 +311,11 @@ def from_folder(path: Path, size: int = 32) -> Data:
     except ImportError as error:
         raise checks.missing("a folder of images", "Pillow") from error
     names = sorted(name for name in path.iterdir() if name.suffix.lower() in IMAGES)
-    checks.enough_images(path, len(names))
+    if len(names) < _MIN_ROWS:
+        raise ValueError(
+            f"{path} must hold at least {_MIN_ROWS} images (png, jpg, ...), got {len(names)}; "
+            "give more, or another folder"
+        )
     pictures = []
     for name in names:
         try:
@@ -273,11 +323,22 @@ def from_folder(path: Path, size: int = 32) -> Data:
                 grey = image.mode in ("1", "L", "I;16", "I", "F")
                 pictures.append((grey, ImageOps.fit(image.convert("RGB"), (size, size))))
         except (UnidentifiedImageError, OSError) as error:
-            raise checks.unreadable_image(name) from error
+            raise ValueError(
+                f"{name} must be an image that Pillow can read, got something else; remove or replace it"
+            ) from error
     mode = "L" if all(grey for grey, _ in pictures) else "RGB"
     x = np.stack([np.asarray(image.convert(mode), dtype=np.float32) / 255 for _, image in pictures])
-    checks.float32_rows(path, x.reshape(len(x), -1))
+    _check_rows(path, x.reshape(len(x), -1))
     return _split(path.name, torch.from_numpy(x).flatten(1), x.shape[1:], unit_range=True)
+
+
+def _check_rows(path: Path, rows: np.ndarray[Any, Any]) -> None:
+    """Rows (N, D) are finite and not all the same."""
+    bad = int((~np.isfinite(rows)).sum())
+    if bad:
+        raise ValueError(f"{path} must hold finite float32 numbers, got {bad} that are not; remove or clip them")
+    if (rows == rows[0]).all():
+        raise ValueError(f"{path} must hold rows that differ, got {len(rows)} equal ones; check how it was saved")
 
 
 def load(source: str, image_size: int = 32) -> Data:
@@ -300,25 +361,35 @@ def _split(
 
 
 def _read(path: Path) -> tuple[Any, np.ndarray[Any, Any] | None]:
-    """What the file holds, and class labels if there are any; nothing in it is run."""
-    if path.suffix == ".pt":
-        try:
-            tensor = torch.load(path, map_location="cpu", weights_only=True)
-        # pickles that would run code, foreign bytes, truncated archives
-        except Exception as error:
-            raise checks.plain_numbers(path) from error
-        checks.one_tensor(path, tensor)
-        return (tensor.float() if tensor.dtype.itemsize == 2 else tensor).numpy(), None
+    """The array of a file, and class labels if there are any; nothing in it is run."""
+    members: list[str] = []
     try:
-        array = np.load(path, allow_pickle=False)
-        if isinstance(array, np.ndarray):
-            return array, None
-        # an archive reads its members when they are asked for, and keeps its file open
-        with array:
-            name = checks.archive_member(path, array.files)
-            return array[name], array["y"] if name == "x" and "y" in array.files else None
-    except checks.Refusal:
-        raise
-    # what NumPy raises for pickles and foreign bytes, for an empty file, and for what may not be read
-    except (ValueError, EOFError, OSError) as error:
-        raise checks.plain_numbers(path) from error
+        if path.suffix == ".pt":
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            held = np.load(path, allow_pickle=False)
+        if path.suffix != ".pt" and not isinstance(held, np.ndarray):
+            # an archive reads a member when it is asked for, and keeps its file open
+            with held as archive:
+                members = archive.files
+                held = [archive[name] for name in (("x", "y") if "x" in members else members) if name in members]
+    # pickles that would run code, foreign bytes, truncated archives, empty files, and what may not be read
+    except Exception as error:
+        raise ValueError(
+            f"{path} must be a .npy, .npz or .pt file of plain numbers, got what cannot be loaded without pickle; "
+            "save it with numpy.save"
+        ) from error
+    if isinstance(held, np.ndarray):
+        return held, None
+    if path.suffix != ".pt":
+        if "x" not in members and len(members) != 1:
+            raise ValueError(
+                f"{path} must hold one array, or one named x, got {', '.join(members) or 'none'}; "
+                "save it with numpy.savez(path, x=...)"
+            )
+        return held[0], held[1] if len(held) > 1 else None
+    if not isinstance(held, Tensor):
+        raise ValueError(
+            f"{path} must hold one tensor, got {type(held).__name__}; save it with torch.save(tensor, path)"
+        )
+    return (held.float() if held.dtype.itemsize == 2 else held).numpy(), None

@@ -9,6 +9,7 @@ from torch import Tensor
 import gkfast
 from gkfast.gan import checks
 from gkfast.gan.data import Data, spiral_curve
+from gkfast.nn import mean_weights
 
 # samples drawn to evaluate: 10 000 for the Parzen window (Goodfellow et al. 2014), 26 000 for stacked digits and 2500
 # for the rest (Srivastava et al. 2017)
@@ -32,24 +33,32 @@ def samples_of(data: Data) -> int:
 
 def fixed_sigma(data: Data) -> list[float]:
     """The bandwidths of the logged and the final MMD^2: of the data alone, so that all runs are measured alike."""
-    base = float(gkfast.median_sigma(data.train))
-    checks.spread(base, "median")
-    return [base * step for step in _LADDER]
+    return sigma_by_rule(data.train, "median", _LADDER)
 
 
-def evaluate(samples: Tensor, data: Data, sigma: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """The metrics of the data that `samples` imitate: MMD^2 with its p-value, PRDC, and those of each kind of data.
+def sigma_by_rule(rows: Tensor, rule: str, ladder: Sequence[float]) -> list[float]:
+    """The median or mean distance of rows, times the steps of a ladder."""
+    distance = float((gkfast.mean_sigma if rule == "mean" else gkfast.median_sigma)(rows))
+    if distance == 0:
+        raise ValueError(
+            f"sigma must be positive numbers for data of which half are equal, got {rule!r}; its distance is 0"
+        )
+    return [distance * step for step in ladder]
+
+
+def evaluate(fake: Tensor, data: Data, sigma: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """The metrics of the data that `fake` imitates: MMD^2 with its p-value, PRDC, and those of each kind of data.
 
     Parameters
     ----------
-    samples : tensor of shape (N, D)
+    fake : tensor of shape (N, D)
     data : Data
     sigma : sequence of float
         Those of fixed_sigma(data).
     seed : int
         Of the permutations.
     """
-    counted = samples[:COUNTED]
+    counted = fake[:COUNTED]
     result = two_sample(counted, data.test, sigma, seed)
     result |= prdc(data.test[:_NEIGHBOURS_OF], counted[:_NEIGHBOURS_OF])
     if data.centres is not None:
@@ -57,34 +66,39 @@ def evaluate(samples: Tensor, data: Data, sigma: Sequence[float], seed: int = 0)
     if data.plane is not None:
         result |= spiral_metrics(counted @ data.plane)
     if data.glyphs is not None:
-        result |= stacked_metrics(samples, *data.glyphs)
+        result |= stacked_metrics(fake, *data.glyphs)
     if data.train_labels is not None:
         result |= class_metrics(counted, data.train, data.train_labels)
     if data.unit_range and data.train.shape[1] <= _PARZEN_DIMENSIONS:
-        result |= parzen(samples[:SAMPLES], data.validation, data.test)
+        result |= parzen(fake[:SAMPLES], data.validation, data.test)
     return result
 
 
-def two_sample(samples: Tensor, real: Tensor, sigma: Sequence[float], seed: int = 0) -> dict[str, float]:
+def two_sample(fake: Tensor, real: Tensor, sigma: Sequence[float], seed: int = 0) -> dict[str, float]:
     """MMD^2 to held-out data and the p-value of a permutation test with it (gkfast.mmd_test)."""
     test = gkfast.mmd_test(
-        samples[:_TESTED],
+        fake[:_TESTED],
         real[:_TESTED],
         list(sigma),
-        weights=[1 / len(sigma)] * len(sigma),
+        weights=mean_weights(sigma),
         permutations=_PERMUTATIONS,
         seed=seed,
     )
-    return {"mmd2": held_out_mmd2(samples, real, sigma), "p_value": float(test.p_value)}
+    return {"mmd2": held_out_mmd2(fake, real, sigma), "p_value": float(test.p_value)}
 
 
-def held_out_mmd2(samples: Tensor, real: Tensor, sigma: Sequence[float]) -> float:
+def held_out_mmd2(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> float:
     """The unbiased squared MMD to held-out data, averaged over fixed bandwidths; near 0 (also below) when equal."""
-    weights = [1 / len(sigma)] * len(sigma)
-    return float(gkfast.mmd2(samples.double(), real.double(), list(sigma), weights=weights))
+    return float(gkfast.mmd2(fake.double(), real.double(), list(sigma), weights=mean_weights(sigma)))
 
 
-def mode_metrics(samples: Tensor, centres: Tensor, std: float) -> dict[str, float]:
+def mean_kernels(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> dict[str, float]:
+    """Mean kernel values, averaged over bandwidths: x is generated and y real (gkfast.kernel_means)."""
+    means = gkfast.kernel_means(fake, real, list(sigma), weights=mean_weights(sigma))
+    return {"k_xx": float(means.xx), "k_yy": float(means.yy), "k_xy": float(means.xy)}
+
+
+def mode_metrics(fake: Tensor, centres: Tensor, std: float) -> dict[str, float]:
     """Mode coverage of a mixture of Gaussians.
 
     A sample is of high quality if it lies within 3 standard deviations of a centre (Srivastava et al. 2017).
@@ -92,10 +106,10 @@ def mode_metrics(samples: Tensor, centres: Tensor, std: float) -> dict[str, floa
     all, so `strict_modes` asks for a fifth of a fair share, N / K, of them. `high_quality` is their fraction,
     and `reverse_kl` is KL(generated || uniform) over the nearest centres (Lin et al. 2018), in nats.
     """
-    centres = centres.to(samples)
-    distance, nearest = (samples[:, None] - centres).norm(dim=2).min(dim=1)
+    centres = centres.to(fake)
+    distance, nearest = (fake[:, None] - centres).norm(dim=2).min(dim=1)
     good = distance <= 3 * std
-    K, N = len(centres), len(samples)
+    K, N = len(centres), len(fake)
     good_counts = torch.bincount(nearest[good], minlength=K)
     return {
         "modes": int((good_counts > 0).sum()),
@@ -105,26 +119,26 @@ def mode_metrics(samples: Tensor, centres: Tensor, std: float) -> dict[str, floa
     }
 
 
-def spiral_metrics(samples: Tensor) -> dict[str, float]:
+def spiral_metrics(fake: Tensor) -> dict[str, float]:
     """How much of the spiral is covered, and how near samples are to it, in its plane (Feng et al. 2026, figure 3).
 
     `recall` is the share of 60 points along the curve with a sample within 0.15, `median_distance` the median
     distance of samples to the curve: 0.033 for the real data, with their noise.
     """
-    anchors, curve = (spiral_curve(torch.linspace(0, 1, n)).to(samples) for n in (60, 1500))
+    anchors, curve = (spiral_curve(torch.linspace(0, 1, n)).to(fake) for n in (60, 1500))
     return {
-        "recall": float((torch.cdist(anchors, samples).min(dim=1).values < 0.15).double().mean()),
-        "median_distance": float(torch.cdist(samples, curve).min(dim=1).values.median()),
+        "recall": float((torch.cdist(anchors, fake).min(dim=1).values < 0.15).double().mean()),
+        "median_distance": float(torch.cdist(fake, curve).min(dim=1).values.median()),
     }
 
 
-def stacked_metrics(samples: Tensor, images: Tensor, labels: Tensor) -> dict[str, float]:
+def stacked_metrics(fake: Tensor, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Modes of stacked digits: a classifier reads each of the three channels (Metz et al. 2017).
 
     `modes` are the different numbers from 000 to 999 that were drawn, and `reverse_kl` is KL(generated || real) over
     them, in nats. With 26 000 samples even perfect ones score 0.02.
     """
-    channels = samples.reshape(len(samples), -1, 3).movedim(2, 1).reshape(3 * len(samples), -1)
+    channels = fake.reshape(len(fake), -1, 3).movedim(2, 1).reshape(3 * len(fake), -1)
     digits = _classified(channels, images, labels).reshape(-1, 3)
     numbers = (digits * torch.tensor([100, 10, 1])).sum(1)
     share = torch.bincount(labels, minlength=10).double() / len(labels)
@@ -135,7 +149,7 @@ def stacked_metrics(samples: Tensor, images: Tensor, labels: Tensor) -> dict[str
     }
 
 
-def parzen(samples: Tensor, validation: Tensor, test: Tensor) -> dict[str, float]:
+def parzen(fake: Tensor, validation: Tensor, test: Tensor) -> dict[str, float]:
     """The mean log-density of the test data under a Gaussian kernel density estimate on the samples, in nats.
 
     The bandwidth is the best on the validation data of ten between 0.1 and 0.5, which suits pixels in [0, 1]
@@ -143,25 +157,25 @@ def parzen(samples: Tensor, validation: Tensor, test: Tensor) -> dict[str, float
     hundred dimensions or so.
     """
     # float64: the tails of a narrow Gaussian decide the mean
-    samples, validation, test = samples.double(), validation.double(), test.double()
+    fake, validation, test = fake.double(), validation.double(), test.double()
     scored = [
-        (float(gkfast.log_density(validation, samples, sigma).mean()), sigma)
+        (float(gkfast.log_density(validation, fake, sigma).mean()), sigma)
         for sigma in np.geomspace(0.1, 0.5, 10).tolist()
     ]
     sigma = max(scored)[1]
-    return {"parzen": float(gkfast.log_density(test, samples, sigma).mean()), "parzen_sigma": sigma}
+    return {"parzen": float(gkfast.log_density(test, fake, sigma).mean()), "parzen_sigma": sigma}
 
 
-def class_metrics(samples: Tensor, train: Tensor, labels: Tensor) -> dict[str, float]:
+def class_metrics(fake: Tensor, train: Tensor, labels: Tensor) -> dict[str, float]:
     """Which classes are generated, by a support vector machine (Gaussian kernel, C = 10) trained on the real data.
 
     `classes` counts those with more than 2 % of the samples; `class_kl` is KL(generated || real) over the
     classes, in nats.
     """
     K = int(labels.max()) + 1
-    counts = torch.bincount(_classified(samples, train, labels), minlength=K)
+    counts = torch.bincount(_classified(fake, train, labels), minlength=K)
     return {
-        "classes": int((counts > 0.02 * len(samples)).sum()),
+        "classes": int((counts > 0.02 * len(fake)).sum()),
         "class_kl": _kl(counts, torch.bincount(labels, minlength=K)),
     }
 
@@ -173,7 +187,11 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     generated samples in a real ball, `manifold_recall` that of real ones in a generated ball, `density` counts how
     many real balls hold a generated sample, over k, and `coverage` is the share of real balls that hold one.
     """
-    checks.neighbours(k, len(real), len(fake))
+    rows = min(len(real), len(fake))
+    if not 1 <= k < rows:
+        raise ValueError(
+            f"k must be at least 1 and below the number of rows, {rows}, got {k}; 5 is usual, with more rows"
+        )
     # the first neighbour of a sample is itself
     real_radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values
     fake_radius = torch.cdist(fake, fake).kthvalue(k + 1, dim=1).values
@@ -215,7 +233,14 @@ def kid(
     seed : int
         Of the subsets.
     """
-    checks.kid(kernel, subset_size, len(real), len(fake))
+    if kernel not in ("polynomial", "gaussian"):
+        raise ValueError(f'kernel must be "polynomial" or "gaussian", got {kernel!r}; pass one of them')
+    least = min(len(real), len(fake))
+    if not 2 <= subset_size <= least:
+        raise ValueError(
+            f"subset_size must be at least 2 and at most the number of rows, {least}, got {subset_size}; "
+            "pass one in between"
+        )
     rng = torch.Generator().manual_seed(seed)
     real, fake = real.double(), fake.double()
     width = float(gkfast.median_sigma(real)) if sigma is None else sigma

@@ -4,10 +4,17 @@ None of them looks at other rows of a batch (no batch normalisation): narrow clu
 batch statistics, and many processes compute what one does.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from gkfast.gan import checks
 from gkfast.gan.data import Data
+
+# a probability that was put together from others may be off by rounding
+_ROUNDING = 1e-6
 
 
 class Affine(nn.Module):
@@ -156,3 +163,120 @@ def _convolutional_body(shape: tuple[int, ...], channels: int) -> tuple[list[nn.
         made += [nn.Conv2d(now, 2 * now, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         now *= 2
     return [*made, nn.Flatten()], now * (H // 2**times) * (W // 2**times)
+
+
+@torch.no_grad()
+def sample(network: nn.Module, inputs: Tensor) -> Tensor:
+    """The outputs of a network in evaluation mode; its mode is put back."""
+    mode = network.training
+    network.eval()
+    outputs: Tensor = network(inputs)
+    network.train(mode)
+    return outputs
+
+
+def bounds(values: Tensor) -> tuple[float, float]:
+    """The least and the greatest value that is a number."""
+    numbers = values.detach().float()
+    numbers = numbers[~numbers.isnan()]
+    return (float(numbers.min()), float(numbers.max())) if numbers.numel() else (0.0, 0.0)
+
+
+@torch.no_grad()
+def bounds_of_all_weights(network: nn.Module, inputs: Tensor) -> tuple[float, float]:
+    """The least and the greatest output in evaluation mode while weights are drawn at random; they are put back.
+
+    Logits may lie in [0, 1] on a batch by chance, and leave it as the weights are trained. A sigmoid stays there
+    whatever they are.
+    """
+    weights = [w for w in network.parameters() if w.requires_grad]
+    kept = [w.clone() for w in weights]
+    rng = torch.Generator().manual_seed(0)
+    found = []
+    try:
+        # wide draws move a last bias out of [0, 1], and narrow ones do not overflow in a deep network
+        for width in (1.0, 10.0, 1.0, 10.0, 1.0, 10.0):
+            for weight, before in zip(weights, kept, strict=True):
+                weight.copy_(before + width * torch.randn(weight.shape, generator=rng).to(weight))
+            try:
+                found.append(bounds(sample(network, inputs)))
+            # some networks cannot be run with every weight, for example one that inverts a matrix
+            except (RuntimeError, ValueError, ArithmeticError):
+                continue
+    finally:
+        for weight, before in zip(weights, kept, strict=True):
+            weight.copy_(before)
+    return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=0.0)
+
+
+def check_weights(name: str, network: nn.Module, trained: bool) -> None:
+    """The network has weights, which can be trained where they are to be."""
+    if not any(w.requires_grad or not trained for w in network.parameters()):
+        frozen = "frozen ones" if any(True for _ in network.parameters()) else "none"
+        raise ValueError(f"{name} must have weights to train, got {frozen}; give it a layer, or requires_grad_(True)")
+
+
+def check_generator(network: nn.Module, noise: Tensor, real: Tensor) -> Tensor:
+    """What a generator makes of a batch of noise: rows of the shape of real ones."""
+    fake = _outputs("generator", network, "noise", noise, "set noise_dim, or change its first layer")
+    if not isinstance(fake, Tensor) or fake.shape[1:] != real.shape[1:]:
+        got = tuple(fake.shape[1:]) if isinstance(fake, Tensor) else checks.shown(fake)
+        raise ValueError(
+            f"generator must return rows of the shape of y's, {tuple(real.shape[1:])}, "
+            f"got {got}; change its last layer"
+        )
+    return fake
+
+
+def check_discriminator(network: nn.Module, real: Tensor, fake: Tensor, kind: str) -> None:
+    """A discriminator returns "logits", "probabilities" or "features" for batches of samples."""
+    for samples in (real, fake):
+        d = _outputs("discriminator", network, "samples", samples, "change its first layer, or cast y")
+        got = f"shape {tuple(d.shape)}" if isinstance(d, Tensor) else checks.shown(d)
+        if kind == "features" and not (isinstance(d, Tensor) and d.ndim > 1 and len(d) == len(samples)):
+            raise ValueError(
+                f"discriminator must return features of shape (B, F) for this loss, got {got} for "
+                f"{len(samples)} samples; change its last layer"
+            )
+        if kind != "features" and not (isinstance(d, Tensor) and d.numel() == len(samples)):
+            raise ValueError(
+                f"discriminator must return one number per sample, got {got} for {len(samples)}; "
+                "change its last layer"
+            )
+        if kind == "probabilities":
+            check_probabilities(*bounds(d), "for a batch")
+    if kind == "probabilities":
+        check_probabilities(*bounds_of_all_weights(network, real), "with other weights")
+
+
+def _outputs(name: str, network: nn.Module, kind: str, inputs: Tensor, remedy: str) -> Any:
+    """A network's outputs for a batch."""
+    try:
+        return sample(network, inputs)
+    # what torch raises for another shape, dtype or device
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{name} must take {kind} of shape {tuple(inputs.shape)} and {inputs.dtype}, "
+            f"got {type(error).__name__} ({said}); {remedy}"
+        ) from error
+
+
+def check_probabilities(least: float, greatest: float, where: str) -> None:
+    if least < -_ROUNDING or greatest > 1 + _ROUNDING:
+        raise ValueError(
+            f"discriminator must return probabilities in [0, 1], got values from {least:.4g} to {greatest:.4g} "
+            f'{where}; end it with a sigmoid, or pass output="logit"'
+        )
+
+
+def check_same_weights(name: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """A network has the weights of a checkpoint."""
+    shapes = [{key: tuple(w.shape) for key, w in s.items() if isinstance(w, Tensor)} for s in (saved, now)]
+    for key in sorted({*shapes[0], *shapes[1]}):
+        a, b = (shape.get(key) for shape in shapes)
+        if a != b:
+            raise ValueError(
+                f"{name} must be the network of the checkpoint, {key} of shape {a}, got {b}; "
+                "resume with the same network, or train into another folder"
+            )

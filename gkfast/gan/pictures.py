@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import gkfast
-from gkfast.gan import losses
+from gkfast.gan import objectives
 from gkfast.gan.data import Data
+from gkfast.nn import mean_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ _WITNESSES = 2500
 
 
 def heading(loss: str) -> str:
-    return f"Without the kernel ({loss})" if loss in losses.ADVERSARIES else f"With the kernel ({loss})"
+    return f"Without the kernel ({loss})" if loss in objectives.ADVERSARIES else f"With the kernel ({loss})"
 
 
 def samples_figure(data: Data, samples: Mapping[str, Tensor]) -> "Figure":
@@ -111,9 +112,8 @@ def witness_figure(data: Data, samples: Mapping[str, Tensor], sigma: Sequence[fl
     return figure
 
 
-def _witness(points: Tensor, generated: Tensor, real: Tensor, sigma: list[float]) -> np.ndarray[Any, Any]:
-    weights = [1 / len(sigma)] * len(sigma)
-    values: np.ndarray[Any, Any] = gkfast.witness(points, generated, real, sigma, weights=weights).numpy()
+def _witness(points: Tensor, fake: Tensor, real: Tensor, sigma: list[float]) -> np.ndarray[Any, Any]:
+    values: np.ndarray[Any, Any] = gkfast.witness(points, fake, real, sigma, weights=mean_weights(sigma)).numpy()
     return values
 
 

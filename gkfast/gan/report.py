@@ -3,14 +3,26 @@
 import base64
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from gkfast.gan import checkpoint, checks, pictures
 from gkfast.gan.data import Data
 
-if TYPE_CHECKING:
-    from gkfast.gan.run import Part
+
+@dataclass(frozen=True)
+class TrainedGan:
+    """A trained GAN of a run: its loss, samples, records, snapshots and figures."""
+
+    loss: str
+    samples: Tensor
+    history: list[dict[str, float]]
+    snapshots: list[tuple[int, Tensor]]
+    figures: dict[str, Any]
+
 
 # key in metrics.json: (name, what it says, whether smaller is better, digits)
 _METRICS: dict[str, tuple[str, str, bool, str]] = {
@@ -38,21 +50,18 @@ _METRICS: dict[str, tuple[str, str, bool, str]] = {
 }
 
 
-def write(folder: Path, data: Data, parts: "Sequence[Part]", summary: Mapping[str, Any]) -> None:
-    """The pictures and report.html.
-
-    `parts` is the run and then, if there is one, its control; `summary` is what metrics.json holds.
-    """
+def write(folder: Path, data: Data, gans: Sequence[TrainedGan], summary: Mapping[str, Any]) -> None:
+    """The pictures and report.html, of the run's GAN and its control, if there is one; `summary` is metrics.json."""
     try:
         import matplotlib  # noqa: F401 - asked for here, so that what is missing is named once
     except ImportError as error:
         raise checks.missing("the report", "matplotlib") from error
-    samples = {part.loss: part.samples for part in parts}
+    samples = {gan.loss: gan.samples for gan in gans}
     figures = {
         "samples.png": pictures.samples_figure(data, samples),
         "witness.png": pictures.witness_figure(data, samples, summary["sigma"]),
-        "progress.png": pictures.progress_figure(data, {part.loss: part.snapshots for part in parts}),
-        "curves.png": pictures.curves_figure({part.loss: part.history for part in parts}),
+        "progress.png": pictures.progress_figure(data, {gan.loss: gan.snapshots for gan in gans}),
+        "curves.png": pictures.curves_figure({gan.loss: gan.history for gan in gans}),
     }
     drawn = {name: pictures.png(figure) for name, figure in figures.items()}
     for name, picture in drawn.items():

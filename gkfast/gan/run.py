@@ -4,7 +4,6 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,24 @@ import torch
 from torch import Tensor, nn
 
 import gkfast
-from gkfast.gan import checks, losses, metrics, networks, report
-from gkfast.gan.checkpoint import Checkpoints, Signals, outline, write, write_tensors
+from gkfast.gan import checks, metrics, networks, objectives, report
+from gkfast.gan.checkpoint import (
+    Checkpoints,
+    Signals,
+    check_identity,
+    check_resumable,
+    outline,
+    write,
+    write_tensors,
+)
 from gkfast.gan.config import Config, control, saved
 from gkfast.gan.data import Data, generate_data
-from gkfast.gan.train import Record, sample
-from gkfast.gan.trainer import Result, fit
-from gkfast.nn import Bandwidth
+from gkfast.gan.networks import sample
+from gkfast.gan.report import TrainedGan
+from gkfast.gan.train import Record, Result, Training, check_processes
 
-
-@dataclass(frozen=True)
-class Part:
-    """One trained GAN of a run, and what is left of it."""
-
-    loss: str
-    samples: Tensor
-    history: list[Record]
-    snapshots: list[tuple[int, Tensor]]
-    figures: dict[str, Any]
+# below, a batch of a few hundred has not one pair that is near
+_LEAST_MEAN_KERNEL = 1e-5
 
 
 def run(
@@ -51,104 +50,105 @@ def run(
         from accelerate import PartialState
     except ImportError as error:
         raise checks.missing("training", "accelerate") from error
-    sigma, fixed = bandwidths(data, config), metrics.fixed_sigma(data)
+    sigma, fixed_sigma = bandwidths(data, config), metrics.fixed_sigma(data)
     processes = PartialState(cpu=config.device == "cpu")
     main: bool = processes.is_main_process
-    configs = [config]
-    if config.control and losses.without_kernel(config.loss) != config.loss:
-        configs.append(control(config))
-    names = ("generator", "control")[: len(configs)]
-    folders = [Checkpoints(folder / "checkpoints" / name, config.keep) for name in names]
+    configs = {"generator": config}
+    if config.control and objectives.without_kernel(config.loss) != config.loss:
+        configs["control"] = control(config)
+    checkpoints = {name: Checkpoints(folder / "checkpoints" / name, config.keep) for name in configs}
     # whatever may be refused is, before anything is written
-    checks.shares(config.batch, processes.num_processes)
+    check_processes(config.recipe.batch, processes.num_processes)
     if resume:
-        _check_same(data, folder, configs, folders)
+        _check_resumable(data, folder, configs, checkpoints)
     if main:
-        warning = checks.narrow(_mean_kernel(data, sigma), sigma)
-        if warning and config.loss not in losses.ADVERSARIES:
-            print(f"gkfast train: {warning}", file=sys.stderr)
-        _write_json(folder / "config.json", {"gkfast": gkfast.__version__, **asdict(config)})
-    parts: list[Part] = []
+        _warn_of_narrow(data, config, sigma)
+        _write_json(folder / "config.json", {"gkfast": gkfast.__version__, **config.settings()})
+    gans: list[TrainedGan] = []
     done: list[dict[str, Any]] = []
-    for name, part, checkpoints in zip(names, configs, folders, strict=True):
-        log = _log(folder, done, part) if main else None
-        result = _train(data, part, sigma, fixed, checkpoints, resume, signals, log, progress)
+    for name, part in configs.items():
+        generator, discriminator = build(data, part)
+        training = Training(
+            generator.to(part.device),
+            discriminator.to(part.device),
+            data.train,
+            objective(part, sigma),
+            part.recipe,
+            sigma=fixed_sigma,
+            held_out=data.validation,
+        )
+        result = training.run(
+            checkpoints=checkpoints[name],
+            resume=resume,
+            identity=part.identity(),
+            signals=signals,
+            progress=part.loss if progress else None,
+            on_record=_log(folder, done, part) if main else None,
+        )
         done += [{"run": part.loss, **record} for record in result.history]
         if main:
             write_tensors(folder / f"{name}.pt", result.average.state_dict())
             samples = draw(result, data, part)
-            figures = metrics.evaluate(samples, data, fixed, part.seed)
+            figures = metrics.evaluate(samples, data, fixed_sigma, part.recipe.seed)
             figures = {"seconds": result.seconds, **figures}
-            parts.append(Part(part.loss, samples, result.history, result.snapshots, figures))
+            gans.append(TrainedGan(part.loss, samples, result.history, result.snapshots, figures))
     if not main:
         return {}
-    summary = _summary(config, sigma, parts)
+    summary = _summary(config, sigma, gans)
     # what the same metrics give for the real training data: the best that can be hoped for
-    summary["real"] = metrics.evaluate(data.train, data, fixed, config.seed)
+    summary["real"] = metrics.evaluate(data.train, data, fixed_sigma, config.recipe.seed)
     _write_json(folder / "metrics.json", summary)
-    report.write(folder, data, parts, summary)
+    report.write(folder, data, gans, summary)
     return summary
 
 
-def _train(
-    data: Data,
-    config: Config,
-    sigma: list[float],
-    fixed: list[float],
-    checkpoints: Checkpoints,
-    resume: bool,
-    signals: Signals | None,
-    log: Callable[[list[Record]], None] | None,
-    progress: bool,
-) -> Result:
-    generator, discriminator = build(data, config)
-    return fit(
-        generator.to(config.device),
-        discriminator.to(config.device),
-        data.train,
-        objective(config, sigma),
-        config,
-        sigma=fixed,
-        held_out=data.validation,
-        checkpoints=checkpoints,
-        resume=resume,
-        signals=signals,
-        progress=config.loss if progress else None,
-        on_record=log,
-    )
-
-
-def _check_same(data: Data, folder: Path, configs: Sequence[Config], folders: Sequence[Checkpoints]) -> None:
+def _check_resumable(
+    data: Data, folder: Path, configs: dict[str, Config], checkpoints: dict[str, Checkpoints]
+) -> None:
     """Every part can go on from its newest checkpoint; before there are any, config.json says what was begun."""
-    states = [checkpoints.load() for checkpoints in folders]
-    for config, checkpoints, state in zip(configs, folders, states, strict=True):
+    states = {name: kept.load() for name, kept in checkpoints.items()}
+    for name, state in states.items():
         if state is not None:
-            path = checkpoints.path(state["step"])
-            checks.same_data(path, state.get("data"), outline(data.train))
-            checks.same_run(path, state["identity"], config.identity())
-    if not any(states) and (folder / "config.json").is_file():
-        checks.same_run(folder / "config.json", saved(folder), configs[0].identity())
+            path = checkpoints[name].path(state["step"])
+            check_resumable(path, state, outline(data.train), configs[name].identity())
+    if not any(states.values()) and (folder / "config.json").is_file():
+        check_identity(folder / "config.json", saved(folder), configs["generator"].identity())
+
+
+def _warn_of_narrow(data: Data, config: Config, sigma: list[float]) -> None:
+    """Say so where the mean kernel value of different real samples is so small that no sample feels another."""
+    if config.loss in objectives.ADVERSARIES:
+        return
+    real = data.validation[:500]
+    mean = metrics.mean_kernels(real, real[:2], sigma)["k_xx"]
+    if mean < _LEAST_MEAN_KERNEL:
+        print(
+            f"gkfast train: sigma should be wider, got {', '.join(f'{s:.3g}' for s in sigma)} with a mean kernel "
+            f"value of {mean:.1e} between real samples: the kernel will hardly guide; add wider bandwidths",
+            file=sys.stderr,
+        )
 
 
 def build(data: Data, config: Config) -> tuple[nn.Module, nn.Module]:
     """The generator and the discriminator, initialised from the seed."""
-    critic = losses.parts(config.loss)[0]
-    features = {"smmd": 1}.get(critic or "", config.critic_features) if critic in losses.CRITICS else 1
-    spectral = critic in (*losses.CRITICS, "hinge") if config.spectral is None else config.spectral
+    judge, _ = objectives.split_name(config.loss)
+    outputs = config.critic_features if judge in objectives.CRITICS and judge != "smmd" else 1
+    spectral = judge in (*objectives.CRITICS, "hinge") if config.spectral is None else config.spectral
     shape: dict[str, Any] = {"network": config.network, "units": config.units or None, "layers": config.layers}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        generator = networks.generator(data, config.noise_dim, **shape)
-        discriminator = networks.discriminator(data, **shape, outputs=features, spectral=spectral)
+        torch.manual_seed(config.recipe.seed)
+        generator = networks.generator(data, config.recipe.noise_dim, **shape)
+        discriminator = networks.discriminator(data, **shape, outputs=outputs, spectral=spectral)
     return generator, discriminator
 
 
-def objective(config: Config, sigma: list[float]) -> losses.Objective:
+def objective(config: Config, sigma: Sequence[float]) -> objectives.Objective:
     on_features = config.space == "features"
-    return losses.objective(
+    # features move while the discriminator learns: their bandwidth follows, unless it is given
+    rule: Any = config.sigma
+    return objectives.objective(
         config.loss,
-        # features move while the discriminator learns: their bandwidth follows, unless it is given
-        _rule(config) if on_features else sigma,
+        rule if on_features else sigma,
         config.lam,
         scales=config.ladder,
         momentum=config.momentum,
@@ -158,51 +158,37 @@ def objective(config: Config, sigma: list[float]) -> losses.Objective:
     )
 
 
-def _rule(config: Config) -> Bandwidth:
-    if isinstance(config.sigma, list):
-        return config.sigma
-    return "mean" if config.sigma == "mean" else "median"
-
-
 def bandwidths(data: Data, config: Config) -> list[float]:
     """The frozen bandwidths on the data: the median or mean distance of all of them times the ladder, or given."""
     if isinstance(config.sigma, list) and config.space == "data":
         return config.sigma
-    rule = gkfast.mean_sigma if config.sigma == "mean" else gkfast.median_sigma
-    base = float(rule(data.train))
-    checks.spread(base, config.sigma)
-    return [base * step for step in config.ladder]
+    return metrics.sigma_by_rule(data.train, "mean" if config.sigma == "mean" else "median", config.ladder)
 
 
 def draw(result: Result, data: Data, config: Config) -> Tensor:
     """The samples that are measured, on the CPU."""
-    rng = torch.Generator().manual_seed(config.seed + 1)
+    rng = torch.Generator().manual_seed(config.recipe.seed + 1)
     # the loop's own noise is drawn in the same way
-    noise = generate_data(metrics.samples_of(data), config.noise_dim, generator=rng).to(config.device)
+    noise = generate_data(metrics.samples_of(data), config.recipe.noise_dim, generator=rng).to(config.device)
     return torch.cat([sample(result.average, part).flatten(1).cpu() for part in noise.split(2000)])
-
-
-def _mean_kernel(data: Data, sigma: list[float]) -> float:
-    """The mean kernel value of different real samples: near 0 no sample would feel another."""
-    real, weights = data.validation[:500], [1 / len(sigma)] * len(sigma)
-    return float(gkfast.kernel_means(real, real[:2], sigma, weights=weights).xx)
 
 
 def preview(data: Data, config: Config) -> list[str]:
     """What a run would be, in words: data, networks, bandwidths and their mean kernel values before training."""
     sigma = bandwidths(data, config)
     generator, discriminator = build(data, config)
-    noise = generate_data(500, config.noise_dim, generator=torch.Generator().manual_seed(config.seed))
-    made, real = sample(generator, noise).flatten(1), data.validation[:500]
-    means = gkfast.kernel_means(made, real, sigma, weights=[1 / len(sigma)] * len(sigma))
+    rng = torch.Generator().manual_seed(config.recipe.seed)
+    fake = sample(generator, generate_data(500, config.recipe.noise_dim, generator=rng)).flatten(1)
+    means = metrics.mean_kernels(fake, data.validation[:500], sigma)
     return [
         f"{data.name}: {len(data.train)} samples of {data.train.shape[1]} numbers to train on, "
         f"{len(data.validation)} and {len(data.test)} held out",
         f"generator: {networks.parameters(generator)} parameters, "
         f"discriminator: {networks.parameters(discriminator)}",
         f"bandwidths on the data: {', '.join(f'{s:.4g}' for s in sigma)}",
-        f"mean kernel values before training: generated {float(means.xx):.3g}, real {float(means.yy):.3g}, "
-        f"between them {float(means.xy):.3g}",
+        "mean kernel values before training: generated {k_xx:.3g}, real {k_yy:.3g}, between them {k_xy:.3g}".format(
+            **means
+        ),
     ]
 
 
@@ -212,7 +198,7 @@ def require_extra(config: Config) -> None:
         if importlib.util.find_spec(module) is None:
             raise checks.missing("training", module)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise checks.no_tensorboard()
+        raise ImportError("tensorboard=true needs tensorboard, which is not installed; run pip install tensorboard")
 
 
 def _log(folder: Path, before: Sequence[dict[str, Any]], config: Config) -> Callable[[list[Record]], None]:
@@ -249,16 +235,15 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def _summary(config: Config, sigma: list[float], parts: Sequence[Part]) -> dict[str, Any]:
-    settings = asdict(config) | {"sigma": sigma, "lam": losses.default_lam(config.loss)}
+def _summary(config: Config, sigma: list[float], gans: Sequence[TrainedGan]) -> dict[str, Any]:
+    lam = objectives.default_lam(config.loss) if config.lam is None else config.lam
+    settings = config.settings() | {"sigma": sigma, "lam": lam}
     # in the summary this is what the control scored
     del settings["control"]
-    if config.lam is not None:
-        settings["lam"] = config.lam
-    summary: dict[str, Any] = {"gkfast": gkfast.__version__, **settings, **parts[0].figures}
-    summary |= {key: parts[0].history[-1][key] for key in ("k_xx", "k_yy", "k_xy")}
-    if len(parts) > 1:
-        summary["control"] = {"loss": parts[1].loss, "steps": config.steps, **parts[1].figures}
+    summary: dict[str, Any] = {"gkfast": gkfast.__version__, **settings, **gans[0].figures}
+    summary |= {key: gans[0].history[-1][key] for key in ("k_xx", "k_yy", "k_xy")}
+    if len(gans) > 1:
+        summary["control"] = {"loss": gans[1].loss, "steps": config.recipe.steps, **gans[1].figures}
     return summary
 
 

@@ -1,0 +1,297 @@
+"""What a GAN minimises: the names of losses, and the objectives that they stand for."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gkfast.gan import checks
+from gkfast.gan.losses import (
+    Discriminator,
+    discriminator_loss,
+    gan_loss,
+    gather_rows,
+    generator_loss,
+    gradient_penalty,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    mmd,
+    of_global_batch,
+    relativistic_loss,
+    scaled_mmd,
+)
+from gkfast.nn import ArticleRegularizer, Bandwidth, KDERatioLoss, MMDLoss, RepulsiveLoss
+
+# adversaries judge single samples, critics compare sets of features, kernels compare sets of samples
+ADVERSARIES = ("gan", "rpgan", "hinge", "article")
+CRITICS = ("mmdgan", "repulsive", "bounded", "smmd")
+KERNELS = ("mmd", "gmmn", "logkde", "literal")
+LOSSES = (
+    *ADVERSARIES,
+    *CRITICS,
+    *KERNELS[:-1],
+    *(f"{judge}+{kernel}" for judge in (*ADVERSARIES, *CRITICS) for kernel in KERNELS),
+)
+
+# the weight of the kernel term, alone and beside an adversary; on the digits 20 to 50 do about as well for gan+mmd
+_WEIGHT_ALONE = 1.0
+_WEIGHT_BESIDE = {"mmd": 30.0, "gmmn": 1.0, "logkde": 10.0, "literal": 1.0}
+
+# of an MMD-GAN's bandwidths, times the median distance of features
+_FEATURE_SCALES = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
+
+Judgement = Callable[[Discriminator, Tensor, Tensor], Tensor]
+
+
+def split_name(loss: str) -> tuple[str | None, str | None]:
+    """The adversary or critic, and the kernel term, of a name such as "gan+mmd", "rpgan" or "mmd"."""
+    checks.loss(loss, LOSSES)
+    first, _, second = loss.partition("+")
+    return (None, first) if first in KERNELS else (first, second or None)
+
+
+def default_lam(loss: str) -> float:
+    """The weight of the kernel term that suits the loss."""
+    judge, kernel = split_name(loss)
+    if kernel is None:
+        return 0.0
+    return _WEIGHT_ALONE if judge is None else _WEIGHT_BESIDE[kernel]
+
+
+def without_kernel(loss: str) -> str:
+    """The same loss without anything Gaussian: what a control minimises."""
+    judge, _ = split_name(loss)
+    return judge if judge in ADVERSARIES else "gan"
+
+
+class KernelTerm(nn.Module):
+    """A loss of gkfast.nn over the rows of all processes.
+
+    With given bandwidths and no root, each process computes the pairs of its own rows (gkfast.distributed.mmd2).
+    log_kde_ratio is divided by mean_s sigma_s^2, so that its weight has no unit, as that of MMD^2.
+    """
+
+    def __init__(self, loss: MMDLoss | KDERatioLoss) -> None:
+        super().__init__()
+        # saved states have this name
+        self.whole = loss
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        bandwidth = self.whole.bandwidth
+        if isinstance(self.whole, MMDLoss) and bandwidth.rule is None and not self.whole.root:
+            return mmd(fake, real, bandwidth.given)
+        checks.samples(fake=fake, real=real)
+        fake, real = gather_rows(fake), gather_rows(real)
+        value: Tensor = self.whole(fake, real)
+        return (
+            value / self._sigma(fake, real).square().mean().to(value)
+            if isinstance(self.whole, KDERatioLoss)
+            else value
+        )
+
+    def sigma(self, fake: Tensor, real: Tensor) -> list[float]:
+        """The bandwidths of the last step."""
+        found: list[float] = self._sigma(gather_rows(fake), gather_rows(real)).tolist()
+        return found
+
+    def _sigma(self, fake: Tensor, real: Tensor) -> Tensor:
+        mode = self.whole.training
+        # in evaluation mode a look at them does not renew them
+        sigma: Tensor = self.whole.eval().bandwidth(fake, real)
+        self.whole.train(mode)
+        return sigma
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a GAN with a Gaussian term minimises; every part may be any callable.
+
+    .. code-block:: text
+
+        discriminator:  discriminator(D, real, fake)
+        generator:      generator(D, real, fake) + lam kernel(fake, real)
+
+    Parts get this process's rows; the losses of gkfast.gan take their means over the rows of all processes. In a part
+    of your own that is no mean over rows, call gkfast.distributed.gather on the outputs first.
+
+    Attributes
+    ----------
+    discriminator : callable (D, real samples, generated samples) -> scalar, or None for no discriminator
+    generator : callable (D, real samples, generated samples) -> scalar, or None for no discriminator
+    kernel : callable (fake (N, F), real (M, F)) -> scalar, or None
+        A torch.nn.Module, if it has a state that checkpoints shall keep.
+    lam : float
+        The weight of the kernel term.
+    on_features : bool
+        Whether the kernel term compares D.features(samples) and not the samples themselves.
+    feature_mmd : torch.nn.Module, optional
+        The MMD of the discriminator's outputs, where they are features and no logits.
+    """
+
+    discriminator: Judgement | None = lambda D, real, fake: discriminator_loss(D(real), D(fake))
+    generator: Judgement | None = lambda D, real, fake: generator_loss(D(fake))
+    kernel: Callable[[Tensor, Tensor], Tensor] | None = None
+    lam: float = 0.0
+    on_features: bool = False
+    feature_mmd: KernelTerm | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("discriminator", "generator", "kernel", "feature_mmd"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(
+                    f"{name} must be a callable or None, got {checks.shown(value)}; pass a function of its arguments"
+                )
+        if self.generator is None and self.kernel is None:
+            raise ValueError(
+                "generator or kernel must be given, got None for both; pass what the generator minimises"
+            )
+        object.__setattr__(self, "lam", checks.weight(self.lam))
+        checks.flag("on_features", self.on_features)
+
+    @property
+    def judges(self) -> bool:
+        """Whether a discriminator is asked."""
+        return self.discriminator is not None or self.generator is not None
+
+
+def objective(
+    loss: str,
+    sigma: Bandwidth,
+    lam: float | None = None,
+    *,
+    scales: Sequence[float] = (1.0,),
+    momentum: float = 0.0,
+    on_features: bool = False,
+    r1: float = 0.0,
+    r2: float = 0.0,
+) -> Objective:
+    """The objective of a name on the command line: what judges, a kernel term, or both with a plus between.
+
+    .. code-block:: text
+
+        gan          non-saturating GAN (Goodfellow et al. 2014)
+        rpgan        relativistic pairing GAN; with r1 and r2 it is R3GAN's loss (Huang et al. 2024)
+        hinge        hinge loss (Lim and Ye 2017)
+        article      gan_loss, the article's
+        mmdgan       the critic maximises the MMD^2 of its features (Li et al. 2017, Binkowski et al. 2018)
+        repulsive    the critic's repulsive loss, sigma 1 (Wang et al. 2019, equation 4)
+        bounded      the same with the bounded kernel (equation 6)
+        smmd         scaled MMD, sigma 1 (Arbel et al. 2018)
+
+        mmd          + lam MMD^2; alone a moment matching network (Li et al. 2015, Dziugaite et al. 2015)
+        gmmn         + lam sqrt(MMD^2)
+        logkde       + lam log_kde_ratio / mean_s sigma_s^2: Gaussian drifting; "article+logkde" is the article's
+                     loss with the term over pairs
+        literal      + lam mean_i log K(g_i, g_i) = 0; "article+literal" is the article's loss as printed
+
+    Parameters
+    ----------
+    loss : one of LOSSES
+    sigma : float, sequence of float, "median" or "mean"
+        The bandwidths of the kernel term, or the rule that finds them; the term averages over them. Critics have
+        their own: "mmdgan" the median distance of its features times 1/4 to 4, the others 1.
+    lam : float, optional
+        By default default_lam(loss).
+    scales, momentum
+        What a rule's bandwidth is multiplied with, and how much of it is renewed at each step (gkfast.nn.MMDLoss).
+    on_features : bool
+        Whether the kernel term compares the discriminator's features.
+    r1, r2 : float
+        The discriminator's gradient penalties, r / 2 times gradient_penalty, on real and on generated samples, up to
+        1e9.
+    """
+    judge, kernel_name = split_name(loss)
+    lam = default_lam(loss) if lam is None else checks.weight(lam)
+    checks.flag("on_features", on_features)
+    r1, r2 = checks.penalty("r1", r1), checks.penalty("r2", r2)
+    kernel = None if kernel_name is None else _kernel_term(kernel_name, sigma, scales, momentum)
+    if judge is None:
+        return Objective(None, None, kernel, lam, on_features)
+    discriminator, generator, feature_mmd = _judgements(judge)
+    if r1 or r2:
+        discriminator = partial(_penalised, discriminator, r1, r2)
+    return Objective(discriminator, generator, kernel, lam, on_features, feature_mmd)
+
+
+def _kernel_term(
+    name: str, sigma: Bandwidth, scales: Sequence[float], momentum: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    match name:
+        case "mmd":
+            return KernelTerm(MMDLoss(sigma, scales=scales, momentum=momentum))
+        case "gmmn":
+            return KernelTerm(MMDLoss(sigma, scales=scales, momentum=momentum, estimator="biased", root=True))
+        case "logkde":
+            return KernelTerm(KDERatioLoss(sigma, scales=scales, momentum=momentum))
+    # every bandwidth gives zero
+    zero = ArticleRegularizer(1.0, form="literal")
+    return lambda fake, real: zero(fake, real)
+
+
+def _judgements(judge: str) -> tuple[Judgement, Judgement, KernelTerm | None]:
+    """The discriminator's and the generator's part, and the MMD of features that a critic takes."""
+    match judge:
+        case "gan":
+            return (
+                lambda D, real, fake: discriminator_loss(D(real), D(fake)),
+                lambda D, real, fake: generator_loss(D(fake)),
+                None,
+            )
+        case "rpgan":
+            return (
+                lambda D, real, fake: relativistic_loss(D(real), D(fake)),
+                lambda D, real, fake: relativistic_loss(D(fake), D(real)),
+                None,
+            )
+        case "hinge":
+            return (
+                lambda D, real, fake: hinge_discriminator_loss(D(real), D(fake)),
+                lambda D, real, fake: hinge_generator_loss(D(fake)),
+                None,
+            )
+        case "article":
+            return (
+                lambda D, real, fake: _article_discriminator_loss(D(real), D(fake)),
+                lambda D, real, fake: _article_generator_loss(D(fake)),
+                None,
+            )
+    # features move while the critic learns, and so must their bandwidths
+    feature_mmd = KernelTerm(
+        MMDLoss("median", scales=_FEATURE_SCALES, momentum=0.1) if judge == "mmdgan" else MMDLoss(1.0)
+    )
+
+    def distance(D: Discriminator, real: Tensor, fake: Tensor) -> Tensor:
+        value: Tensor = feature_mmd(D(fake).flatten(1), D(real).flatten(1))
+        return value
+
+    if judge == "mmdgan":
+        return lambda D, real, fake: -distance(D, real, fake), distance, feature_mmd
+    if judge == "smmd":
+        scaled = partial(scaled_mmd, distance=feature_mmd)
+        return lambda D, real, fake: -scaled(D, real, fake), scaled, feature_mmd
+    repulsive = RepulsiveLoss() if judge == "bounded" else RepulsiveLoss(lower=0.0, upper=math.inf)
+    critic_loss = of_global_batch(repulsive.critic)
+    return lambda D, real, fake: critic_loss(D(real).flatten(1), D(fake).flatten(1)), distance, feature_mmd
+
+
+def _penalised(judgement: Judgement, r1: float, r2: float, D: Discriminator, real: Tensor, fake: Tensor) -> Tensor:
+    loss = judgement(D, real, fake)
+    for gamma, samples in ((r1, real), (r2, fake)):
+        if gamma:
+            loss = loss + gamma / 2 * gradient_penalty(D, samples)
+    return loss
+
+
+@of_global_batch
+def _article_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    labels = torch.cat([torch.ones_like(real_logits), torch.zeros_like(fake_logits)])
+    return gan_loss(labels, torch.cat([real_logits, fake_logits]).sigmoid())
+
+
+@of_global_batch
+def _article_generator_loss(fake_logits: Tensor) -> Tensor:
+    return gan_loss(torch.ones_like(fake_logits), fake_logits.sigmoid())
