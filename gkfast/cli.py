@@ -21,7 +21,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}\n")
 
 
-# numbers among the options of gkfast train: the setting that each is for, an example, and what help says
+# options of gkfast train that are numbers: their setting, an example, and help
 _NUMBERS = {
     "steps": ("steps", "2000", "updates of the generator [what suits the data]"),
     "batch": ("batch", "256", "samples per step, over all processes [what suits the data]"),
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="gan, rpgan, hinge, article, mmdgan, repulsive, bounded or smmd; mmd, gmmn or logkde; or one of each "
         "with a plus between [what suits the data]",
     )
-    for name, (_, _, says) in _NUMBERS.items():
-        train.add_argument(f"--{name}", help=says)
+    for name, (_, _, text) in _NUMBERS.items():
+        train.add_argument(f"--{name}", help=text)
         if name == "batch":
             train.add_argument(
                 "--sigma", help="median or mean distance, times a ladder; or numbers like 0.5,1,2 [median]"
@@ -109,7 +109,7 @@ def _compile(parser: _Parser) -> int:
     except RuntimeError as error:
         parser.error(str(error))
 
-    # that compiling takes long is said below
+    # the lines below say how long compiling takes
     log = logging.getLogger("gkfast")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -156,13 +156,13 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
         try:
             summary = runs.run(real, folder, settings, resume=options.resume, signals=signals)
         except (Stopped, KeyboardInterrupt) as stop:
-            said = str(stop) if isinstance(stop, Stopped) else "stopped by SIGINT"
-            print(f"\ngkfast train: {said}; go on with gkfast train --resume --out {folder}", file=sys.stderr)
+            reason = str(stop) if isinstance(stop, Stopped) else "stopped by SIGINT"
+            print(f"\ngkfast train: {reason}; go on with gkfast train --resume --out {folder}", file=sys.stderr)
             return 128 + (stop.number if isinstance(stop, Stopped) else 2)
         except FloatingPointError as error:
             print(f"gkfast train: {error}; {folder} holds what was done so far", file=sys.stderr)
             return 1
-        # of a checkpoint that is damaged or of another run
+        # a checkpoint is damaged, or of another run
         except ValueError as error:
             parser.error(str(error))
         finally:
@@ -170,7 +170,7 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
                 # networks that are still held, by a traceback for example, keep the group and its threads
                 gc.collect()
                 torch.distributed.destroy_process_group()
-    # another process than the first has nothing to say
+    # only the first process has a summary
     if not summary:
         return 0
     for name, figures in ((settings.loss, summary), ("no kernel", summary.get("control"))):
@@ -221,7 +221,7 @@ def _sigma(text: str) -> str | list[float]:
     if text in ("median", "mean"):
         return text
     try:
-        numbers = [float(part) for part in text.split(",")]
+        numbers = [float(number) for number in text.split(",")]
     except ValueError:
         numbers = []
     if not numbers or not all(0 < s < math.inf for s in numbers):
@@ -237,7 +237,7 @@ def _check_folder(options: argparse.Namespace) -> None:
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if processes > 1 and options.out is None and not options.dry_run:
         raise ValueError(f"--out must be given to {processes} processes, got none; name the folder of the run")
-    # what the first process has checked, it may be filling already
+    # the first process has checked the folder, and may have written to it
     if options.out is None or options.resume or rank > 0:
         return
     folder = Path(options.out)

@@ -27,10 +27,10 @@ def mean_weights(sigma: Sized) -> list[float]:
 
 
 def _kept(move: Move) -> Move:
-    """What torch does to a module's tensors, for numbers that no cast may round and no to_empty() may lose."""
+    """A move of a module's tensors by torch that neither rounds bandwidths in a cast nor loses them in to_empty()."""
 
     def moved(tensor: Tensor) -> Tensor:
-        # a number that is always there to be moved, whatever move does to numbers
+        # the device that `move` moves to
         device = move(tensor.new_empty(1, dtype=torch.float32)).device
         if device == tensor.device:
             if not tensor.is_meta:
@@ -73,8 +73,7 @@ class RBF(torch.nn.Module):
     Raises
     ------
     TypeError, ValueError
-        For bandwidths that are not positive, or as many as there are neither dimensions nor weights; for x or y that
-        are no tensors.
+        If a bandwidth is not positive, if their number fits neither `dims` nor `weights`, or if x or y is no tensor.
 
     Examples
     --------
@@ -152,7 +151,7 @@ class RBF(torch.nn.Module):
         return f"sigma={sigma}, dims={self.dims}, weights={self.weights}"
 
 
-# what a saved state's bandwidths are found by, in the order of their numbers in it
+# how bandwidths were found, by their number in a saved state
 _RULES = ("given", "median", "mean")
 
 
@@ -165,9 +164,9 @@ class _Bandwidth(torch.nn.Module):
 
     def __init__(self, sigma: Bandwidth, scales: Sequence[float], momentum: float) -> None:
         super().__init__()
-        found = checks.found_or_given(sigma)
-        self.rule = found if isinstance(found, str) else None
-        self.given = [0.0] if isinstance(found, str) else found
+        rule_or_numbers = checks.found_or_given(sigma)
+        self.rule = rule_or_numbers if isinstance(rule_or_numbers, str) else None
+        self.given = [0.0] if isinstance(rule_or_numbers, str) else rule_or_numbers
         numbers = checks.constants("scales", scales)
         self.scales = [1.0] if self.rule is None else numbers
         self.momentum = checks.share("momentum", momentum)
@@ -221,9 +220,9 @@ class _Bandwidth(torch.nn.Module):
         rule = gkfast.median_sigma if self.rule == "median" else gkfast.mean_sigma
         # under autocast one sample may be in half precision and the other not
         wide = (t.float() if t.dtype.itemsize == 2 else t for t in (x.detach(), y.detach()))
-        found = rule(*wide).double().reshape(1)
+        distance = rule(*wide).double().reshape(1)
         # where all rows are equal every bandwidth will do, but zero; infinite rows are not to stay for ever
-        return torch.where((found > 0) & (found < math.inf), found, self.running if self.seen else 1.0)
+        return torch.where((distance > 0) & (distance < math.inf), distance, self.running if self.seen else 1.0)
 
     def _scaled(self, sigma: Tensor) -> Tensor:
         return sigma * self.factors
@@ -293,7 +292,7 @@ def _found_by(rule: str) -> str:
 
 
 def _samples(x_name: str, x: Tensor, y_name: str, y: Tensor, function: str) -> tuple[Tensor, Tensor]:
-    """Two samples (N, D) and (M, D) as the functions will see them; `function` is what takes batches."""
+    """Two samples (N, D) and (M, D), cast as under autocast; messages name the `function` that takes batches."""
     for name, sample in ((x_name, x), (y_name, y)):
         checks.one_sample_per_row(name, sample, function)
     x, y = under_autocast(x, y)
@@ -405,7 +404,7 @@ class RepulsiveLoss(torch.nn.Module):
         self.lower, self.upper = checks.squared_bounds(lower, upper)
 
     def critic(self, real: Tensor, fake: Tensor) -> Tensor:
-        """What the critic minimises: features of real (N, D) and generated (M, D) samples; float32 for halves."""
+        """The critic's loss, of features of real (N, D) and generated (M, D) samples; float32 for halves."""
         real, fake = self._features(real, fake)
         # the number of pairs may leave the range of float16
         real, fake = (t.float() if t.dtype.itemsize == 2 else t for t in (real, fake))
@@ -414,7 +413,7 @@ class RepulsiveLoss(torch.nn.Module):
         return _mean_of_pairs(within_real) - _mean_of_pairs(within_fake)
 
     def generator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """What the generator minimises, of the same features."""
+        """The generator's loss, of the same features."""
         real, fake = self._features(real, fake)
         value: Tensor = gkfast.mmd2(fake, real, self.sigma)
         return value

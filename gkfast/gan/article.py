@@ -238,8 +238,8 @@ def train_gan(
         _check_rows("x", x, batch_size)
     lam = None if lam is None else checks.weight(lam)
     r1, r2 = checks.penalty("r1", r1), checks.penalty("r2", r2)
-    goal = objective(loss, sigmas, lam, r1=r1, r2=r2) if isinstance(loss, str) else loss
-    if not isinstance(goal, Objective):
+    minimised = objective(loss, sigmas, lam, r1=r1, r2=r2) if isinstance(loss, str) else loss
+    if not isinstance(minimised, Objective):
         raise TypeError(f"loss must be one of LOSSES or an Objective, got {checks.shown(loss)}; pass one of them")
     checks.choice("output", output, ("probability", "logit"), "say what D returns")
     if not isinstance(checkpoints, str | os.PathLike | None):
@@ -265,7 +265,14 @@ def train_gan(
     )
     with Signals() if checkpoints is not None else nullcontext() as signals:
         training = Training(
-            generator, discriminator, y, goal, recipe, sigma=sigmas, noise=x, probabilities=output == "probability"
+            generator,
+            discriminator,
+            y,
+            minimised,
+            recipe,
+            sigma=sigmas,
+            noise=x,
+            probabilities=output == "probability",
         )
         return training.run(
             checkpoints=None if checkpoints is None else Checkpoints(Path(checkpoints)),

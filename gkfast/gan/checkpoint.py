@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, every random state, and signals that wait for a checkpoint."""
+"""Checkpoints written in one piece, the state of every random generator, and signals that wait for a checkpoint."""
 
 import io
 import math
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# times the spread of data: what rounding may change in their means, and other rows do not
+# the change of means that rounding makes, over the spread of the data; other rows change them more
 _ROUNDING = 1e-5
 
 
@@ -33,8 +33,8 @@ class Stopped(Exception):
 class Checkpoints:
     """The last `keep` states of a training, in a folder of their own.
 
-    A file is written under a temporary name, synchronised to the disk and renamed: whenever it is killed, what is
-    there is whole. Loading runs no code (torch.load with weights_only).
+    A file is written under a temporary name, synchronised to the disk and renamed: a process may be killed at any
+    moment and leaves whole files. Loading runs no code (torch.load with weights_only).
     """
 
     folder: Path
@@ -43,21 +43,21 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self.path(step), state)
-        # of processes that were killed while they wrote
-        for part in self.folder.glob(".step-*.pt.part"):
-            part.unlink(missing_ok=True)
+        # processes that were killed while they wrote leave these
+        for unfinished in self.folder.glob(".step-*.pt.part"):
+            unfinished.unlink(missing_ok=True)
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state, on the CPU, or None where there is none."""
+        """The newest state, on the CPU, or None for an empty folder."""
         steps = self.steps()
         if not steps:
             return None
         path = self.path(steps[-1])
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        # what torch raises for truncated archives, foreign bytes and for pickles that would run code
+        # torch raises anything for truncated archives, foreign bytes, and pickles that would run code
         except Exception as error:
             raise ValueError(
                 f"{path} must be a whole checkpoint of gkfast, got what torch cannot load without running code; "
@@ -73,17 +73,17 @@ class Checkpoints:
 
 
 def outline(*tensors: torch.Tensor | None) -> list[list[float]]:
-    """Of each: spread, means of all, of the first and of the last row, and shape.
+    """Of each tensor: the standard deviation, the means of all, the first and the last row, and the shape.
 
-    It tells other rows from those that a training began with. Bits would not do: another machine rounds mixtures
-    and spirals otherwise.
+    A resumed training recognises its data by them. Bits would not do: another machine rounds mixtures and spirals
+    otherwise.
     """
-    found = []
+    outlines = []
     for rows in tensors:
         if rows is not None:
-            means = [part.mean(dtype=torch.float64) for part in (rows, rows[0], rows[-1])]
-            found.append([float(rows.std()), *map(float, means), *map(float, rows.shape)])
-    return found
+            means = [values.mean(dtype=torch.float64) for values in (rows, rows[0], rows[-1])]
+            outlines.append([float(rows.std()), *map(float, means), *map(float, rows.shape)])
+    return outlines
 
 
 def check_resumable(path: Path, state: dict[str, Any], data: list[list[float]], identity: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def write_tensors(path: Path, state: dict[str, Any]) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that is whole whenever it is there, and stays there when the power fails."""
+    """Write a file in one piece: a power cut leaves the old one or the new one."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         with open(temporary, "wb") as file:
@@ -135,7 +135,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _synchronise(folder: Path) -> None:
-    """The folder's list of names to the disk, where the system can."""
+    """Write the folder's list of names to the disk, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -147,7 +147,7 @@ def _synchronise(folder: Path) -> None:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """Python's, NumPy's, torch's and the device's random states, as numbers and tensors only."""
-    # the user's own modules may use it
+    # modules of users may draw from it
     numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
     _, keys, position, has_gauss, gauss = numpy
     return {
@@ -168,7 +168,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 class Signals:
-    """SIGINT and SIGTERM end a run at once, or, while held, after the step that is being done.
+    """SIGINT and SIGTERM end a run at once, or, while held, after the current step.
 
     A second signal does not wait. Outside the main thread, where Python delivers no signals, nothing changes.
     """
@@ -204,6 +204,6 @@ class Signals:
             raise Stopped(self.received.name, number)
 
     def stop(self, step: int) -> Stopped:
-        """What a loop that held the signal raises; it may have come to another process."""
+        """The exception of a loop that held the signal, which may have come to another process."""
         received = self.received or signal.SIGTERM
         return Stopped(received.name, received, step)

@@ -5,6 +5,7 @@ The kernels' own arguments are checked by gkfast.checks.
 
 import math
 from collections.abc import Collection, Sequence
+from importlib import import_module
 
 import numpy as np
 import torch
@@ -21,16 +22,24 @@ GREATEST_SEED = 2**63 - 1
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def missing(purpose: str, module: str, extra: str = "train") -> ImportError:
-    return ImportError(f'{purpose} needs {module}, which is not installed; run pip install "gkfast[{extra}]"')
+def require(module: str, purpose: str, package: str, extra: str = "train") -> None:
+    """ImportError that names the extra to install, where a module cannot be imported."""
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise missing(purpose, package, extra) from error
+
+
+def missing(purpose: str, package: str, extra: str = "train") -> ImportError:
+    return ImportError(f'{purpose} needs {package}, which is not installed; run pip install "gkfast[{extra}]"')
 
 
 def shown(value: object) -> str:
     """A value in a few characters of one line."""
     if isinstance(value, Tensor | np.ndarray):
         return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    said = repr(value)
-    return said if len(said) <= 60 and "\n" not in said else type(value).__name__
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else type(value).__name__
 
 
 def whole(name: str, value: object, least: int, remedy: str, most: int | None = None) -> int:
@@ -54,10 +63,10 @@ def number(
     """The finite number between 0 and `most`, as Python's; either end may be left out."""
     good = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if good:
-        found = float(value)  # type: ignore[arg-type]
-        low = found > 0 if open_below else found >= 0
-        if low and math.isfinite(found) and (found < most if open_above else found <= most):
-            return found
+        converted = float(value)  # type: ignore[arg-type]
+        low = converted > 0 if open_below else converted >= 0
+        if low and math.isfinite(converted) and (converted < most if open_above else converted <= most):
+            return converted
     if most == math.inf:
         rule = "a finite number above 0" if open_below else "a finite number of at least 0"
     else:
@@ -95,7 +104,7 @@ def tensor(name: str, value: object) -> None:
 
 
 def outputs(**named: object) -> None:
-    """What a discriminator returns for one sample or more: (N, ...), all on one device."""
+    """Outputs of a network for one sample or more: (N, ...), all on one device."""
     first: Tensor | None = None
     for name, value in named.items():
         tensor(name, value)
@@ -138,7 +147,7 @@ def same_shape(first: str, a: Tensor, second: str, b: Tensor, remedy: str) -> No
 
 def choice(name: str, value: object, known: Sequence[str], remedy: str) -> None:
     if not isinstance(value, str) or value not in known:
-        names = " or ".join(f'"{one}"' for one in known)
+        names = " or ".join(f'"{option}"' for option in known)
         raise ValueError(f"{name} must be {names}, got {shown(value)}; {remedy}")
 
 

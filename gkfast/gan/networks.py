@@ -1,4 +1,4 @@
-"""Small networks, sized to the data: multilayer perceptrons and a DCGAN; any other torch modules do as well.
+"""Small networks, sized to the data: multilayer perceptrons and a DCGAN; and checks of any torch modules.
 
 None of them looks at other rows of a batch (no batch normalisation): narrow clusters are not blurred by the noise of
 batch statistics, and many processes compute what one does.
@@ -127,10 +127,10 @@ def parameters(network: nn.Module) -> int:
 def _perceptron(inputs: int, units: int, layers: int, data: Data) -> list[nn.Module]:
     # points of few dimensions lie on smooth curves and in round clusters
     activation: nn.Module = nn.Tanh() if data.train.shape[1] <= 16 else nn.LeakyReLU(0.2)
-    made: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for layer in range(layers):
-        made += [nn.Linear(inputs if layer == 0 else units, units), activation]
-    return made
+        modules += [nn.Linear(inputs if layer == 0 else units, units), activation]
+    return modules
 
 
 def _halvings(H: int, W: int) -> int:
@@ -144,25 +144,27 @@ def _halvings(H: int, W: int) -> int:
 def _convolutional_generator(shape: tuple[int, ...], inputs: int, channels: int) -> list[nn.Module]:
     """The shape of DCGAN (Radford et al. 2016), with upsampling and convolution in place of its transpose."""
     H, W, *rest = shape
-    C, times = rest[0] if rest else 1, _halvings(*shape[:2])
-    now = channels * 2**times
-    h, w = H // 2**times, W // 2**times
-    made: list[nn.Module] = [nn.Linear(inputs, now * h * w), nn.Unflatten(1, (now, h, w)), nn.LeakyReLU(0.2)]
+    times = _halvings(H, W)
+    c, h, w = channels * 2**times, H // 2**times, W // 2**times
+    modules: list[nn.Module] = [nn.Linear(inputs, c * h * w), nn.Unflatten(1, (c, h, w)), nn.LeakyReLU(0.2)]
     for _ in range(times):
-        made += [nn.Upsample(scale_factor=2), nn.Conv2d(now, now // 2, 3, padding=1), nn.LeakyReLU(0.2)]
-        now //= 2
-    return [*made, nn.Conv2d(now, C, 3, padding=1), Channels(shape, back=True)]
+        modules += [nn.Upsample(scale_factor=2), nn.Conv2d(c, c // 2, 3, padding=1), nn.LeakyReLU(0.2)]
+        c //= 2
+    return [*modules, nn.Conv2d(c, rest[0] if rest else 1, 3, padding=1), Channels(shape, back=True)]
 
 
 def _convolutional_body(shape: tuple[int, ...], channels: int) -> tuple[list[nn.Module], int]:
     H, W, *rest = shape
-    now, times = rest[0] if rest else 1, _halvings(*shape[:2])
-    made: list[nn.Module] = [Channels(shape), nn.Conv2d(now, channels, 3, padding=1), nn.LeakyReLU(0.2)]
-    now = channels
+    c, times = channels, _halvings(H, W)
+    modules: list[nn.Module] = [
+        Channels(shape),
+        nn.Conv2d(rest[0] if rest else 1, c, 3, padding=1),
+        nn.LeakyReLU(0.2),
+    ]
     for _ in range(times):
-        made += [nn.Conv2d(now, 2 * now, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        now *= 2
-    return [*made, nn.Flatten()], now * (H // 2**times) * (W // 2**times)
+        modules += [nn.Conv2d(c, 2 * c, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        c *= 2
+    return [*modules, nn.Flatten()], c * (H // 2**times) * (W // 2**times)
 
 
 @torch.no_grad()
@@ -186,27 +188,27 @@ def bounds(values: Tensor) -> tuple[float, float]:
 def bounds_of_all_weights(network: nn.Module, inputs: Tensor) -> tuple[float, float]:
     """The least and the greatest output in evaluation mode while weights are drawn at random; they are put back.
 
-    Logits may lie in [0, 1] on a batch by chance, and leave it as the weights are trained. A sigmoid stays there
-    whatever they are.
+    Logits may lie in [0, 1] on a batch by chance, and leave it as the weights are trained. A sigmoid stays in it with
+    any weights.
     """
     weights = [w for w in network.parameters() if w.requires_grad]
     kept = [w.clone() for w in weights]
     rng = torch.Generator().manual_seed(0)
-    found = []
+    ranges = []
     try:
         # wide draws move a last bias out of [0, 1], and narrow ones do not overflow in a deep network
         for width in (1.0, 10.0, 1.0, 10.0, 1.0, 10.0):
             for weight, before in zip(weights, kept, strict=True):
                 weight.copy_(before + width * torch.randn(weight.shape, generator=rng).to(weight))
             try:
-                found.append(bounds(sample(network, inputs)))
+                ranges.append(bounds(sample(network, inputs)))
             # some networks cannot be run with every weight, for example one that inverts a matrix
             except (RuntimeError, ValueError, ArithmeticError):
                 continue
     finally:
         for weight, before in zip(weights, kept, strict=True):
             weight.copy_(before)
-    return min((low for low, _ in found), default=0.0), max((high for _, high in found), default=0.0)
+    return min((low for low, _ in ranges), default=0.0), max((high for _, high in ranges), default=0.0)
 
 
 def check_weights(name: str, network: nn.Module, trained: bool) -> None:
@@ -217,7 +219,7 @@ def check_weights(name: str, network: nn.Module, trained: bool) -> None:
 
 
 def check_generator(network: nn.Module, noise: Tensor, real: Tensor) -> Tensor:
-    """What a generator makes of a batch of noise: rows of the shape of real ones."""
+    """A generator's samples from a batch of noise, which must have the shape of real ones."""
     fake = _outputs("generator", network, "noise", noise, "set noise_dim, or change its first layer")
     if not isinstance(fake, Tensor) or fake.shape[1:] != real.shape[1:]:
         got = tuple(fake.shape[1:]) if isinstance(fake, Tensor) else checks.shown(fake)
@@ -253,12 +255,12 @@ def _outputs(name: str, network: nn.Module, kind: str, inputs: Tensor, remedy: s
     """A network's outputs for a batch."""
     try:
         return sample(network, inputs)
-    # what torch raises for another shape, dtype or device
+    # torch raises it for another shape, dtype or device
     except RuntimeError as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
             f"{name} must take {kind} of shape {tuple(inputs.shape)} and {inputs.dtype}, "
-            f"got {type(error).__name__} ({said}); {remedy}"
+            f"got {type(error).__name__} ({reason}); {remedy}"
         ) from error
 
 

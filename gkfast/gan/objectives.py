@@ -1,4 +1,4 @@
-"""What a GAN minimises: the names of losses, and the objectives that they stand for."""
+"""The objectives of a GAN, and the names of losses that stand for them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,8 +25,30 @@ from gkfast.gan.losses import (
 )
 from gkfast.nn import ArticleRegularizer, Bandwidth, KDERatioLoss, MMDLoss, RepulsiveLoss
 
+Judgement = Callable[[Discriminator, Tensor, Tensor], Tensor]
+
+# what the discriminator and the generator minimise
+_ADVERSARIAL: dict[str, tuple[Judgement, Judgement]] = {
+    "gan": (
+        lambda D, real, fake: discriminator_loss(D(real), D(fake)),
+        lambda D, real, fake: generator_loss(D(fake)),
+    ),
+    "rpgan": (
+        lambda D, real, fake: relativistic_loss(D(real), D(fake)),
+        lambda D, real, fake: relativistic_loss(D(fake), D(real)),
+    ),
+    "hinge": (
+        lambda D, real, fake: hinge_discriminator_loss(D(real), D(fake)),
+        lambda D, real, fake: hinge_generator_loss(D(fake)),
+    ),
+    "article": (
+        lambda D, real, fake: _article_discriminator_loss(D(real), D(fake)),
+        lambda D, real, fake: _article_generator_loss(D(fake)),
+    ),
+}
+
 # adversaries judge single samples, critics compare sets of features, kernels compare sets of samples
-ADVERSARIES = ("gan", "rpgan", "hinge", "article")
+ADVERSARIES = tuple(_ADVERSARIAL)
 CRITICS = ("mmdgan", "repulsive", "bounded", "smmd")
 KERNELS = ("mmd", "gmmn", "logkde", "literal")
 LOSSES = (
@@ -42,8 +64,6 @@ _WEIGHT_BESIDE = {"mmd": 30.0, "gmmn": 1.0, "logkde": 10.0, "literal": 1.0}
 
 # of an MMD-GAN's bandwidths, times the median distance of features
 _FEATURE_SCALES = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
-
-Judgement = Callable[[Discriminator, Tensor, Tensor], Tensor]
 
 
 def split_name(loss: str) -> tuple[str | None, str | None]:
@@ -62,7 +82,7 @@ def default_lam(loss: str) -> float:
 
 
 def without_kernel(loss: str) -> str:
-    """The same loss without anything Gaussian: what a control minimises."""
+    """The loss of a control: the same without anything Gaussian."""
     judge, _ = split_name(loss)
     return judge if judge in ADVERSARIES else "gan"
 
@@ -94,8 +114,8 @@ class KernelTerm(nn.Module):
 
     def sigma(self, fake: Tensor, real: Tensor) -> list[float]:
         """The bandwidths of the last step."""
-        found: list[float] = self._sigma(gather_rows(fake), gather_rows(real)).tolist()
-        return found
+        sigma: list[float] = self._sigma(gather_rows(fake), gather_rows(real)).tolist()
+        return sigma
 
     def _sigma(self, fake: Tensor, real: Tensor) -> Tensor:
         mode = self.whole.training
@@ -107,7 +127,7 @@ class KernelTerm(nn.Module):
 
 @dataclass(frozen=True)
 class Objective:
-    """What a GAN with a Gaussian term minimises; every part may be any callable.
+    """The losses of a GAN with a Gaussian term; every part may be any callable.
 
     .. code-block:: text
 
@@ -131,8 +151,8 @@ class Objective:
         The MMD of the discriminator's outputs, where they are features and no logits.
     """
 
-    discriminator: Judgement | None = lambda D, real, fake: discriminator_loss(D(real), D(fake))
-    generator: Judgement | None = lambda D, real, fake: generator_loss(D(fake))
+    discriminator: Judgement | None = _ADVERSARIAL["gan"][0]
+    generator: Judgement | None = _ADVERSARIAL["gan"][1]
     kernel: Callable[[Tensor, Tensor], Tensor] | None = None
     lam: float = 0.0
     on_features: bool = False
@@ -169,7 +189,7 @@ def objective(
     r1: float = 0.0,
     r2: float = 0.0,
 ) -> Objective:
-    """The objective of a name on the command line: what judges, a kernel term, or both with a plus between.
+    """The objective of a name: an adversary or a critic, a kernel term, or both with a plus between.
 
     .. code-block:: text
 
@@ -211,7 +231,7 @@ def objective(
     kernel = None if kernel_name is None else _kernel_term(kernel_name, sigma, scales, momentum)
     if judge is None:
         return Objective(None, None, kernel, lam, on_features)
-    discriminator, generator, feature_mmd = _judgements(judge)
+    discriminator, generator, feature_mmd = (*_ADVERSARIAL[judge], None) if judge in _ADVERSARIAL else _critic(judge)
     if r1 or r2:
         discriminator = partial(_penalised, discriminator, r1, r2)
     return Objective(discriminator, generator, kernel, lam, on_features, feature_mmd)
@@ -232,37 +252,11 @@ def _kernel_term(
     return lambda fake, real: zero(fake, real)
 
 
-def _judgements(judge: str) -> tuple[Judgement, Judgement, KernelTerm | None]:
-    """The discriminator's and the generator's part, and the MMD of features that a critic takes."""
-    match judge:
-        case "gan":
-            return (
-                lambda D, real, fake: discriminator_loss(D(real), D(fake)),
-                lambda D, real, fake: generator_loss(D(fake)),
-                None,
-            )
-        case "rpgan":
-            return (
-                lambda D, real, fake: relativistic_loss(D(real), D(fake)),
-                lambda D, real, fake: relativistic_loss(D(fake), D(real)),
-                None,
-            )
-        case "hinge":
-            return (
-                lambda D, real, fake: hinge_discriminator_loss(D(real), D(fake)),
-                lambda D, real, fake: hinge_generator_loss(D(fake)),
-                None,
-            )
-        case "article":
-            return (
-                lambda D, real, fake: _article_discriminator_loss(D(real), D(fake)),
-                lambda D, real, fake: _article_generator_loss(D(fake)),
-                None,
-            )
+def _critic(judge: str) -> tuple[Judgement, Judgement, KernelTerm]:
+    """The discriminator's and the generator's part, and the MMD of features that both take."""
     # features move while the critic learns, and so must their bandwidths
-    feature_mmd = KernelTerm(
-        MMDLoss("median", scales=_FEATURE_SCALES, momentum=0.1) if judge == "mmdgan" else MMDLoss(1.0)
-    )
+    moving = MMDLoss("median", scales=_FEATURE_SCALES, momentum=0.1)
+    feature_mmd = KernelTerm(moving if judge == "mmdgan" else MMDLoss(1.0))
 
     def distance(D: Discriminator, real: Tensor, fake: Tensor) -> Tensor:
         value: Tensor = feature_mmd(D(fake).flatten(1), D(real).flatten(1))

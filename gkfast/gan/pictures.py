@@ -1,4 +1,4 @@
-"""Pictures of a run: samples, how they came about, curves, and where the generator over- and under-shoots."""
+"""Pictures of a run: samples, their progress, curves, and the witness function of each generator."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -77,17 +77,15 @@ def curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fi
         axis.set_title(words, loc="left", fontsize=11, color=_INK)
         axis.set_xlabel("step", color=_GREY)
         axis.grid(axis="y", color="#e6e9ed", linewidth=0.8)
-        axis.tick_params(colors=_GREY, length=0)
+        _hide(axis, "top", "right", "left")
         axis.tick_params(which="minor", length=0)
         axis.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
-        for side in ("top", "right", "left"):
-            axis.spines[side].set_visible(False)
         axis.spines["bottom"].set_color("#c5ccd3")
     return figure
 
 
 def progress_figure(data: Data, snapshots: Mapping[str, Sequence[tuple[int, Tensor]]]) -> "Figure":
-    """What each run made of the same noise, from the first step to the last: a row for each run."""
+    """Samples of each run from the same noise, from the first step to the last: a row for each run."""
     columns = max(len(row) for row in snapshots.values())
     figure = _figure(width=1.9 * columns, height=2.3 * len(snapshots))
     grid = figure.subplots(len(snapshots), columns, squeeze=False)
@@ -106,9 +104,10 @@ def witness_figure(data: Data, samples: Mapping[str, Tensor], sigma: Sequence[fl
     """Where each generator puts too much and where too little: the witness function of its MMD (gkfast.witness)."""
     figure = _figure(width=6.3 * len(samples), height=5.4 if not data.is_image else 2.9)
     draw = _witness_images if data.is_image else _witness_line if data.shape == (1,) else _witness_plane
-    for part, (name, x) in zip(figure.subfigures(1, len(samples), squeeze=False)[0], samples.items(), strict=True):
-        part.suptitle(heading(name), x=0.02, ha="left", fontsize=12, fontweight="bold", color=_INK)
-        draw(part, data, x[:_WITNESSES], list(sigma))
+    subfigures = figure.subfigures(1, len(samples), squeeze=False)[0]
+    for subfigure, (name, x) in zip(subfigures, samples.items(), strict=True):
+        subfigure.suptitle(heading(name), x=0.02, ha="left", fontsize=12, fontweight="bold", color=_INK)
+        draw(subfigure, data, x[:_WITNESSES], list(sigma))
     return figure
 
 
@@ -117,9 +116,9 @@ def _witness(points: Tensor, fake: Tensor, real: Tensor, sigma: list[float]) -> 
     return values
 
 
-def _witness_plane(part: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
+def _witness_plane(subfigure: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
     """A map of the witness function over the plane of the picture, with the real samples as dots."""
-    axis = part.subplots(1, 1)
+    axis = subfigure.subplots(1, 1)
     plane, centre = _plane(data)
     real, points = (data.test - centre) @ plane, (x - centre) @ plane
     low, high = _frame(((data.train - centre) @ plane).numpy())
@@ -134,15 +133,13 @@ def _witness_plane(part: Any, data: Data, x: Tensor, sigma: list[float]) -> None
     axis.scatter(*points[:400].T.numpy(), s=1.5, color=_CONTROL, alpha=0.5, linewidths=0)
     axis.set_xlim(low[0], high[0])
     axis.set_ylim(low[1], high[1])
-    axis.tick_params(colors=_GREY, length=0)
+    _hide(axis, "top", "right", "left", "bottom")
     axis.set_title("orange: too many generated, purple: too few", loc="left", fontsize=9, color=_GREY)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    part.colorbar(shown, ax=axis, shrink=0.8, format="%.1e").ax.tick_params(labelsize=7, colors=_GREY)
+    subfigure.colorbar(shown, ax=axis, shrink=0.8, format="%.1e").ax.tick_params(labelsize=7, colors=_GREY)
 
 
-def _witness_line(part: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
-    axis = part.subplots(1, 1)
+def _witness_line(subfigure: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
+    axis = subfigure.subplots(1, 1)
     spots = torch.linspace(float(data.train.min()), float(data.train.max()), 400)[:, None]
     values = _witness(spots, x, data.test, sigma)
     axis.fill_between(spots[:, 0].numpy(), values, color=_KERNEL, alpha=0.4, linewidth=0)
@@ -150,13 +147,13 @@ def _witness_line(part: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
     axis.set_title("above 0: too many generated, below: too few", loc="left", fontsize=9, color=_GREY)
 
 
-def _witness_images(part: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
+def _witness_images(subfigure: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
     """The generated images that are the most too many, and the real ones that are missed most."""
     rows = (
         ("generated, too many like these", x, -_witness(x, x, data.test, sigma)),
         ("real, too few like these", data.test, _witness(data.test, x, data.test, sigma)),
     )
-    for axis, (words, images, order) in zip(part.subplots(2, 1), rows, strict=True):
+    for axis, (words, images, order) in zip(subfigure.subplots(2, 1), rows, strict=True):
         worst = np.argsort(order, kind="stable")[:10]
         axis.imshow(_sheet(images[torch.from_numpy(worst)].numpy(), data, across=10), cmap="gray", vmin=0, vmax=1)
         extreme = abs(float(order[worst[0]]))
@@ -220,19 +217,21 @@ def _draw_points(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: str,
     axis.set_xlim(low[0], high[0])
     axis.set_ylim(low[1], high[1])
     axis.set_aspect("equal")
-    axis.tick_params(colors=_GREY, length=0)
+    _hide(axis, "top", "right", "left", "bottom")
     axis.grid(color="#eef1f4", linewidth=0.8)
     axis.set_axisbelow(True)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
 
 
 def _draw_histogram(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: str, side: int = 8) -> None:
     low, high = float(data.train.min()), float(data.train.max())
     axis.hist(x[:, 0].clip(low, high), bins=60, range=(low, high), density=True, color=colour)
+    _hide(axis, "top", "right", "left")
+
+
+def _hide(axis: "Axes", *sides: str) -> None:
+    """Leave out the ticks, and these sides of the frame."""
     axis.tick_params(colors=_GREY, length=0)
-    for edge in ("top", "right", "left"):
-        axis.spines[edge].set_visible(False)
+    axis.spines[list(sides)].set_visible(False)
 
 
 def _figure(width: float, height: float) -> "Figure":

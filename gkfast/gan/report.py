@@ -24,7 +24,7 @@ class TrainedGan:
     figures: dict[str, Any]
 
 
-# key in metrics.json: (name, what it says, whether smaller is better, digits)
+# key in metrics.json: (name, explanation, whether smaller is better, digits)
 _METRICS: dict[str, tuple[str, str, bool, str]] = {
     "classes": ("Classes", "digits that make up more than 2 % of the samples, of 10", False, ".0f"),
     "class_kl": ("Class KL", "from the generated to the real class frequencies, in nats", True, ".4f"),
@@ -52,10 +52,7 @@ _METRICS: dict[str, tuple[str, str, bool, str]] = {
 
 def write(folder: Path, data: Data, gans: Sequence[TrainedGan], summary: Mapping[str, Any]) -> None:
     """The pictures and report.html, of the run's GAN and its control, if there is one; `summary` is metrics.json."""
-    try:
-        import matplotlib  # noqa: F401 - asked for here, so that what is missing is named once
-    except ImportError as error:
-        raise checks.missing("the report", "matplotlib") from error
+    checks.require("matplotlib", "the report", "matplotlib")
     samples = {gan.loss: gan.samples for gan in gans}
     figures = {
         "samples.png": pictures.samples_figure(data, samples),
@@ -100,38 +97,39 @@ def page(summary: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
 
 
 def _seen(summary: Mapping[str, Any]) -> str:
-    """What the figures say, in a sentence or two."""
+    """The figures in a sentence or two."""
     runs = [(f"with the loss {summary['loss']}", summary)]
     if "control" in summary:
         runs.append(("without the kernel", summary["control"]))
-    said = []
+    clauses = []
     for words, figures in runs:
         if "classes" in figures:
-            said.append(f"{words} {figures['classes']} of 10 digits are drawn (class KL {figures['class_kl']:.3f})")
+            clauses.append(
+                f"{words} {figures['classes']} of 10 digits are drawn (class KL {figures['class_kl']:.3f})"
+            )
         elif "strict_modes" in figures:
             share = f"{figures['high_quality']:.0%} of the samples on them"
-            said.append(f"{words} {figures['strict_modes']} modes are held ({share})")
+            clauses.append(f"{words} {figures['strict_modes']} modes are held ({share})")
         elif "modes" in figures:
-            said.append(f"{words} {figures['modes']} of 1000 modes are drawn (KL {figures['reverse_kl']:.2f})")
+            clauses.append(f"{words} {figures['modes']} of 1000 modes are drawn (KL {figures['reverse_kl']:.2f})")
         elif "recall" in figures:
             near = f"median distance {figures['median_distance']:.3f}"
-            said.append(f"{words} {figures['recall']:.0%} of the spiral is covered ({near})")
+            clauses.append(f"{words} {figures['recall']:.0%} of the spiral is covered ({near})")
         else:
-            said.append(f"{words} the squared MMD to held-out data is {figures['mmd2']:.2g}")
-    text = ", ".join(said)
+            clauses.append(f"{words} the squared MMD to held-out data is {figures['mmd2']:.2g}")
+    text = ", ".join(clauses)
     text = text[0].upper() + text[1:] + "."
     if "control" in summary:
-        here, there = summary["mmd2"], summary["control"]["mmd2"]
-        if here <= 0 or there <= 0:
+        with_kernel, without = summary["mmd2"], summary["control"]["mmd2"]
+        if with_kernel <= 0 or without <= 0:
             closer = "The two are too near to the data for their squared MMD to be told apart from zero"
-        elif abs(here - there) < 0.1 * max(here, there):
+        elif abs(with_kernel - without) < 0.1 * max(with_kernel, without):
             closer = "The squared MMD to held-out data is about the same with and without it"
-        elif here < there:
-            closer = f"The kernel brings the squared MMD to held-out data down {there / here:.1f} times"
+        elif with_kernel < without:
+            closer = f"The kernel brings the squared MMD to held-out data down {without / with_kernel:.1f} times"
         else:
-            closer = (
-                f"Here the kernel did not help: the squared MMD to held-out data is {here / there:.1f} times larger"
-            )
+            times = with_kernel / without
+            closer = f"Here the kernel did not help: the squared MMD to held-out data is {times:.1f} times larger"
         text += f" {closer}, at the same number of steps."
     return text
 
@@ -143,7 +141,7 @@ def _table(summary: Mapping[str, Any]) -> str:
     columns.append(("real training data", summary["real"]))
     head = "".join(f"<th>{html.escape(name)}</th>" for name, _ in columns)
     rows = []
-    for key, (name, says, smaller, form) in _METRICS.items():
+    for key, (name, explanation, smaller, form) in _METRICS.items():
         if key not in summary:
             continue
         # of the generators only: the real data are a yardstick, not a rival
@@ -155,7 +153,7 @@ def _table(summary: Mapping[str, Any]) -> str:
         )
         real = columns[-1][1].get(key)
         cells += f"<td class=real>{'' if real is None else format(real, form)}</td>"
-        rows.append(f"<tr><th scope=row>{name}<small>{says}</small></th>{cells}</tr>")
+        rows.append(f"<tr><th scope=row>{name}<small>{explanation}</small></th>{cells}</tr>")
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 

@@ -40,16 +40,15 @@ def run(
     signals: Signals | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train, measure and report into `folder`; returns what metrics.json holds.
+    """Train, measure and report into `folder`; returns the contents of metrics.json.
 
     The folder holds config.json, metrics.jsonl (a record per logged step, as it goes), checkpoints/, generator.pt,
-    metrics.json, pictures and report.html. After an interruption what is there is whole, and a run with `resume`
-    goes on from the newest checkpoint, to the same bits on a CPU.
+    metrics.json, pictures and report.html. An interruption leaves whole files, and a run with `resume` goes on from
+    the newest checkpoint, to the same bits on a CPU.
     """
-    try:
-        from accelerate import PartialState
-    except ImportError as error:
-        raise checks.missing("training", "accelerate") from error
+    checks.require("accelerate", "training", "accelerate")
+    from accelerate import PartialState
+
     sigma, fixed_sigma = bandwidths(data, config), metrics.fixed_sigma(data)
     processes = PartialState(cpu=config.device == "cpu")
     main: bool = processes.is_main_process
@@ -57,7 +56,7 @@ def run(
     if config.control and objectives.without_kernel(config.loss) != config.loss:
         configs["control"] = control(config)
     checkpoints = {name: Checkpoints(folder / "checkpoints" / name, config.keep) for name in configs}
-    # whatever may be refused is, before anything is written
+    # every refusal comes before the first write
     check_processes(config.recipe.batch, processes.num_processes)
     if resume:
         _check_resumable(data, folder, configs, checkpoints)
@@ -66,36 +65,36 @@ def run(
         _write_json(folder / "config.json", {"gkfast": gkfast.__version__, **config.settings()})
     gans: list[TrainedGan] = []
     done: list[dict[str, Any]] = []
-    for name, part in configs.items():
-        generator, discriminator = build(data, part)
+    for name, gan in configs.items():
+        generator, discriminator = build(data, gan)
         training = Training(
-            generator.to(part.device),
-            discriminator.to(part.device),
+            generator.to(gan.device),
+            discriminator.to(gan.device),
             data.train,
-            objective(part, sigma),
-            part.recipe,
+            objective(gan, sigma),
+            gan.recipe,
             sigma=fixed_sigma,
             held_out=data.validation,
         )
         result = training.run(
             checkpoints=checkpoints[name],
             resume=resume,
-            identity=part.identity(),
+            identity=gan.identity(),
             signals=signals,
-            progress=part.loss if progress else None,
-            on_record=_log(folder, done, part) if main else None,
+            progress=gan.loss if progress else None,
+            on_record=_log(folder, done, gan) if main else None,
         )
-        done += [{"run": part.loss, **record} for record in result.history]
+        done += [{"run": gan.loss, **record} for record in result.history]
         if main:
             write_tensors(folder / f"{name}.pt", result.average.state_dict())
-            samples = draw(result, data, part)
-            figures = metrics.evaluate(samples, data, fixed_sigma, part.recipe.seed)
+            samples = draw(result, data, gan)
+            figures = metrics.evaluate(samples, data, fixed_sigma, gan.recipe.seed)
             figures = {"seconds": result.seconds, **figures}
-            gans.append(TrainedGan(part.loss, samples, result.history, result.snapshots, figures))
+            gans.append(TrainedGan(gan.loss, samples, result.history, result.snapshots, figures))
     if not main:
         return {}
     summary = _summary(config, sigma, gans)
-    # what the same metrics give for the real training data: the best that can be hoped for
+    # the same metrics of the real training data: the best that can be hoped for
     summary["real"] = metrics.evaluate(data.train, data, fixed_sigma, config.recipe.seed)
     _write_json(folder / "metrics.json", summary)
     report.write(folder, data, gans, summary)
@@ -105,7 +104,7 @@ def run(
 def _check_resumable(
     data: Data, folder: Path, configs: dict[str, Config], checkpoints: dict[str, Checkpoints]
 ) -> None:
-    """Every part can go on from its newest checkpoint; before there are any, config.json says what was begun."""
+    """Every GAN can go on from its newest checkpoint; without any, config.json has the settings of the run."""
     states = {name: kept.load() for name, kept in checkpoints.items()}
     for name, state in states.items():
         if state is not None:
@@ -170,11 +169,11 @@ def draw(result: Result, data: Data, config: Config) -> Tensor:
     rng = torch.Generator().manual_seed(config.recipe.seed + 1)
     # the loop's own noise is drawn in the same way
     noise = generate_data(metrics.samples_of(data), config.recipe.noise_dim, generator=rng).to(config.device)
-    return torch.cat([sample(result.average, part).flatten(1).cpu() for part in noise.split(2000)])
+    return torch.cat([sample(result.average, rows).flatten(1).cpu() for rows in noise.split(2000)])
 
 
 def preview(data: Data, config: Config) -> list[str]:
-    """What a run would be, in words: data, networks, bandwidths and their mean kernel values before training."""
+    """A run before it begins: data, networks, bandwidths and their mean kernel values."""
     sigma = bandwidths(data, config)
     generator, discriminator = build(data, config)
     rng = torch.Generator().manual_seed(config.recipe.seed)
@@ -193,7 +192,7 @@ def preview(data: Data, config: Config) -> list[str]:
 
 
 def require_extra(config: Config) -> None:
-    """ImportError if anything that a run needs at its end is missing, so that it is known at its start."""
+    """ImportError at the start for a module that is needed at the end."""
     for module in ("accelerate", "tqdm", "matplotlib", "sklearn"):
         if importlib.util.find_spec(module) is None:
             raise checks.missing("training", module)
@@ -204,7 +203,7 @@ def require_extra(config: Config) -> None:
 def _log(folder: Path, before: Sequence[dict[str, Any]], config: Config) -> Callable[[list[Record]], None]:
     """Writes metrics.jsonl anew when a part begins or is resumed, and appends to it from then on.
 
-    What a killed run had logged after its last checkpoint, or half a line of it, is gone then.
+    This removes the lines that a killed run had logged after its last checkpoint.
     """
     path, written = folder / "metrics.jsonl", -1
     board = _tensorboard(folder / "tensorboard" / config.loss) if config.tensorboard else None
@@ -238,7 +237,7 @@ def _tensorboard(folder: Path) -> Any:
 def _summary(config: Config, sigma: list[float], gans: Sequence[TrainedGan]) -> dict[str, Any]:
     lam = objectives.default_lam(config.loss) if config.lam is None else config.lam
     settings = config.settings() | {"sigma": sigma, "lam": lam}
-    # in the summary this is what the control scored
+    # in the summary it has the figures of the control
     del settings["control"]
     summary: dict[str, Any] = {"gkfast": gkfast.__version__, **settings, **gans[0].figures}
     summary |= {key: gans[0].history[-1][key] for key in ("k_xx", "k_yy", "k_xy")}

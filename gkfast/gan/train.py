@@ -1,4 +1,4 @@
-"""A training: its state, what one step does to it, and the loop over the steps."""
+"""A training: its state, one step, and the loop over the steps."""
 
 import copy
 import math
@@ -30,7 +30,7 @@ _SNAPSHOT_ROWS = 500
 
 @dataclass
 class Result:
-    """What training leaves behind.
+    """Trained networks, and the records of their training.
 
     Attributes
     ----------
@@ -40,10 +40,9 @@ class Result:
         The averaged generator; the generator itself without averaging.
     history : list of dict
         One record per logged step: step, seconds, d_loss, g_loss, kernel_term, k_xx, k_yy, k_xy, mmd2,
-        steps_per_second, kernel_share; what an objective does not have is left out. x is generated and y
-        real.
+        steps_per_second, kernel_share, as far as the objective has them. x is generated and y real.
     snapshots : list of (int, tensor)
-        The step, and what the averaged generator made of the same noise then.
+        The step, and samples of the averaged generator from the same noise.
     steps : int
     seconds : float
         Wall-clock time of the loop, over all sessions of a resumed training.
@@ -59,7 +58,7 @@ class Result:
 
 
 class Training:
-    """The state of a training, what one step does to it (`advance`), and all of them (`run`).
+    """The state of a training, with one step (`advance`) and the loop over all of them (`run`).
 
     Parameters
     ----------
@@ -91,10 +90,9 @@ class Training:
         held_out: Tensor | None = None,
         probabilities: bool = False,
     ) -> None:
-        try:
-            from accelerate import Accelerator, DistributedDataParallelKwargs
-        except ImportError as error:
-            raise checks.missing("training", str(error.name)) from error
+        checks.require("accelerate", "training", "accelerate")
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
         networks.check_weights("generator", generator, trained=True)
         networks.check_weights("discriminator", discriminator, trained=objective.discriminator is not None)
         self.device = next(generator.parameters()).device
@@ -170,10 +168,9 @@ class Training:
         on_record : callable, optional
             Called by the main process with the history as soon as it has grown, and once when it was resumed.
         """
-        try:
-            from tqdm import tqdm
-        except ImportError as error:
-            raise checks.missing("training", str(error.name)) from error
+        checks.require("tqdm", "training", "tqdm")
+        from tqdm import tqdm
+
         steps = self.recipe.steps
         with self._forked_random_state():
             # random numbers inside the networks differ from process to process
@@ -241,14 +238,14 @@ class Training:
             real = self._next_real()
             with torch.set_grad_enabled(left == 1):
                 fake = self._in_precision(self.G, self._rows_of_process(self._draw_noise(recipe.batch)))
-            # 3-5. what separates real from generated data
+            # 3-5. the discriminator
             if objective.discriminator is not None:
                 d_loss = objective.discriminator(self._judged_by(self.D), real, fake.detach())
                 _check_loss("loss.discriminator", d_loss)
                 self._descend(d_loss, self.d_optimizer, self.d_weights)
                 losses["d_loss"] = d_loss
 
-        # 3-5. the generator: what the discriminator says, and what the kernel says
+        # 3-5. the generator, by the discriminator's judgement and the kernel term
         g_loss = fake.new_zeros(())
         if objective.generator is not None:
             # not through DistributedDataParallel: the discriminator's weights need no gradients here
@@ -349,7 +346,7 @@ class Training:
         return self.real[self._rows_of_process(batch).to(self.device)]
 
     def _rows_of_process(self, rows: Tensor) -> Tensor:
-        """This process's part of what all processes drew; parts differ by a row where they must."""
+        """This process's share of rows that all processes drew; shares differ by a row at most."""
         first, end = (len(rows) * k // self.processes for k in (self.rank, self.rank + 1))
         return rows[first:end]
 
@@ -397,8 +394,8 @@ class Training:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
-    def _on_any_process(self, here: bool) -> bool:
-        return here if self.processes == 1 else bool(self._greatest(torch.tensor(int(here), device=self.device)))
+    def _on_any_process(self, flag: bool) -> bool:
+        return flag if self.processes == 1 else bool(self._greatest(torch.tensor(int(flag), device=self.device)))
 
     def _modules_of_objective(self) -> list[nn.Module]:
         return [m for m in (self.objective.kernel, self.objective.feature_mmd) if isinstance(m, nn.Module)]
@@ -408,7 +405,7 @@ class Training:
 
     @torch.no_grad()
     def _seen_by_the_kernel(self, samples: Tensor) -> Tensor:
-        """Samples, or the features of them that are compared."""
+        """The samples, or their features, as the kernel compares them."""
         objective = self.objective
         if objective.kernel is not None and objective.on_features:
             return self._features(samples)
@@ -417,7 +414,7 @@ class Training:
         return samples.flatten(1)
 
     def _measured(self, fake: Tensor, real: Tensor) -> Record:
-        """Times, the mean kernel values of what the kernel compares, and the MMD^2 to held-out data."""
+        """Times, the mean kernel values of the compared samples or features, and the MMD^2 to held-out data."""
         speed = self._steps_since / max(self.seconds - self._seconds_at_record, 1e-9)
         self._seconds_at_record, self._steps_since = self.seconds, 0
         record: Record = {"seconds": self.seconds, "steps_per_second": speed}
@@ -449,7 +446,7 @@ def check_processes(batch: int, processes: int) -> None:
 
 
 def _check_loss(name: str, value: Any) -> None:
-    """A part of the objective returned one number that has a gradient."""
+    """The value of a part of the objective is one number with a gradient."""
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         scalar = isinstance(value, Tensor) and value.numel() == 1
         got = "one without a gradient" if scalar else checks.shown(value)
