@@ -174,18 +174,15 @@ class _Bandwidth(torch.nn.Module):
         # beside it wherever the module goes: a copy from the host would wait, and no graph could capture it
         self.register_buffer("factors", torch.tensor(self.scales, dtype=torch.float64), persistent=False)
         # a state says how its bandwidths were found; not in an integer, which averages of weights would cut off
-        self.register_buffer("kind", torch.tensor(self._kind(), dtype=torch.float64))
+        self.register_buffer("kind", torch.tensor(_RULES.index(self.rule or "given"), dtype=torch.float64))
         self.seen = self.rule is None
-
-    def _kind(self) -> float:
-        return float(_RULES.index(self.rule or "given"))
 
     def reset_parameters(self) -> None:
         """The bandwidths to begin with: the given ones, or none yet."""
         with torch.no_grad():
             self.running.copy_(torch.tensor(self.given, dtype=torch.float64, device="cpu"))
             self.factors.copy_(torch.tensor(self.scales, dtype=torch.float64, device="cpu"))
-            self.kind.fill_(self._kind())
+            self.kind.fill_(_RULES.index(self.rule or "given"))
         self.seen = self.rule is None
 
     def _apply(self, fn: Move, recurse: bool = True) -> "_Bandwidth":
@@ -198,7 +195,7 @@ class _Bandwidth(torch.nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The bandwidths (S,), float64; while training, after a look at x and y."""
         if x.is_meta:
-            # a question for shapes
+            # only shapes are wanted
             return x.new_empty(len(self.given) if self.rule is None else len(self.scales), dtype=torch.float64)
         checks.not_on_meta("the loss", self.running.is_meta)
         if self.rule is None:
@@ -211,10 +208,10 @@ class _Bandwidth(torch.nn.Module):
             if self.seen:
                 now = self.running + self.momentum * (now - self.running)
             if not self.training:
-                return self._scaled(now)
+                return now * self.factors
             self.running.copy_(now)
             self.seen = True
-        return self._scaled(self.running)
+        return self.running * self.factors
 
     def _found(self, x: Tensor, y: Tensor) -> Tensor:
         rule = gkfast.median_sigma if self.rule == "median" else gkfast.mean_sigma
@@ -224,33 +221,21 @@ class _Bandwidth(torch.nn.Module):
         # where all rows are equal every bandwidth will do, but zero; infinite rows are not to stay for ever
         return torch.where((distance > 0) & (distance < math.inf), distance, self.running if self.seen else 1.0)
 
-    def _scaled(self, sigma: Tensor) -> Tensor:
-        return sigma * self.factors
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        metadata: Any,
-        strict: bool,
-        missing: list[str],
-        unexpected: list[str],
-        errors: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        _metadata, _strict, missing, _unexpected, errors = arguments
         wrong = self._wrong_state(state_dict, prefix)
         if wrong:
             errors.append(wrong)
             return
-        arguments = (state_dict, prefix, metadata, strict, missing, unexpected, errors)
-        super()._load_from_state_dict(*arguments)
-        # older states do not say
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        # older states do not have it
         if f"{prefix}kind" in missing:
             missing.remove(f"{prefix}kind")
         if self.running.is_meta:
             return
         if self.running.dtype != torch.float64 and self.running.device.type != "mps":
             self.running = self.running.double()
-        # no state has these: an assigned one may have brought the bandwidths to a device
+        # no state has them: load_state_dict(assign=True) may have moved `running` alone
         if self.factors.device != self.running.device:
             self.factors = torch.tensor(self.scales, dtype=self.running.dtype, device=self.running.device)
         if self.rule is None:
@@ -268,9 +253,10 @@ class _Bandwidth(torch.nn.Module):
             number = round(kind.item())
             theirs = _RULES[number] if number in range(len(_RULES)) else "unknown"
             if theirs != ours:
+                ours, theirs = (f"found by the rule {r!r}" if r in _RULES[1:] else r for r in (ours, theirs))
                 return (
-                    f"{module} must load bandwidths that are {_found_by(ours)}, got a state of bandwidths that are "
-                    f"{_found_by(theirs)}; {again}, or leave {prefix}running and {prefix}kind out of the state and "
+                    f"{module} must load bandwidths that are {ours}, got a state of bandwidths that are "
+                    f"{theirs}; {again}, or leave {prefix}running and {prefix}kind out of the state and "
                     f"load it with strict=False"
                 )
         if self.rule is None and isinstance(running, Tensor) and not running.is_meta and not (running > 0).all():
@@ -285,10 +271,6 @@ class _Bandwidth(torch.nn.Module):
         if self.rule is None:
             return f"{self.running.tolist()}"
         return f"{self.rule} times {self.scales}, momentum={self.momentum}, now {self.running.item():.4g}"
-
-
-def _found_by(rule: str) -> str:
-    return f"found by the rule {rule!r}" if rule in ("median", "mean") else rule
 
 
 def _samples(x_name: str, x: Tensor, y_name: str, y: Tensor, function: str) -> tuple[Tensor, Tensor]:

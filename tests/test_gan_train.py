@@ -380,6 +380,19 @@ def test_control_is_the_same_gan_without_the_kernel(tmp_path):
     assert "control" not in alone
 
 
+def test_settings_are_one_flat_table():
+    config = Config.from_settings(data="ring", steps=7, ladder=[1, 2], keep=2)
+    assert (config.recipe.steps, config.recipe.batch, config.data, config.ladder) == (7, 256, "ring", [1.0, 2.0])
+    assert Config.from_settings(**config.settings()) == config
+    # recipe and run in one table, without those that may change when a run is resumed
+    free = {"checkpoint_every", "keep", "control", "tensorboard"}
+    assert config.settings().keys() - config.identity().keys() == free
+    assert config.recipe.identity().items() <= config.identity().items()
+    assert config.changed(seed=3, r1=0.5).settings() == config.settings() | {"seed": 3, "r1": 0.5}
+    with pytest.raises(ValueError, match=r"batch must be at least 2 and finite, got 1; correct it"):
+        config.changed(batch=1)
+
+
 def test_bandwidth_rules():
     median, mean = float(gkfast.median_sigma(Y)), float(gkfast.mean_sigma(Y))
     assert run.bandwidths(small_data(), Config()) == pytest.approx([median * f for f in (1 / 8, 1 / 4, 1 / 2, 1, 2)])

@@ -1,8 +1,9 @@
 """The formulas of a kernel GAN's losses.
 
 In every formula D(x) is a discriminator's probability that x is real, d its logit (D = 1 / (1 + exp(-d))),
-phi a discriminator's features, `fake` holds generated samples g_i and `real` holds real samples x_j. Every function
-takes this process's rows; its means are over the rows of all processes (`of_global_batch`).
+phi a discriminator's features, `fake` holds generated samples g_i and `real` holds real samples x_j. Losses of a
+discriminator take real before fake, distances fake before real. Every function takes this process's rows; its means
+are over the rows of all processes (`of_global_batch`).
 """
 
 from collections.abc import Callable, Sequence

@@ -206,7 +206,11 @@ def _log(folder: Path, before: Sequence[dict[str, Any]], config: Config) -> Call
     This removes the lines that a killed run had logged after its last checkpoint.
     """
     path, written = folder / "metrics.jsonl", -1
-    board = _tensorboard(folder / "tensorboard" / config.loss) if config.tensorboard else None
+    board: Any = None
+    if config.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(folder / "tensorboard" / config.loss))
 
     def lines(history: Sequence[Record]) -> str:
         return "".join(json.dumps({"run": config.loss, **record}) + "\n" for record in history)
@@ -226,12 +230,6 @@ def _log(folder: Path, before: Sequence[dict[str, Any]], config: Config) -> Call
         written = len(history)
 
     return log
-
-
-def _tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))
 
 
 def _summary(config: Config, sigma: list[float], gans: Sequence[TrainedGan]) -> dict[str, Any]:
