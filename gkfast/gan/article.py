@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import gkfast
 from gkfast.checks import bandwidths, constants, same_kind
-from gkfast.gan import checks
+from gkfast.gan import checks, objectives
 from gkfast.gan.checkpoint import Checkpoints, Signals
 from gkfast.gan.config import Recipe
-from gkfast.gan.objectives import Objective, objective
+from gkfast.gan.objectives import Objective
 from gkfast.gan.train import Result, Training
 
 
@@ -238,8 +238,8 @@ def train_gan(
         _check_rows("x", x, batch_size)
     lam = None if lam is None else checks.weight(lam)
     r1, r2 = checks.penalty("r1", r1), checks.penalty("r2", r2)
-    minimised = objective(loss, sigmas, lam, r1=r1, r2=r2) if isinstance(loss, str) else loss
-    if not isinstance(minimised, Objective):
+    objective = objectives.objective(loss, sigmas, lam, r1=r1, r2=r2) if isinstance(loss, str) else loss
+    if not isinstance(objective, Objective):
         raise TypeError(f"loss must be one of LOSSES or an Objective, got {checks.shown(loss)}; pass one of them")
     checks.choice("output", output, ("probability", "logit"), "say what D returns")
     if not isinstance(checkpoints, str | os.PathLike | None):
@@ -268,7 +268,7 @@ def train_gan(
             generator,
             discriminator,
             y,
-            minimised,
+            objective,
             recipe,
             sigma=sigmas,
             noise=x,

@@ -183,7 +183,7 @@ def gan_loss(
         R = sigma^2 mean_i [ log q_{-i}(x_i) - log p(x_i) ]               "log_ratio"
 
     x_i are the generated samples, q_{-i} the kernel density estimate of the other generated samples (held
-    constant) and p that of the real ones, both of bandwidth sigma.
+    constant) and p that of the real ones, both of bandwidth sigma. The first mean is over this process's rows.
 
     The literal term is the article's. It is identically zero, because K(x, x) = 1, and changes nothing: it is
     here so that the article's loss can be run as printed. "log_ratio" is the term over pairs that does what

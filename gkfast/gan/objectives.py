@@ -27,7 +27,7 @@ from gkfast.nn import ArticleRegularizer, Bandwidth, KDERatioLoss, MMDLoss, Repu
 
 Judgement = Callable[[Discriminator, Tensor, Tensor], Tensor]
 
-# what the discriminator and the generator minimise
+# the loss of the discriminator and that of the generator
 _ADVERSARIAL: dict[str, tuple[Judgement, Judgement]] = {
     "gan": (
         lambda D, real, fake: discriminator_loss(D(real), D(fake)),
@@ -96,7 +96,7 @@ class KernelTerm(nn.Module):
 
     def __init__(self, loss: MMDLoss | KDERatioLoss) -> None:
         super().__init__()
-        # saved states have this name
+        # the name in saved states
         self.whole = loss
 
     def forward(self, fake: Tensor, real: Tensor) -> Tensor:
@@ -106,11 +106,9 @@ class KernelTerm(nn.Module):
         checks.samples(fake=fake, real=real)
         fake, real = gather_rows(fake), gather_rows(real)
         value: Tensor = self.whole(fake, real)
-        return (
-            value / self._sigma(fake, real).square().mean().to(value)
-            if isinstance(self.whole, KDERatioLoss)
-            else value
-        )
+        if isinstance(self.whole, KDERatioLoss):
+            value = value / self._sigma(fake, real).square().mean().to(value)
+        return value
 
     def sigma(self, fake: Tensor, real: Tensor) -> list[float]:
         """The bandwidths of the last step."""
