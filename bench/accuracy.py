@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import gkfast
+from bench import datasets
 from bench.rivals import squared_distance
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +33,7 @@ DIMS = (1, 2, 3, 16, 17, 33, 64, 513, 784, 3072)
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
-class Problem(NamedTuple):
+class Inputs(NamedTuple):
     """What every operation takes: points, cotangents and directions, all of one dtype, and the bandwidth."""
 
     x: Tensor  # (N, D)
@@ -42,10 +43,10 @@ class Problem(NamedTuple):
     u: Tensor  # (N, D)
     sigma: float
 
-    def to(self, dtype: torch.dtype) -> "Problem":
+    def to(self, dtype: torch.dtype) -> "Inputs":
         """Rounded; only the points are data, so only they carry a gradient."""
         x, y, v, g, u = (t.to(dtype) for t in self[:5])
-        return Problem(x.requires_grad_(), y.requires_grad_(), v, g, u, self.sigma)
+        return Inputs(x.requires_grad_(), y.requires_grad_(), v, g, u, self.sigma)
 
     @property
     def scale(self) -> float:
@@ -61,57 +62,24 @@ class Problem(NamedTuple):
         return finite and min(largest, self.sigma) >= limits.tiny and self.sigma <= limits.max
 
 
-def plain(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    return rng.normal(size=(rows, dims)), math.sqrt(dims)
-
-
-def offset(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    return rng.normal(size=(rows, dims)) + 1000 * math.sqrt(dims), math.sqrt(dims)
-
-
-def far_clusters(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    x = rng.normal(size=(rows, dims))
-    x[::2] += 100
-    return x, math.sqrt(dims)
-
-
-def duplicates(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    return np.repeat(rng.normal(size=(rows // 5, dims)), 5, axis=0), 0.3 * math.sqrt(dims)
-
-
-def narrow(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    x = rng.normal(size=(rows, dims))
-    x[1::3] = x[::3] + 1e-3 * rng.normal(size=x[::3].shape)
-    return x, 1e-3 * math.sqrt(dims)
-
-
-def sigma_200(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    return rng.normal(size=(rows, dims)), 200 * math.sqrt(dims)
-
-
-def sigma_1000(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    return rng.normal(size=(rows, dims)), 1000 * math.sqrt(dims)
-
-
-def tiny(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    return 1e-20 * rng.normal(size=(rows, dims)), 1e-20 * math.sqrt(dims)
-
-
-def huge(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    return 1e20 * rng.normal(size=(rows, dims)), 1e20 * math.sqrt(dims)
-
-
-def grey(rng: np.random.Generator, rows: int, dims: int) -> tuple[np.ndarray, float]:
-    # rows of equal coordinates, like plain pictures: roundings of a sum over them go the same way
-    return np.tile(rng.random((rows, 1)), dims), 0.9 * math.sqrt(dims)
-
-
 DATASETS = {
-    f.__name__: f for f in (plain, offset, far_clusters, duplicates, narrow, sigma_200, sigma_1000, tiny, huge, grey)
+    f.__name__: f
+    for f in (
+        datasets.plain,
+        datasets.offset,
+        datasets.far_clusters,
+        datasets.duplicates,
+        datasets.narrow,
+        datasets.sigma_200,
+        datasets.sigma_1000,
+        datasets.tiny,
+        datasets.huge,
+        datasets.grey,
+    )
 }
 
 
-def drawn(dataset: str, dims: int) -> Problem:
+def drawn(dataset: str, dims: int) -> Inputs:
     """In float64. The truth stores N M D numbers a few times over, so there are fewer rows where D is large."""
     rng = np.random.default_rng(20)
     rows = 150 if dims <= 64 else 45
@@ -119,7 +87,7 @@ def drawn(dataset: str, dims: int) -> Problem:
     # neighbours stay together, so that near pairs lie between the two sets as well
     x, y = points[: rows // 2], points[rows // 3 :]
     v, g, u = rng.uniform(0.1, 1, len(y)), rng.normal(size=(len(x), len(y))), rng.normal(size=x.shape)
-    return Problem(*(torch.from_numpy(a) for a in (x, y, v, g, u)), sigma)
+    return Inputs(*(torch.from_numpy(a) for a in (x, y, v, g, u)), sigma)
 
 
 class Library(NamedTuple):
@@ -233,17 +201,17 @@ def libraries() -> dict[str, Library]:
 # Cotangents carry a factor sigma for each derivative, so that results are of order one for data of every magnitude.
 
 
-def _first(value: Tensor, p: Problem, cotangent: Tensor, keep: bool = False) -> tuple[Tensor, ...]:
+def _first(value: Tensor, p: Inputs, cotangent: Tensor, keep: bool = False) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value, (p.x, p.y), cotangent.to(value.dtype) * p.scale, create_graph=keep)
 
 
-def _second(value: Tensor, p: Problem, cotangent: Tensor) -> Tensor:
+def _second(value: Tensor, p: Inputs, cotangent: Tensor) -> Tensor:
     """Derivative of the gradient at x along u: a Hessian-vector product."""
     dx, _ = _first(value, p, cotangent, keep=True)
     return _flat(torch.autograd.grad(dx, (p.x, p.y), p.u * p.scale))
 
 
-def _through_sigma(function: Callable[..., Tensor], p: Problem) -> Tensor:
+def _through_sigma(function: Callable[..., Tensor], p: Inputs) -> Tensor:
     """Gradient at x and y of the derivative at sigma."""
     sigma = torch.tensor(p.sigma, dtype=torch.float64, requires_grad=True)
     value = function(p.x, p.y, sigma)
@@ -263,7 +231,7 @@ class Operation(NamedTuple):
     needs: str  # the field of Library
     measure: str  # of errors: "absolute" or "of largest" (greatest entry), or "in norm" (relative)
     contract: dict[str, float]
-    run: Callable[[Library, Problem], Tensor]
+    run: Callable[[Library, Inputs], Tensor]
 
 
 # as in tests/conftest.py
@@ -355,7 +323,7 @@ class Row:
         return math.inf if isinstance(self.error, str) or math.isnan(self.error) else self.error / self.bound
 
 
-def attempt(op: Operation, library: Library, p: Problem) -> Tensor | str:
+def attempt(op: Operation, library: Library, p: Inputs) -> Tensor | str:
     """The result, or what went wrong."""
     try:
         with warnings.catch_warnings():
@@ -385,7 +353,7 @@ def rows_of(dataset: str, dims: int, found: dict[str, Library]) -> Iterator[Row]
             continue
         exact = unrounded
         if dtype != "float64":
-            wide = Problem(*(t.detach() for t in p[:5]), p.sigma).to(torch.float64)
+            wide = Inputs(*(t.detach() for t in p[:5]), p.sigma).to(torch.float64)
             exact = {name: op.run(EXACT, wide).detach() for name, op in OPERATIONS.items()}
         for name, op in OPERATIONS.items():
             truth = exact[name]
@@ -428,7 +396,7 @@ def cmmd_rows(found: dict[str, Library]) -> Iterator[Row]:
     x, y = (rng.normal(size=(5000, 768)) + centre for centre in (common, common + shift))
     x, y = (torch.from_numpy((a / np.linalg.norm(a, axis=1, keepdims=True)).astype(np.float32)) for a in (x, y))
     nothing = x.new_zeros(0)
-    p = Problem(x.requires_grad_(), y.requires_grad_(), nothing, nothing, nothing, 10.0)
+    p = Inputs(x.requires_grad_(), y.requires_grad_(), nothing, nothing, nothing, 10.0)
     value, *gradient = _exact_cmmd(x.detach().double(), y.detach().double(), p.sigma)
     truths = {"mmd2": value, "mmd2 gradient": _flat(gradient) * p.scale * float(MEAN)}
     for whose, library in found.items():

@@ -5,69 +5,32 @@ import pytest
 import torch
 
 import gkfast
+from bench import datasets
 
-N = 150
-
-
-def offset(rng, dims):
-    return rng.normal(size=(N, dims)) + 1000 * np.sqrt(dims), np.sqrt(dims)
-
-
-def far_clusters(rng, dims):
-    x = rng.normal(size=(N, dims))
-    x[::2] += 100 * np.sqrt(dims) / np.sqrt(dims)
-    return x, np.sqrt(dims)
-
-
-def duplicates(rng, dims):
-    return np.repeat(rng.normal(size=(N // 5, dims)), 5, axis=0), 0.3 * np.sqrt(dims)
-
-
-def neighbours(rng, dims):
-    # few near pairs among many that are not, within a set and between the sets
-    x = rng.normal(size=(N, dims))
-    x[1::2] = x[::2] + 0.01 * rng.normal(size=x[::2].shape)
-    return x, np.sqrt(dims)
-
-
-def narrow(rng, dims):
-    x = rng.normal(size=(N, dims))
-    x[1::3] = x[::3] + 1e-3 * rng.normal(size=x[::3].shape)
-    return x, 1e-3 * np.sqrt(dims)
-
-
-def wide(rng, dims):
-    return rng.normal(size=(N, dims)), 1e3 * np.sqrt(dims)
-
-
-def tiny(rng, dims):
-    return 1e-20 * rng.normal(size=(N, dims)), 1e-20 * np.sqrt(dims)
-
-
-def huge(rng, dims):
-    return 1e20 * rng.normal(size=(N, dims)), 1e20 * np.sqrt(dims)
-
-
-def grey(rng, dims):
-    # rows of equal coordinates, like plain pictures: roundings of a sum over them go the same way
-    return np.tile(rng.random((N, 1)), dims), 0.9 * np.sqrt(dims)
-
-
-def two_greys(rng, dims):
-    x, sigma = grey(rng, dims)
-    return x * np.where(rng.random(dims) < 0.5, -1.0, 0.37), 0.6 * sigma
-
-
-DATA = (offset, far_clusters, duplicates, neighbours, narrow, wide, tiny, huge, grey, two_greys)
-DATA = {f.__name__: f for f in DATA}
+ROWS = 150
+DATA = {
+    f.__name__: f
+    for f in (
+        datasets.offset,
+        datasets.far_clusters,
+        datasets.duplicates,
+        datasets.neighbours,
+        datasets.narrow,
+        datasets.sigma_1000,
+        datasets.tiny,
+        datasets.huge,
+        datasets.grey,
+        datasets.two_greys,
+    )
+}
 DIMS = [1, 2, 3, 16, 17, 33, 64, 513, 784, 3072]
 
 
 def drawn(rng, data, dims, dtype):
-    x, sigma = DATA[data](rng, dims)
+    x, sigma = DATA[data](rng, ROWS, dims)
     x = x.astype(dtype)
     # neighbours stay together, so that near pairs lie between the two sets as well
-    return x[: N // 2], x[N // 3 :], float(sigma)
+    return x[: ROWS // 2], x[ROWS // 3 :], float(sigma)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
