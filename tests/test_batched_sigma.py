@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from functions import FUNCTIONS
 from torch.autograd import gradcheck, gradgradcheck
 
 import gkfast
@@ -16,27 +17,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def stacked(results):
-    return np.stack(results, -1) if isinstance(results[0], (np.ndarray, np.floating)) else torch.stack(results, -1)
-
-
-# of x (..., 4, 2) and y (..., 5, 2)
-FUNCTIONS = {
-    "rbf": lambda x, y, s, w, **k: gkfast.rbf(x, y, s, weights=w, **k),
-    "rbf of x": lambda x, y, s, w, **k: gkfast.rbf(x, sigma=s, weights=w, **k),
-    "rbf_matmul": lambda x, y, s, w, **k: gkfast.rbf_matmul(x, y, y, s, weights=w, **k),
-    "log_density": lambda x, y, s, w, **k: gkfast.log_density(x, y, s, weights=w, **k),
-    "log_density, leave one out": lambda x, y, s, w, **k: gkfast.log_density(
-        x, x, s, weights=w, leave_one_out=True, **k
-    ),
-    "score": lambda x, y, s, w, **k: gkfast.score(x, y, s, weights=w, **k),
-    "kernel_means": lambda x, y, s, w, **k: stacked(gkfast.kernel_means(x, y, s, weights=w, **k)),
-    "mmd2": lambda x, y, s, w, **k: gkfast.mmd2(x, y, s, weights=w, **k),
-    "mmd2, linear": lambda x, y, s, w, **k: gkfast.mmd2(x, y[..., :4, :], s, weights=w, estimator="linear", **k),
-    "witness": lambda x, y, s, w, **k: gkfast.witness(x, x, y, s, weights=w, **k),
-    "mmd2_and_variance": lambda x, y, s, w, **k: stacked(gkfast.mmd2_and_variance(x, y, s, weights=w, **k)),
-    "mmd_test": lambda x, y, s, w, **k: gkfast.mmd_test(x, y, s, weights=w, permutations=9, seed=0, **k).p_value,
-}
 DIFFERENTIABLE = [name for name in FUNCTIONS if name != "mmd_test"]
 # (batch of x, batch of y, shape of sigma)
 SHAPES = [

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from functions import BASIC, selected
 
 import gkfast
 
@@ -10,15 +11,7 @@ x = np.zeros((4, 3))
 y = np.zeros((5, 3))
 t = torch.zeros(4, 3)
 
-# every public function of two point sets, called as it is meant to be
-FUNCTIONS = {
-    "rbf": lambda x, y, s=1.0, **k: gkfast.rbf(x, y, s, **k),
-    "rbf_matmul": lambda x, y, s=1.0, **k: gkfast.rbf_matmul(x, y, y[..., 0], s, **k),
-    "log_density": lambda x, y, s=1.0, **k: gkfast.log_density(x, y, s, **k),
-    "score": lambda x, y, s=1.0, **k: gkfast.score(x, y, s, **k),
-    "kernel_means": lambda x, y, s=1.0, **k: gkfast.kernel_means(x, y, s, **k),
-    "mmd2": lambda x, y, s=1.0, **k: gkfast.mmd2(x, y, s, **k),
-}
+FUNCTIONS = {name: lambda x, y, s=1.0, f=f, **k: f(x, y, s, **k) for name, f in selected(*BASIC).items()}
 
 
 @pytest.fixture(params=FUNCTIONS)

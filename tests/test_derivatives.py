@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from functions import FUNCTIONS
 from torch.autograd import gradcheck, gradgradcheck
 
 import gkfast
@@ -36,64 +37,50 @@ def inputs(leaf):
         "v": leaf(2, 5, 2),
         # (2,) would be the batch's shape as well
         "sigma": torch.tensor([[0.7, 1.5]], dtype=D, requires_grad=True),
-        "w": torch.tensor([[0.6, 0.3]], dtype=D, requires_grad=True),
+        "weights": torch.tensor([[0.6, 0.3]], dtype=D, requires_grad=True),
         "a": leaf(2, 4, positive=True),
         "b": leaf(2, 5, positive=True),
     }
 
 
-# each operation, with every argument that can carry a gradient
-OPERATIONS = {
-    "rbf": (lambda x, y, s, w, **_: gkfast.rbf(x, y, s, weights=w), "x y sigma w"),
-    "rbf of x with itself": (lambda z, s, w, **_: gkfast.rbf(z, None, s, weights=w), "z sigma w"),
-    "rbf_matmul": (lambda x, y, v, s, w, **_: gkfast.rbf_matmul(x, y, v, s, weights=w), "x y v sigma w"),
-    "rbf_matmul of x with itself": (lambda z, s, **_: gkfast.rbf_matmul(z, None, z[:, 0], s), "z sigma"),
-    "log_density": (
-        lambda x, y, s, w, b, **_: gkfast.log_density(x, y, s, weights=w, data_weights=b),
-        "x y sigma w b",
-    ),
-    "log_density, leave one out": (
-        lambda z, s, w, **_: gkfast.log_density(z, z, s, weights=w, leave_one_out=True),
-        "z sigma w",
-    ),
-    "score": (lambda x, y, s, w, **_: gkfast.score(x, y, s, weights=w), "x y sigma w"),
-    "kernel_means": (
-        lambda x, y, s, w, a, **_: torch.stack(gkfast.kernel_means(x, y, s, weights=w, x_weights=a)),
-        "x y sigma w a",
-    ),
-    "mmd2": (lambda x, y, s, w, **_: gkfast.mmd2(x, y, s, weights=w), "x y sigma w"),
-    "mmd2, weighted": (
-        lambda x, y, a, b, s, **_: gkfast.mmd2(x, y, s, x_weights=a, y_weights=b),
-        "x y a b sigma",
-    ),
-    "mmd2, biased": (
-        lambda x, y, a, s, **_: gkfast.mmd2(x, y, s, estimator="biased", x_weights=a),
-        "x y a sigma",
-    ),
-    "mmd2, u_statistic": (lambda x, y, s, **_: gkfast.mmd2(x, y[:, :4], s, estimator="u_statistic"), "x y sigma"),
-    "mmd2_and_variance": (
-        lambda x, y, s, w, **_: torch.stack(gkfast.mmd2_and_variance(x, y, s, weights=w)),
-        "x y sigma w",
-    ),
-    "witness": (
-        lambda x, y, z, s, a, **_: gkfast.witness(z, x, y, s, x_weights=a),
-        "x y z sigma a",
-    ),
-    "mmd2, linear": (lambda x, y, s, **_: gkfast.mmd2(x, y[:, :4], s, estimator="linear"), "x y sigma"),
+# the arguments of each function that can carry a gradient
+ARGUMENTS = {
+    "rbf": "x y sigma weights",
+    "rbf of x with itself": "x sigma weights",
+    "rbf_matmul": "x y v sigma weights",
+    "rbf_matmul of x with itself": "x sigma",
+    "log_density": "x y sigma weights b",
+    "log_density, leave one out": "x sigma weights",
+    "score": "x y sigma weights",
+    "kernel_means": "x y sigma weights a",
+    "mmd2": "x y sigma weights",
+    "mmd2, weighted": "x y a b sigma",
+    "mmd2, biased": "x y a sigma",
+    "mmd2, u_statistic": "x y sigma",
+    "mmd2, linear": "x y sigma",
+    "mmd2_and_variance": "x y sigma weights",
+    "witness": "x y z sigma a",
 }
 
 
-@pytest.fixture(params=OPERATIONS)
+def positional(name):
+    """The function of the tensors in ARGUMENTS alone; the second set of points is not looked at where it is none."""
+    names = ARGUMENTS[name].split()
+
+    def call(*tensors):
+        return FUNCTIONS[name](**{"y": None} | dict(zip(names, tensors, strict=True)))
+
+    return call
+
+
+@pytest.fixture(params=ARGUMENTS)
 def operation(request, leaf):
     """The function of its tensors alone, and the tensors."""
-    function, names = OPERATIONS[request.param]
-    names = names.split()
     values = inputs(leaf)
-
-    def positional(*tensors):
-        return function(**{"s" if n == "sigma" else n: t for n, t in zip(names, tensors, strict=True)})
-
-    return positional, tuple(values[n] for n in names)
+    # one set of points is one for all problems
+    if "y" not in ARGUMENTS[request.param].split():
+        values["x"] = values["z"]
+    return positional(request.param), tuple(values[n] for n in ARGUMENTS[request.param].split())
 
 
 def test_gradcheck(operation):
@@ -183,15 +170,15 @@ def test_compiled_without_graph_breaks(operation):
 @pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "log_density", "mmd2"])
 def test_func_transforms_compile(leaf, name, transform):
     torch._dynamo.reset()
-    function, _ = OPERATIONS[name]
+    function = FUNCTIONS[name]
     s, w = torch.tensor([0.7, 1.5], dtype=D), torch.tensor([0.6, 0.3], dtype=D)
     x, y = leaf(3, 4, 2).detach(), leaf(3, 5, 2).detach()
 
     def total(x, y):
-        return function(x=x, y=y, v=y, s=s, w=w, b=y[..., 0].square()).sum((-1, -2)[: 2 if "rbf" in name else 1])
+        return function(x, y, s, w, b=y[..., 0].square()).sum((-1, -2)[: 2 if "rbf" in name else 1])
 
     if name == "mmd2":
-        total = lambda x, y: function(x=x, y=y, s=s, w=w)  # noqa: E731
+        total = lambda x, y: function(x, y, s, w)  # noqa: E731
     if transform is torch.func.hessian:
         total = lambda x, y, f=total: f(x, y).sum()  # noqa: E731
     changed = transform(total)
@@ -219,7 +206,7 @@ def test_compiled_by_inductor(leaf):
 def test_opcheck(leaf):
     t = inputs(leaf)
     x, y, a, b = (t[k] for k in ("x", "y", "a", "b"))
-    s, w = (t[k].detach().expand(2, 2).clone().requires_grad_() for k in ("sigma", "w"))
+    s, w = (t[k].detach().expand(2, 2).clone().requires_grad_() for k in ("sigma", "weights"))
     mixed = torch.tensor([[0.0, 1.0]], dtype=D).expand(2, 2).clone()
     everything = {
         "rbf": (x, y, s, w, "high"),
@@ -266,14 +253,12 @@ def test_only_the_wanted_gradients_are_computed(leaf, monkeypatch):
 def test_second_derivatives_by_tiles(leaf, monkeypatch, name):
     import importlib
 
-    function, names = OPERATIONS[name]
-    names = names.split()
     values = inputs(leaf)
-    tensors = tuple(values[n] for n in names)
+    tensors = tuple(values[n] for n in ARGUMENTS[name].split())
     directions = tuple(torch.cos(torch.arange(t.numel(), dtype=D)).reshape(t.shape) for t in tensors)
 
     def total(*tensors):
-        return function(**{"s" if n == "sigma" else n: t for n, t in zip(names, tensors, strict=True)}).sin().sum()
+        return positional(name)(*tensors).sin().sum()
 
     def second_order():
         reverse = torch.autograd.functional.vhp(total, tensors, directions)[1]

@@ -14,6 +14,8 @@ import torch
 
 # it notes torch's functions when it is loaded: not while others stand in their place
 import torch._dynamo
+from functions import FUNCTIONS as ALL
+from functions import selected
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -138,23 +140,22 @@ def launched(monkeypatch):
     return found
 
 
-FUNCTIONS = {
-    "rbf": gkfast.rbf,
-    "rbf of x with itself": lambda x, y, s: gkfast.rbf(x, None, s),
-    "rbf_matmul": lambda x, y, s: gkfast.rbf_matmul(x, y, y, s),
-    "mmd2": gkfast.mmd2,
-    "kernel_means": lambda x, y, s: torch.stack(gkfast.kernel_means(x, y, s)),
-    "linear": lambda x, y, s: gkfast.mmd2(x, y[:-1], s, estimator="linear"),
-    "log_density": gkfast.log_density,
-    "log_density of weighted rows": lambda x, y, s: gkfast.log_density(x, y, s, data_weights=y[:, 0].abs()),
-    "log_density of the others": lambda x, y, s: gkfast.log_density(x, x, s, leave_one_out=True),
+FUNCTIONS = selected(
+    "rbf",
+    "rbf of x with itself",
+    "rbf_matmul",
+    "mmd2",
+    "kernel_means",
+    "mmd2, linear",
+    "log_density",
+    "log_density, weighted",
+    "log_density, leave one out",
+    "score",
+    "witness",
+    "mmd2_and_variance",
+) | {
     "log_density, high": lambda x, y, s: gkfast.log_density(x, y, s, precision="high"),
-    "score": gkfast.score,
-    "mmd2 of weighted rows": lambda x, y, s: gkfast.mmd2(
-        x, y, s, x_weights=x[:, 0].abs(), y_weights=y[:, 0].abs(), weights=[0.5] * 2
-    ),
-    "witness": lambda x, y, s: gkfast.witness(x, x + 1, y, s),
-    "mmd2_and_variance": lambda x, y, s: torch.stack(gkfast.mmd2_and_variance(x, y, s)),
+    "mmd2, weighted": lambda x, y, s: ALL["mmd2, weighted"](x, y, s, [0.5] * 2),
 }
 # numbers; found on the device; learned there; learned on the host, whose gradient must come back to it
 BANDWIDTHS = {

@@ -4,10 +4,9 @@
 """
 
 import math
-import sys
 import warnings
-from pathlib import Path
 
+import fuzz
 import numpy as np
 import pytest
 import torch
@@ -15,10 +14,6 @@ import torch
 import gkfast
 import gkfast.distributed
 import gkfast.nn
-
-# plain `pytest` leaves this folder off the path
-sys.path.insert(0, str(Path(__file__).parent))
-import fuzz
 
 D = torch.float64
 NAN, INF = math.nan, math.inf

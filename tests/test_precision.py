@@ -6,6 +6,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from functions import selected
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -67,39 +68,34 @@ def sample(dtype=torch.float32):
     return x.to(DEVICE).requires_grad_(), y.to(DEVICE).requires_grad_()
 
 
-BOTH = {"rbf_matmul", "rbf_matmul_backward"}
-# each function, and what runs on the GPU for its value and its gradients
-FUNCTIONS = {
-    "rbf": (gkfast.rbf, {"rbf", "rbf_backward"}),
-    "rbf of x with itself": (lambda x, y, s, **by: gkfast.rbf(x, None, s, **by), {"rbf", "rbf_backward"}),
-    "rbf_matmul": (lambda x, y, s, **by: gkfast.rbf_matmul(x, y, y, s, **by), BOTH),
-    "log_density": (gkfast.log_density, {"log_density", "rbf_matmul_backward"}),
-    "kernel_means": (
-        lambda x, y, s, **by: torch.stack(gkfast.kernel_means(x, y, s, **by)),
-        {"kernel_sums_with_gradients"},
-    ),
-    "mmd2": (gkfast.mmd2, {"kernel_sums_with_gradients"}),
-    "witness": (lambda x, y, s, **by: gkfast.witness(x, x + 1, y, s, **by), BOTH),
-    "mmd2_and_variance": (lambda x, y, s, **by: torch.stack(gkfast.mmd2_and_variance(x, y, s, **by)), BOTH),
+PRODUCTS = {"rbf_matmul", "rbf_matmul_backward"}
+SUMS = {"kernel_sums_with_gradients"}
+# what runs on the GPU for the value and the gradients of each function
+KERNELS = {
+    "rbf": {"rbf", "rbf_backward"},
+    "rbf of x with itself": {"rbf", "rbf_backward"},
+    "rbf_matmul": PRODUCTS,
+    "log_density": {"log_density", "rbf_matmul_backward"},
+    "kernel_means": SUMS,
+    "mmd2": SUMS,
+    "witness": PRODUCTS,
+    "mmd2_and_variance": PRODUCTS,
 }
-NO_GRADIENTS = {
-    "out": (
-        lambda x, y, s, **by: gkfast.rbf(x, y, s, out=x.new_empty(len(x), len(y)), **by),
-        {"rbf"},
-    ),
-    # its gradient is a second derivative
-    "score": (gkfast.score, {"log_density", "rbf_matmul_backward"}),
-    "mmd_test": (
-        lambda x, y, s, **by: gkfast.mmd_test(x, y, s, permutations=9, seed=0, **by).statistic,
-        {"rbf_matmul", "kernel_sums_with_gradients"},
-    ),
+# and for the value alone; the gradient of a score is a second derivative
+KERNELS_OF_VALUES = {
+    "rbf of x and y, out": {"rbf"},
+    "score": {"log_density", "rbf_matmul_backward"},
+    "mmd_test": {"rbf_matmul", *SUMS},
+}
+FUNCTIONS = selected(*KERNELS, "score", "mmd_test") | {
+    "rbf of x and y, out": lambda x, y, s, **k: gkfast.rbf(x, y, s, out=x.new_empty(len(x), len(y)), **k)
 }
 
 
 @pytest.mark.parametrize("precision", MODES)
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_values_and_first_derivatives_have_it(name, precision, launched):
-    function, expected = FUNCTIONS[name]
+@pytest.mark.parametrize("name", KERNELS)
+def test_precision_reaches_the_kernels_of_values_and_gradients(name, precision, launched):
+    function, expected = FUNCTIONS[name], KERNELS[name]
     points = sample()
     needed = points if "itself" not in name else points[:1]
     with OnGpu():
@@ -110,18 +106,18 @@ def test_values_and_first_derivatives_have_it(name, precision, launched):
 
 
 @pytest.mark.parametrize("precision", MODES)
-@pytest.mark.parametrize("name", NO_GRADIENTS)
-def test_values_have_it(name, precision, launched):
-    function, expected = NO_GRADIENTS[name]
+@pytest.mark.parametrize("name", KERNELS_OF_VALUES)
+def test_precision_reaches_the_kernels_of_values(name, precision, launched):
+    expected = KERNELS_OF_VALUES[name]
     with OnGpu(), torch.no_grad():
-        function(*sample(), 0.9, precision=precision)
+        FUNCTIONS[name](*sample(), 0.9, precision=precision)
     assert {call[0] for call in launched} == expected
     assert {call[2] for call in launched} == {precision}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_with_a_graph_have_it_and_second_derivatives_the_highest(name, launched):
-    function, expected = FUNCTIONS[name]
+@pytest.mark.parametrize("name", KERNELS)
+def test_gradients_have_the_precision_and_second_derivatives_the_highest(name, launched):
+    function, expected = FUNCTIONS[name], KERNELS[name]
     x, y = sample()
     with OnGpu():
         value = function(x, y, 0.9, precision="medium").square().sum()
@@ -142,8 +138,8 @@ def test_gradients_with_a_graph_have_it_and_second_derivatives_the_highest(name,
 
 
 @pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "log_density", "mmd2"])
-def test_forward_mode_has_the_highest(name, launched):
-    function, _ = FUNCTIONS[name]
+def test_forward_mode_has_the_highest_precision(name, launched):
+    function = FUNCTIONS[name]
     x, y = (t.detach() for t in sample())
     with OnGpu():
         torch.func.jvp(lambda x: function(x, y, 0.9, precision="medium"), (x,), (torch.ones_like(x),))
@@ -154,8 +150,8 @@ def test_forward_mode_has_the_highest(name, launched):
 
 
 @pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "log_density", "mmd2"])
-def test_vmap_hands_it_on(name, launched):
-    function, expected = FUNCTIONS[name]
+def test_precision_reaches_the_kernels_under_vmap(name, launched):
+    function, expected = FUNCTIONS[name], KERNELS[name]
     x, y = (torch.stack([t.detach(), 2 * t.detach()]) for t in sample())
     gradient = torch.func.grad(lambda x, y: function(x, y, 0.9, precision="high").sum())
     with OnGpu():
@@ -166,7 +162,7 @@ def test_vmap_hands_it_on(name, launched):
     assert {call[2] for call in launched} == {"high"}
 
 
-def test_gradients_that_only_derivatives_ask_for_have_it(launched):
+def test_precision_reaches_the_gradients_of_operators(launched):
     x, y = (t.detach()[None] for t in sample())
     one = torch.ones(1, 1, dtype=torch.float64)
     shift = torch.zeros(1, 5, 1, device=DEVICE, requires_grad=True)
@@ -181,15 +177,15 @@ def test_gradients_that_only_derivatives_ask_for_have_it(launched):
     assert launched == [("kernel_sums_with_gradients", torch.float32, "medium")] * 2
 
 
-@pytest.mark.parametrize("name", FUNCTIONS | NO_GRADIENTS)
-def test_on_the_cpu_it_changes_no_bit(name, torch_setting):
-    function, _ = (FUNCTIONS | NO_GRADIENTS)[name]
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_precision_changes_no_bit_on_the_cpu(name, torch_setting):
+    function = FUNCTIONS[name]
     x, y = (t.detach().cpu() for t in sample())
 
     def found(**by):
-        x1, y1 = x.clone().requires_grad_(name in FUNCTIONS), y.clone()
+        x1, y1 = x.clone().requires_grad_(name in KERNELS), y.clone()
         value = function(x1, y1, 0.9, **by)
-        return value.detach(), torch.autograd.grad(value.sum(), x1)[0] if name in FUNCTIONS else value
+        return value.detach(), torch.autograd.grad(value.sum(), x1)[0] if name in KERNELS else value
 
     expected = found()
     torch_setting("medium")
@@ -201,33 +197,35 @@ def test_on_the_cpu_it_changes_no_bit(name, torch_setting):
         np.testing.assert_array_equal(function(x.numpy(), y.numpy(), 0.9, precision="medium"), expected)
 
 
-def told(x, asked=None, backend=None):
+def precision_of(x, asked=None, backend=None):
     return Problem("rbf", {"x": x}, 1.0, None, asked, backend).modes
 
 
 @pytest.mark.parametrize("setting", MODES)
-def test_none_follows_torch_on_a_gpu_alone(setting, torch_setting):
+def test_precision_of_none_follows_torch_on_a_gpu_only(setting, torch_setting):
     torch_setting(setting)
     with FakeTensorMode():
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            assert told(torch.zeros(2, 3, device="cuda", dtype=dtype)) == {"precision": setting}
-        assert told(torch.zeros(2, 3)) == {"precision": "highest"}
+            assert precision_of(torch.zeros(2, 3, device="cuda", dtype=dtype)) == {"precision": setting}
+        assert precision_of(torch.zeros(2, 3)) == {"precision": "highest"}
 
 
 @pytest.mark.parametrize("asked", MODES)
-def test_what_is_asked_for_is_told_but_for_float64(asked, torch_setting):
+def test_precision_that_is_asked_for_reaches_all_but_float64(asked, torch_setting):
     torch_setting("high")
     with FakeTensorMode():
-        assert told(torch.zeros(2, 3, device="cuda"), asked) == {"precision": asked}
+        assert precision_of(torch.zeros(2, 3, device="cuda"), asked) == {"precision": asked}
         for given in (asked, None):
-            assert told(torch.zeros(2, 3, device="cuda", dtype=torch.float64), given) == {"precision": "highest"}
-    assert told(torch.zeros(2, 3, dtype=torch.float64), asked) == {"precision": "highest"}
+            assert precision_of(torch.zeros(2, 3, device="cuda", dtype=torch.float64), given) == {
+                "precision": "highest"
+            }
+    assert precision_of(torch.zeros(2, 3, dtype=torch.float64), asked) == {"precision": "highest"}
 
 
 @pytest.mark.parametrize("x", [np.zeros((2, 3), np.float32), torch.zeros(2, 3)], ids=["numpy", "torch"])
-def test_backends_of_one_precision_are_told_nothing(x):
-    assert told(x, "medium", "reference") == {}
-    assert told(np.zeros((2, 3), np.float32), "medium") == {}
+def test_backends_of_one_precision_get_no_precision(x):
+    assert precision_of(x, "medium", "reference") == {}
+    assert precision_of(np.zeros((2, 3), np.float32), "medium") == {}
 
 
 def test_gradients_of_densities_are_as_wide_as_their_exponents(launched, monkeypatch):
@@ -263,18 +261,18 @@ def test_a_compiled_graph_follows_torch(torch_setting):
     torch._dynamo.reset()
 
     @torch.compile(fullgraph=True, backend="eager")
-    def number(x):
+    def setting_of_torch(x):
         return x + MODES.index(ops.torch_precision())
 
     for setting in ("highest", "high", "highest"):
         torch_setting(setting)
-        assert number(torch.zeros(())) == MODES.index(setting)
+        assert setting_of_torch(torch.zeros(())) == MODES.index(setting)
 
 
 @pytest.mark.parametrize("name", ["rbf", "log_density", "mmd2"])
-def test_compiled_with_a_precision(name):
+def test_precision_is_compiled(name):
     torch._dynamo.reset()
-    function, _ = FUNCTIONS[name]
+    function = FUNCTIONS[name]
     x, y = (t.detach().cpu() for t in sample())
     compiled = torch.compile(lambda x, y: function(x, y, 0.9, precision="high"), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, y), function(x, y, 0.9), rtol=0, atol=0)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from functions import BASIC, FUNCTIONS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,7 +26,7 @@ few = settings(
 )
 
 
-class Problem(NamedTuple):
+class Arguments(NamedTuple):
     """Arguments of every operation: points, what K is multiplied with, row weights, bandwidths and their weights."""
 
     x: Tensor
@@ -37,25 +38,20 @@ class Problem(NamedTuple):
     weights: Tensor
 
     def with_gradients(self):
-        return Problem(*(t.clone().requires_grad_() for t in self))
+        return Arguments(*(t.clone().requires_grad_() for t in self))
 
 
-# [None]: as many bandwidths as there are problems could mean one for each
-OPERATIONS = {
-    "rbf": lambda p: gkfast.rbf(p.x, p.y, p.sigma[None], weights=p.weights[None]),
-    "rbf_matmul": lambda p: gkfast.rbf_matmul(p.x, p.y, p.v, p.sigma[None], weights=p.weights[None]),
-    "log_density": lambda p: gkfast.log_density(p.x, p.y, p.sigma[None], weights=p.weights[None], data_weights=p.b),
-    "score": lambda p: gkfast.score(p.x, p.y, p.sigma[None], weights=p.weights[None], data_weights=p.b),
-    "kernel_means": lambda p: torch.stack(
-        gkfast.kernel_means(
-            p.x, p.y, p.sigma[None], weights=p.weights[None], estimator="biased", x_weights=p.a, y_weights=p.b
-        ),
-        -1,
-    ),
-    "mmd2": lambda p: gkfast.mmd2(
-        p.x, p.y, p.sigma[None], weights=p.weights[None], estimator="biased", x_weights=p.a, y_weights=p.b
-    ),
-}
+def _of_arguments(name):
+    options = {"estimator": "biased"} if name in ("kernel_means", "mmd2") else {}
+
+    def call(p):
+        # [None]: as many bandwidths as there are problems could mean one for each
+        return FUNCTIONS[name](p.x, p.y, p.sigma[None], p.weights[None], v=p.v, a=p.a, b=p.b, **options)
+
+    return call
+
+
+OPERATIONS = {name: _of_arguments(name) for name in BASIC}
 # how many rows each needs
 LEAST = {"rbf": (0, 0), "rbf_matmul": (0, 0), "log_density": (0, 1), "score": (0, 1)}
 ROWS = [0, 1, 2, 3, 5, 8, 17, 40]
@@ -75,7 +71,7 @@ def problems(draw, name, rows=ROWS, dims=DIMS, dtypes=(torch.float32, torch.floa
     def tensor(array):
         return torch.from_numpy(np.asarray(array)).to(dtype)
 
-    return Problem(
+    return Arguments(
         tensor(rng.integers(-512, 512, size=(n, d)) / 64),
         tensor(rng.integers(-512, 512, size=(m, d)) / 64),
         tensor(rng.integers(0, 64, size=(m, 2)) / 32),
@@ -93,7 +89,7 @@ def values_and_gradients(name, p, moved=lambda p: p):
     value = OPERATIONS[name](moved(p))
     loss = value.square().sum() if value.ndim else value
     gradients = torch.autograd.grad(loss, p, materialize_grads=True, allow_unused=True)
-    return value.detach(), Problem(*gradients)
+    return value.detach(), Arguments(*gradients)
 
 
 @pytest.fixture
@@ -208,7 +204,7 @@ def test_permutation_of_rows(close, close_gradients, name, data, seed):
     value, gradients = values_and_gradients(name, p)
     # the gradients at the rows in their old places
     shuffled, theirs = values_and_gradients(
-        name, p, lambda p: Problem(p.x[i], p.y[j], p.v[j], p.a[i], p.b[j], *p[5:])
+        name, p, lambda p: Arguments(p.x[i], p.y[j], p.v[j], p.a[i], p.b[j], *p[5:])
     )
     if name == "rbf":
         value = value[i][:, j]
@@ -230,7 +226,7 @@ def test_a_batch_is_a_loop(close, close_gradients, name, data, batch):
     ).with_gradients()
     value = OPERATIONS[name](together)
     loss = value.square().sum() if value.ndim > 1 else value.sum()
-    gradients = Problem(*torch.autograd.grad(loss, together, materialize_grads=True, allow_unused=True))
+    gradients = Arguments(*torch.autograd.grad(loss, together, materialize_grads=True, allow_unused=True))
     loop = [values_and_gradients(name, q) for q in singles]
     for k, (one, _) in enumerate(loop):
         close(name, p, value[k], one)
@@ -313,7 +309,7 @@ def test_kernel_is_symmetric_bounded_and_one_at_home(data):
 def test_mmd2_is_a_squared_distance(close, close_gradients, data):
     p = data.draw(problems("mmd2"))
     value = OPERATIONS["mmd2"](p)
-    close("mmd2", p, OPERATIONS["mmd2"](Problem(p.y, p.x, p.v, p.b, p.a, *p[5:])), value)
+    close("mmd2", p, OPERATIONS["mmd2"](Arguments(p.y, p.x, p.v, p.b, p.a, *p[5:])), value)
     assert float(value) >= -2e-6 * float(p.weights.sum())
     means = OPERATIONS["kernel_means"](p).double()
     close("mmd2", p, value, means[0] + means[1] - 2 * means[2])
@@ -343,7 +339,9 @@ def test_a_row_without_weight_is_a_row_left_out(close, close_gradients, estimato
     dx, dy = torch.autograd.grad(value, (x, y))
     assert (dx[i] == 0).all()
     assert (dy[j] == 0).all()
-    fewer = Problem(left_out(p.x, i), left_out(p.y, j), left_out(p.v, j), left_out(p.a, i), left_out(p.b, j), *p[5:])
+    fewer = Arguments(
+        left_out(p.x, i), left_out(p.y, j), left_out(p.v, j), left_out(p.a, i), left_out(p.b, j), *p[5:]
+    )
     close("mmd2", p, value, mmd2(fewer))
     for name in ("log_density", "score"):
         close(name, p, OPERATIONS[name](p._replace(b=b)), OPERATIONS[name](fewer._replace(x=p.x, a=p.a)))
