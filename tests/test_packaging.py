@@ -68,7 +68,7 @@ except RuntimeError as error:
 
 
 @pytest.mark.parametrize("first", ["", "import sys; sys.argv.append('torch')\n"])
-def test_without_numbas_compiler_one_sentence_says_what_to_do(first):
+def test_cpu_kernels_without_numbas_compiler_are_refused(first):
     result = run(first + WITHOUT_JIT, NUMBA_DISABLE_JIT="1")
     value, said = result.stdout.splitlines()
     # three ones, and six pairs of distance sqrt(2)
@@ -109,7 +109,7 @@ print(abs(gkfast.rbf(x, sigma=1.5) - numpy.exp(-d2 / 4.5)).max())
 
 @pytest.mark.skipif(not hasattr(os, "RTLD_NOLOAD"), reason="this is such a system")
 @pytest.mark.parametrize("first", ["", "import sys, torch; torch.set_num_threads(3); sys.argv.append('torch')\n"])
-def test_systems_without_fork_affinity_and_locks(first):
+def test_kernels_run_on_systems_without_fork_affinity_and_locks(first):
     result = run(first + OTHER_SYSTEM, NUMBA_NUM_THREADS="3")
     assert result.returncode == 0, result.stderr
     threads, error = result.stdout.splitlines()
@@ -117,7 +117,7 @@ def test_systems_without_fork_affinity_and_locks(first):
     assert float(error) < 1e-14
 
 
-def test_without_affinity_all_processors_count():
+def test_all_processors_count_without_affinity():
     code = (
         "import os, numba; del os.sched_getaffinity; os.cpu_count = lambda: 5\n"
         "del os.environ['NUMBA_NUM_THREADS']; import gkfast.kernels.cpu.threads as t; print(t.thread_count())"
@@ -126,8 +126,9 @@ def test_without_affinity_all_processors_count():
     assert result.stdout.strip() == "5", result.stderr
 
 
-def test_public_names():
-    assert set(gkfast.__all__) <= set(dir(gkfast))
+def test_public_names_are_listed_and_documented():
+    # before any of them is loaded
+    assert run("import gkfast; print({*gkfast.__all__} - {*dir(gkfast)})").stdout.strip() == "set()"
     for name in gkfast.__all__:
         assert getattr(gkfast, name).__doc__
     with pytest.raises(AttributeError, match="module 'gkfast' has no attribute 'rbd'"):

@@ -83,7 +83,7 @@ def test_higher_derivatives(samples, call):
     assert one_by_one.abs().max() > 0
 
 
-def test_many_gradients_at_a_time(samples):
+def test_batched_gradients(samples):
     x, y = samples
     value = gkfast.mmd2(x, y, SIGMA)
     each = torch.eye(3, dtype=x.dtype)
@@ -123,7 +123,7 @@ POINTS = {
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 100.0])
 @pytest.mark.parametrize(("rows", "dims", "apart", "offset"), POINTS.values(), ids=POINTS)
-def test_gradients_of_the_kernels_at_hand(rows, dims, apart, offset, sigma):
+def test_gradients_from_a_stored_kernel_matrix(rows, dims, apart, offset, sigma):
     # apart is the distance of y from x; of 1 they are two samples
     generator = torch.Generator().manual_seed(5)
     x, other = (torch.randn(rows, dims, generator=generator) + offset for _ in range(2))
@@ -144,7 +144,7 @@ def test_gradients_of_the_kernels_at_hand(rows, dims, apart, offset, sigma):
                 assert (ours.double() - theirs).norm() <= 2e-6 * theirs.norm()
 
 
-def test_kernels_at_hand_are_read():
+def test_a_stored_kernel_matrix_is_read():
     # or the test above compares kernels made anew with themselves
     from gkfast.kernels.cpu.rbf import rbf_backward
 
@@ -174,7 +174,7 @@ def test_a_result_may_be_changed_in_place(samples):
     torch.testing.assert_close(torch.autograd.grad(k.sum(), x)[0], expected)
 
 
-def test_a_matrix_is_let_go_after_backward(samples):
+def test_a_kernel_matrix_is_freed_after_backward(samples):
     x, y = samples
     for keep in (True, False):
         k = gkfast.rbf(x, y, 1.0)
@@ -217,7 +217,7 @@ def test_activation_checkpoints(samples):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
-def test_who_may_not_go_the_short_way(samples, taken):
+def test_other_calls_go_by_the_operators(samples, taken):
     x, y = samples
     one = torch.ones(3, 9, dtype=x.dtype)
     gkfast.rbf(x.half(), y.half(), 1.0)
@@ -238,7 +238,7 @@ def test_who_may_not_go_the_short_way(samples, taken):
     assert not taken
 
 
-def test_errors_are_those_of_tensors(samples):
+def test_errors_are_those_of_the_operators(samples):
     x, y = samples
     with pytest.raises(TypeError, match=r"x must have a floating dtype .*, got int64; .*x.float\(\)"):
         gkfast.rbf(x.long(), y.long(), 1.0)
