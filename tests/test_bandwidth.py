@@ -88,13 +88,13 @@ def test_vmap_is_the_loop_without_a_warning(rule):
 
 @pytest.mark.parametrize("rule", [gkfast.mean_sigma, gkfast.median_sigma])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_equal_rows_have_no_scale(rng, library, rule, dtype):
+def test_sigma_of_equal_rows_is_0(rng, library, rule, dtype):
     for row in ([0.1, 1 / 3, 7e5], rng.normal(size=3) * 1e-12, rng.normal(size=3) * 1e12):
         rows = np.tile(np.asarray(row, dtype), (11, 1))
         assert float(rule(library(rows))) == 0
 
 
-def test_mean_about_any_row(rng, library):
+def test_mean_does_not_depend_on_the_first_row(rng, library):
     # what is taken as the origin must not matter: an outlier, here
     x = rng.normal(size=(40, 3))
     x[0] += 1e6
@@ -115,7 +115,7 @@ def test_empty_batches_and_no_coordinates(library, numpy_of, rule):
     assert float(rule(library(np.zeros((0, 1))), library(np.array([[0.0], [2.0]])))) == 2
 
 
-def test_what_is_not_finite(library):
+def test_nan_and_infinite_points(library):
     x = np.array([[0.0], [1.0], [3.0], [np.nan]])
     # of 6 distances 3 are NaN
     assert np.isnan(float(gkfast.median_sigma(library(x))))
@@ -132,7 +132,7 @@ def test_halves_come_back_in_float32(rng):
     assert gkfast.median_sigma(x).dtype == torch.float32
 
 
-def test_errors():
+def test_too_few_points_are_refused():
     with pytest.raises(ValueError, match="x must have at least 2 rows for a pair distance, got 1"):
         gkfast.mean_sigma(np.zeros((1, 3)))
     with pytest.raises(ValueError, match="max_points must be a whole number of at least 2, got 1"):

@@ -123,7 +123,7 @@ def test_compiled_without_graph_breaks(name):
     torch.testing.assert_close(ours, torch.autograd.grad(value.square().sum(), (s, w)), rtol=1e-13, atol=1e-13)
 
 
-def test_gradients_to_points_by_the_short_way():
+def test_gradients_to_points_with_bandwidths_in_arrays():
     # arrays cannot have gradients, so plain tensors skip the operators
     x, y, s, w = problem((3,), (3,), (3, 2))
     for count in (1, 2):
@@ -161,7 +161,7 @@ AMBIGUOUS = [((3,), (3,)), ((3, 3), (3, 3)), ((1, 3), (1, 3))]
 
 @pytest.mark.parametrize(("batch", "shape"), AMBIGUOUS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_could_mean_either_is_refused(name, batch, shape):
+def test_ambiguous_shapes_are_refused(name, batch, shape):
     x, y, s, _ = problem(batch, batch, shape)
     function = FUNCTIONS[name]
     for numbers in (s, s.numpy()):
@@ -182,7 +182,7 @@ def test_what_could_mean_either_is_refused(name, batch, shape):
 @pytest.mark.parametrize(
     ("batch", "shape"), [((), (2, 1)), ((3,), (2, 1)), ((3,), (2, 3, 1)), ((1,), (3, 1)), ((2, 3), (2, 2))]
 )
-def test_a_bandwidth_enlarges_no_result(name, batch, shape):
+def test_a_larger_batch_of_bandwidths_is_refused(name, batch, shape):
     x, y, s, _ = problem(batch, batch, shape)
     message = r"sigma must have leading dimensions that broadcast to \(.*\), the batch's, got \(2,|got \(3,"
     for numbers in (s, s.numpy()):
@@ -194,7 +194,7 @@ def test_a_bandwidth_enlarges_no_result(name, batch, shape):
             FUNCTIONS[name](x, y, [s[:, 0], 1.0], None)
 
 
-def test_a_batch_of_none():
+def test_empty_batch():
     x, y = torch.zeros(0, 4, 2, dtype=D), torch.zeros(0, 5, 2, dtype=D)
     sigma = gkfast.median_sigma(x, y)
     assert sigma.shape == (0,)
@@ -214,7 +214,7 @@ def test_gradients_have_the_dtype_given(bandwidths):
     torch.testing.assert_close(g.double(), truth, rtol=2 * torch.finfo(bandwidths).eps, atol=0)
 
 
-def test_numbers_alike_are_worked_out_once():
+def test_equal_bandwidths_share_one_cached_call():
     x, y = torch.randn(11, 3), torch.randn(12, 3)
     for memory, call in ((functional._problem_of, gkfast.rbf), (functional._samples_of, gkfast.mmd2)):
         memory.cache_clear()

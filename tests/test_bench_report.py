@@ -32,7 +32,7 @@ def saved(path, *table):
     return str(path)
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_rows_are_read_back(tmp_path):
     path = tmp_path / "rows.csv"
     before = [row(), row("eager", wrong="WRONG: error")]
     rows.write(before, path)
@@ -56,18 +56,18 @@ def test_what_is_written_is_read(tmp_path):
         (row("gpytorch"), "gone"),
     ],
 )
-def test_a_rivals_row(new, kind):
+def test_a_change_of_a_rivals_ratio_is_classified(new, kind):
     changes = regressions.compare([new], [row("eager")], tolerance=0.2)
     kinds = ("slower", "doubtful", "wrong", "losses", "gone")
     assert [name for name in kinds if getattr(changes, name)] == ([kind] if kind else [])
 
 
-def test_a_share_of_the_bound_falls():
+def test_a_falling_share_of_the_bound_is_slower():
     changes = regressions.compare([row(bound_share=0.3)], [row()], tolerance=0.2)
     assert changes.slower == ["rbf float32 N=M=64 D=8: share of bound 0.5 to 0.3, 67% slower"]
 
 
-def test_a_loss_is_named_once():
+def test_only_a_new_loss_is_reported():
     before, lost = row("eager", ratio=1.05, best_ratio=1.05), row("eager", ratio=0.98, best_ratio=0.98)
     changes = regressions.compare([lost], [before], tolerance=0.2)
     assert changes.losses
@@ -109,7 +109,7 @@ def test_markdown_has_losses_in_bold(tmp_path, capsys):
     ],
     ids=["rivals", "columns missing"],
 )
-def test_plots_do_without_what_a_file_lacks(table, tmp_path):
+def test_plots_of_files_that_lack_columns(table, tmp_path):
     pytest.importorskip("matplotlib")
     report.main([saved(tmp_path / "rows.csv", *table)])
     assert {path.name for path in tmp_path.glob("*.png")} == {f"rows-{name}.png" for name in plots.PLOTS}
@@ -128,7 +128,7 @@ def test_labels_keep_their_distance_and_their_order():
         ("Intel(R) Xeon(R) CPU @ 2.20GHz", "intel-xeon-avx512-2-threads"),
     ],
 )
-def test_a_machines_name(brand, name):
+def test_name_of_a_machine(brand, name):
     assert machine.name_of(brand, "avx512", 2) == name
 
 

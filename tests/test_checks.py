@@ -41,7 +41,7 @@ def call(request):
         ),
     ],
 )
-def test_points(call, arguments, error, message):
+def test_bad_points_are_refused(call, arguments, error, message):
     with pytest.raises(error, match=message):
         call(*arguments)
 
@@ -90,7 +90,7 @@ def test_points(call, arguments, error, message):
         ([1.0, torch.ones(2).to(torch.float8_e5m2)[0]], TypeError, r"sigma must have a floating dtype, got float8"),
     ],
 )
-def test_sigma(call, sigma, error, message):
+def test_bad_bandwidths_are_refused(call, sigma, error, message):
     for points in ((x, y), (t, t)):
         with pytest.raises(error, match=message.replace(r"got \[", r"got [\[(]").replace(r"\]", r"[\])]")):
             call(*points, sigma)
@@ -145,7 +145,7 @@ UNUSUAL = {
 # torch says of some of these that they are new, of others that they are old
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", UNUSUAL)
-def test_unusual_arrays(call, kind):
+def test_unusual_arrays_are_refused(call, kind):
     make, message = UNUSUAL[kind]
     value = make()
     usual = t if isinstance(value, torch.Tensor) else x
@@ -160,7 +160,7 @@ def test_unusual_arrays(call, kind):
             rule(value)
 
 
-def test_images_are_named():
+def test_messages_about_images_say_flatten():
     images = torch.zeros(16, 3, 8, 8)
     with pytest.raises(
         ValueError, match=r"as many coordinates.*; for images .* use x.flatten\(1\) and y.flatten\(1\)"
@@ -176,19 +176,19 @@ def test_images_are_named():
         gkfast.mmd2(x, y[:, :2], 1.0)
 
 
-def test_weights(call):
+def test_bad_kernel_weights_are_refused(call):
     with pytest.raises(ValueError, match=r"weights must have one entry per bandwidth \(1\), got 2"):
         call(x, y, 1.0, weights=[1.0, 2.0])
     with pytest.raises(ValueError, match=r"weights must be finite, got \[nan\]"):
         call(x, y, 1.0, weights=[float("nan")])
 
 
-def test_density_weights_are_positive():
+def test_density_weights_that_are_not_positive_are_refused():
     with pytest.raises(ValueError, match=r"weights must be positive for a density, got \[1.0, -1.0\]"):
         gkfast.log_density(x, y, [1.0, 2.0], weights=[1.0, -1.0])
 
 
-def test_backend_and_precision(call):
+def test_bad_backend_and_precision_are_refused(call):
     with pytest.raises(ValueError, match=r"backend must be reference, cpu, gpu or None, got 'tpu'"):
         call(x, y, backend="tpu")
     with pytest.raises(ValueError, match=r"backend='gpu' must get tensors on a CUDA device, got a NumPy array"):
@@ -201,7 +201,7 @@ def test_backend_and_precision(call):
         call(x, y, precision="low")
 
 
-def test_right_hand_side():
+def test_bad_right_hand_side_is_refused():
     with pytest.raises(ValueError, match=r"v must have shape \(..., M\) or \(..., M, E\) with M = 5, .*, got \(4,\)"):
         gkfast.rbf_matmul(x, y, np.zeros(4))
     with pytest.raises(ValueError, match=r"v must have the dtype of y \(float64\), got float32"):
@@ -209,7 +209,7 @@ def test_right_hand_side():
 
 
 @pytest.mark.parametrize("function", [gkfast.kernel_means, gkfast.mmd2])
-def test_estimators(function):
+def test_bad_estimators_are_refused(function):
     with pytest.raises(ValueError, match=r"estimator must be one of biased, .*, got 'best'"):
         function(x, y, 1.0, estimator="best")
     with pytest.raises(ValueError, match=r"x must have at least 1 row for the biased estimator, got 0"):
@@ -237,7 +237,7 @@ def test_estimators(function):
         function(x, x, 1.0, estimator="linear", x_weights=np.ones(4))
 
 
-def test_sample_weights():
+def test_bad_sample_weights_are_refused():
     with pytest.raises(ValueError, match=r"x_weights must have one entry per row of x \(..., 4\), got shape \(5,\)"):
         gkfast.mmd2(x, y, 1.0, x_weights=np.ones(5))
     with pytest.raises(ValueError, match="y_weights must be finite and not negative"):
@@ -249,7 +249,7 @@ def test_sample_weights():
 
 
 @pytest.mark.parametrize("function", [gkfast.log_density, gkfast.score])
-def test_density_data(function):
+def test_bad_density_data_are_refused(function):
     with pytest.raises(ValueError, match="data must have at least 1 row for a density, got 0"):
         function(x, y[:0], 1.0)
     with pytest.raises(ValueError, match="x must have the rows of data with leave_one_out, got 4 and 5"):
@@ -258,7 +258,7 @@ def test_density_data(function):
         function(x[:1], x[:1], 1.0, leave_one_out=True)
 
 
-def test_out():
+def test_bad_out_is_refused():
     with pytest.raises(
         ValueError, match=r"out must be a writable contiguous array of shape \(4, 5\), got shape \(5, 4"
     ):
@@ -280,7 +280,7 @@ def test_out():
 
 
 @pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
-def test_out_has_memory_of_its_own(library):
+def test_out_that_overlaps_an_input_is_refused(library):
     memory = library(np.random.default_rng(0).uniform(1, 2, size=60))
     before = np.asarray(memory).copy()
     square, other = memory[:16].reshape(4, 4), memory[20:36].reshape(4, 4)
@@ -301,7 +301,7 @@ def test_out_has_memory_of_its_own(library):
     assert np.array_equal(np.asarray(out), np.asarray(gkfast.rbf(square, other)))
 
 
-def test_nothing_is_written_on_refusal():
+def test_a_refused_call_writes_nothing_to_out():
     out = np.full((4, 5), 7.0)
     with pytest.raises(ValueError, match="sigma must be positive"):
         gkfast.rbf(x, y, -1.0, out=out)

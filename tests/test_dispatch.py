@@ -51,7 +51,7 @@ def test_a_trace_holds_the_operators(samples):
     torch.testing.assert_close(traced(2 * x, y), gkfast.rbf(2 * x, y, 1.0))
 
 
-def test_parameters_are_plain_and_subclasses_are_not(samples):
+def test_parameters_and_subclasses_give_the_same_values(samples):
     x, y = samples
 
     class Own(torch.Tensor):

@@ -289,7 +289,7 @@ def test_the_command_line_under_torchrun(tmp_path):
         assert two[key] == pytest.approx(one[key], rel=1e-3)
 
 
-def test_messages():
+def test_bad_arguments_are_refused():
     x = torch.zeros(4, 2)
     with pytest.raises(ValueError, match="estimator must be unbiased or biased on several processes"):
         gkfast.distributed.mmd2(x, x, 1.0, estimator="linear")

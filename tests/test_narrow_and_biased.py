@@ -167,7 +167,7 @@ def test_gradients_stay_where_the_value_is_cut_off(rng):
     assert (ours - exact).norm() <= 1e-5 * exact.norm()
 
 
-def test_weights_of_both_signs_have_no_norm(rng):
+def test_biased_value_with_weights_of_both_signs_may_be_negative(rng):
     x, y = rng.normal(size=(30, 2)), rng.normal(size=(30, 2)) + 1
     for weights in ([-1.0], [1.0, -3.0]):
         sigma = [1.0, 0.5][: len(weights)]
@@ -185,7 +185,7 @@ def test_permuted_rows_with_their_weights(rng):
     assert gkfast.mmd2(x, x[order], 1.0, y_weights=a, **options) > 0
 
 
-def test_nan_stays(rng):
+def test_nan_gives_nan(rng):
     x = rng.normal(size=(10, 3))
     x[3, 1] = np.nan
     assert np.isnan(gkfast.mmd2(x, x.copy(), 1.0, estimator="biased"))

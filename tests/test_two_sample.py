@@ -31,7 +31,7 @@ def test_small_samples_get_the_exact_p_value(rng, estimator):
     assert float(some.p_value) == pytest.approx(float(found.p_value), abs=0.15)
 
 
-def test_ties_count_as_not_below():
+def test_relabellings_that_tie_count_for_the_p_value():
     # every relabelling of equal points has the same statistic
     x = np.ones((4, 3), np.float32) * np.float32(0.1)
     assert float(gkfast.mmd_test(x, x, 0.3).p_value) == 1
@@ -41,7 +41,7 @@ def test_ties_count_as_not_below():
     assert float(gkfast.mmd_test(x, y, 1.0, estimator="biased").p_value) == 1
 
 
-def test_the_level_holds_and_the_power_is_there(rng):
+def test_level_and_power(rng):
     x, y = rng.normal(size=(600, 12, 2)), rng.normal(size=(600, 9, 2))
     p = np.array([gkfast.mmd_test(x[k], y[k], 1.0, permutations=99, seed=k).p_value for k in range(len(x))])
     for alpha in (0.05, 0.1, 0.5):
@@ -50,7 +50,7 @@ def test_the_level_holds_and_the_power_is_there(rng):
     assert float(far.p_value) == pytest.approx(1 / 1001)
 
 
-def test_seeds(rng, library, numpy_of):
+def test_a_seed_fixes_the_relabellings(rng, library, numpy_of):
     x, y = samples(rng, 20, 25, shift=0.3)
     test = [float(gkfast.mmd_test(library(x), library(y), 1.0, permutations=600, seed=s).p_value) for s in (5, 5, 6)]
     assert test[0] == test[1] != test[2]
@@ -68,7 +68,7 @@ def test_batches_share_the_relabellings(rng):
         assert whole.statistic[k] == pytest.approx(alone.statistic, abs=1e-14)
 
 
-def test_the_test_needs_no_gradient_and_takes_halves(rng):
+def test_result_has_no_gradient_and_is_float32_for_halves(rng):
     x, y = (torch.from_numpy(a).bfloat16().requires_grad_() for a in samples(rng, 10, 12))
     found = gkfast.mmd_test(x, y, torch.tensor(1.0, requires_grad=True), permutations=50, seed=0)
     assert (found.statistic.dtype, found.p_value.dtype) == (torch.float32, torch.float64)
@@ -282,12 +282,12 @@ def test_witness_keeps_its_digits_with_a_wide_kernel(rng, exact):
         (lambda x: gkfast.witness(x, x[:0], x, 1.0), "x must have at least 1 row"),
     ],
 )
-def test_messages(rng, call, message):
+def test_bad_samples_are_refused(rng, call, message):
     with pytest.raises(ValueError, match=message):
         call(rng.normal(size=(5, 2)))
 
 
-def test_a_narrow_biased_test_tells_samples_apart():
+def test_a_narrow_biased_test_has_power():
     """The diagonal, 1/N + 1/M of the statistic, is no measure of what rounding can change."""
     rng = np.random.default_rng(0)
     x, y = (rng.normal(size=(20, 20)).astype(np.float32) + shift for shift in (0, 1))
@@ -299,7 +299,7 @@ def test_a_narrow_biased_test_tells_samples_apart():
     assert biased.p_value < 0.05
 
 
-def test_no_number_rejects_nothing():
+def test_nan_gives_a_nan_p_value():
     x = np.zeros((5, 2))
     x[0, 0] = np.nan
     for estimator in ("unbiased", "biased"):
@@ -308,6 +308,6 @@ def test_no_number_rejects_nothing():
         assert np.isnan(found.p_value)
 
 
-def test_a_batch_of_no_problems():
+def test_empty_batch():
     for x in (np.empty((0, 6, 2)), torch.empty(0, 6, 2)):
         assert gkfast.mmd2_and_variance(x, x, [1.0, 2.0]).variance.shape == (0,)
