@@ -1,4 +1,4 @@
-# Two commands: `make demo` trains a GAN on real digits, `make test` passes the tests.
+# `make demo` trains a GAN on real digits, `make test` passes the tests, `make test-fast` those that are quick.
 # Both make .venv on first use; later runs start at once.
 
 PYTHON ?= python3
@@ -6,14 +6,20 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench lint wheel clean
+.PHONY: demo test test-fast bench lint wheel clean
 
 demo: $(READY)
 	$(PY) -m gkfast train --data digits
 
-# a process for each core, each with whole files
+# a process for each core, each with whole files, in the order of tests/conftest.py
+PYTEST := $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --benchmark-disable
+
 test: $(READY)
-	$(PY) -m pytest -n auto --dist loadfile --benchmark-disable
+	$(PYTEST)
+
+# under three minutes on two cores
+test-fast: $(READY)
+	$(PYTEST) -m "not slow and not interpreter and not gpu"
 
 # wants the machine for itself, for about a quarter of an hour; what got slower since the last commit, by
 # python -m bench.regressions bench/results/MACHINE.csv

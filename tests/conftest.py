@@ -49,6 +49,26 @@ def pytest_ignore_collect(collection_path, config):
     return True if config.getoption("benchmark_only", default=False) else None
 
 
+# each process takes whole files; the longest begin, so that none is left alone at the end
+LONGEST = (
+    "test_gpu",
+    "test_derivatives",
+    "test_cache",
+    "test_bench_gpu",
+    "test_cli",
+    "test_distributed",
+    "test_device",
+    "test_disk",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        return next((k for k, name in enumerate(LONGEST) if item.path.name.startswith(name)), len(LONGEST))
+
+    items.sort(key=rank)
+
+
 @pytest.fixture
 def tolerance():
     return lambda what, dtype: TOLERANCE[what, np.dtype(dtype).type]

@@ -76,6 +76,7 @@ def test_log_density_to_a_share_of_its_greatest_exponent(rng, exact, data, dims)
         assert error <= share * exponent + np.finfo(np.float32).eps * np.abs(truth).max()
 
 
+@pytest.mark.slow
 # forward mode and inductor import what torch 2.13 deprecates
 @pytest.mark.filterwarnings(
     "ignore:`torch.jit.script", "ignore:Skipping serialization of skipfiles_inline_module_allowlist"

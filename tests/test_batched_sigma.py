@@ -88,6 +88,7 @@ def test_gradients_have_the_shape_given(name, shape):
     assert gradcheck(lambda *t: function(x, y, *t), (s, w))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rbf", "rbf_matmul", "log_density", "mmd2", "mmd2, linear", "witness"])
 def test_all_gradients_and_second_ones(name):
     x, y, s, w = (t.requires_grad_() for t in problem((2,), (2,), (2, 3)))
@@ -108,6 +109,7 @@ def test_vmap_is_the_batch(name):
     torch.testing.assert_close(ours, torch.stack([function(x, y, one, w) for one in many]), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["rbf", "rbf_matmul", "log_density", "score", "kernel_means", "mmd2, linear", "witness"]
 )

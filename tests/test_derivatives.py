@@ -88,6 +88,7 @@ def test_gradcheck(operation):
     assert gradcheck(function, tensors, check_forward_ad=True, check_batched_grad=True)
 
 
+@pytest.mark.slow
 def test_gradgradcheck(operation):
     function, tensors = operation
     assert gradgradcheck(function, tensors, check_fwd_over_rev=True, check_batched_grad=True)
@@ -146,6 +147,7 @@ def test_third_derivatives(leaf):
     assert gradcheck(second, (x,))
 
 
+@pytest.mark.slow
 def test_compiled_without_graph_breaks(operation):
     function, tensors = operation
     torch._dynamo.reset()
@@ -156,6 +158,7 @@ def test_compiled_without_graph_breaks(operation):
     torch.testing.assert_close(ours, plain, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "transform",
     [
@@ -186,6 +189,7 @@ def test_func_transforms_compile(leaf, name, transform):
     torch.testing.assert_close(compiled(x, y), changed(x, y), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 # inductor itself imports torch.jit.script_method, which torch 2.13 deprecates
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_compiled_by_inductor(leaf):
@@ -201,6 +205,7 @@ def test_compiled_by_inductor(leaf):
     torch.testing.assert_close(ours, torch.autograd.grad(loss(x, y), (x, y)))
 
 
+@pytest.mark.slow
 # torch 2.15 looks at the gradients of copies that it makes itself
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_opcheck(leaf):
@@ -246,6 +251,7 @@ def test_only_the_wanted_gradients_are_computed(leaf, monkeypatch):
     assert seen[1:] == [(False,) * 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["rbf_matmul", "log_density, leave one out", "score", "mmd2, weighted", "mmd2, u_statistic", "kernel_means"],
@@ -360,6 +366,7 @@ def test_gradient_penalty_on_a_witness_trains_as_with_plain_torch():
     assert penalties[-1] < 0.7 * penalties[0]
 
 
+@pytest.mark.slow
 def test_compiled_with_a_changing_number_for_sigma(leaf):
     torch._dynamo.reset()
     x, y = leaf(8, 3), leaf(9, 3)

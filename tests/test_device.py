@@ -24,7 +24,10 @@ import gkfast.nn
 from gkfast.ops.operator import gpu_kernels
 
 pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platform")
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py has the GPU itself")
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py has the GPU itself"),
+]
 
 FACTORIES = ("as_tensor", "asarray", "empty", "eye", "full", "ones", "tensor", "zeros")
 # these bring numbers along from the host

@@ -28,6 +28,7 @@ from gkfast.gan.checkpoint import Stopped
 from gkfast.gan.networks import Discriminator
 from gkfast.gan.train import Training
 
+pytestmark = pytest.mark.slow
 D = torch.float64
 SIGMA = [0.7, 1.5]
 

@@ -427,6 +427,7 @@ def test_empty_batches(library):
             assert gkfast.kernel_means(x, y, sigma, **k).xy.shape == (0,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sigma", [2, [1, 2], range(1, 3), np.array([1.0, 2.0]), np.float64(2), np.array(2.0)], ids=repr
 )

@@ -17,8 +17,11 @@ from gkfast.ops.operator import gpu_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MODES = ("highest", "high", "medium")
-# torch loads its own forward-mode formulas by what it deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+pytestmark = [
+    pytest.mark.interpreter,
+    # torch loads its own forward-mode formulas by what it deprecates
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
+]
 
 
 class OnGpu(TorchDispatchMode):
