@@ -24,10 +24,8 @@ import gkfast.nn
 from gkfast.ops.operator import gpu_kernels
 
 pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platform")
-pytestmark = [
-    pytest.mark.interpreter,
-    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu.py has the GPU itself"),
-]
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_gpu_hardware.py has the GPU itself")
+pytestmark = [pytest.mark.interpreter, no_gpu]
 
 FACTORIES = ("as_tensor", "asarray", "empty", "eye", "full", "ones", "tensor", "zeros")
 # these bring numbers along from the host

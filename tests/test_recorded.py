@@ -67,6 +67,7 @@ def test_values_and_gradients_of_the_operators(samples, taken, call):
     torch.testing.assert_close(torch.autograd.grad(half.sum(), x), torch.autograd.grad(expected.sum(), x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", WAYS.values(), ids=WAYS)
 def test_higher_derivatives(samples, call):
     x, y = (t.double().detach().requires_grad_() for t in samples)
