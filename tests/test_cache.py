@@ -10,6 +10,8 @@ import pytest
 import gkfast
 from gkfast.kernels.cpu import disk
 
+pytestmark = pytest.mark.slow
+
 # each process begins with another operation and dtype, so that they compile different signatures at the same time
 CHILD = """
 import sys, time, numpy, gkfast

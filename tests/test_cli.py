@@ -23,6 +23,8 @@ from gkfast.gan.checkpoint import Checkpoints, Signals
 from gkfast.gan.train import Training
 from gkfast.kernels.cpu import compiled
 
+pytestmark = pytest.mark.slow
+
 FILES = [
     "checkpoints",
     "config.json",

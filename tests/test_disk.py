@@ -20,7 +20,10 @@ from gkfast.kernels.cpu import disk, precompile
 
 USER = 12345
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and owners of files are POSIX's")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="modes and owners of files are POSIX's"),
+]
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another user")
 
 # Python itself may lie where only root can read: what it needs is loaded before it becomes another user

@@ -16,6 +16,8 @@ from gkfast.gan import checkpoint, train_gan
 from gkfast.gan.checkpoint import Checkpoints, Signals, Stopped
 from gkfast.gan.train import Training
 
+pytestmark = pytest.mark.slow
+
 Y = 2 + torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 
 

@@ -11,6 +11,8 @@ import torch
 import gkfast
 from gkfast.kernels.cpu import memory
 
+pytestmark = pytest.mark.slow
+
 MEASURED = """
 import resource, torch, gkfast
 torch.manual_seed(0)

@@ -18,9 +18,10 @@ import gkfast
 from gkfast.kernels.cpu import compiled
 from gkfast.kernels.cpu import threads as driver
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(signal, "setitimer"), reason="this system has no timers that send signals"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that send signals"),
+]
 CALLS = int(os.environ.get("GKFAST_SIGNAL_CALLS", 40))
 
 
