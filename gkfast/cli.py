@@ -104,7 +104,7 @@ def _compile(parser: _Parser) -> int:
     import logging
 
     try:
-        from gkfast.kernels.cpu import ahead, compiled, disk
+        from gkfast.kernels.cpu import compiled, disk, precompile
     # NUMBA_DISABLE_JIT is set
     except RuntimeError as error:
         parser.error(str(error))
@@ -114,7 +114,7 @@ def _compile(parser: _Parser) -> int:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        for name, seconds in ahead.compile_everything():
+        for name, seconds in precompile.compile_everything():
             print(f"{seconds:6.1f} s  {name}", flush=True)
     finally:
         log.setLevel(level)
