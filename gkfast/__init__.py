@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from gkfast.functional import rbf_matmul as rbf_matmul
     from gkfast.functional import score as score
     from gkfast.functional import witness as witness
+    from gkfast.independence import hsic as hsic
     from gkfast.two_sample import mmd2_and_variance as mmd2_and_variance
     from gkfast.two_sample import mmd_test as mmd_test
 
 _PUBLIC = {
     "bandwidth": "mean_sigma median_sigma",
     "functional": "kernel_means log_density mmd2 rbf rbf_matmul score witness",
+    "independence": "hsic",
     "two_sample": "mmd2_and_variance mmd_test",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)
-_MODULES = ("bandwidth", "distributed", "functional", "gan", "kernels", "nn", "ops", "two_sample")
+_MODULES = ("bandwidth", "distributed", "functional", "gan", "independence", "kernels", "nn", "ops", "two_sample")
 
 
 def __getattr__(name: str) -> Any:

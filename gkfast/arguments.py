@@ -156,6 +156,13 @@ class Call:
             return array
         return array.to(dtype) if self.tensors else array.astype(dtype)
 
+    def each(self, sigma: Any, weights: Any, like: Array) -> list[tuple[Array, Array]]:
+        """Each bandwidth and its weight, (...,) float64, beside an array."""
+        arrays = [self.double(self.array(values)) for values in (sigma, weights)]
+        if self.xp is not np:
+            arrays = [array.to(like.device) for array in arrays]
+        return [(arrays[0][..., s], arrays[1][..., s]) for s in range(arrays[0].shape[-1])]
+
     def double(self, array: Array) -> Array:
         return array.astype(np.float64) if self.xp is np else array.double()
 

@@ -419,6 +419,17 @@ def estimator(value: str, x: Array, y: Array, weighted: bool) -> None:
         )
 
 
+def paired(estimator: object, x: Array, y: Array) -> None:
+    """Rows of x and y that belong together, enough for an estimate of their dependence."""
+    if not isinstance(estimator, str) or estimator not in ("unbiased", "biased"):
+        raise ValueError(f"estimator must be unbiased or biased, got {estimator!r}; unbiased is the usual one")
+    some_rows("x", x, 4 if estimator == "unbiased" else 2, f"the {estimator} estimator")
+    if x.shape[-2] != y.shape[-2]:
+        raise ValueError(
+            f"y must have as many rows as x ({x.shape[-2]}), got {y.shape[-2]}; row i of y belongs to row i of x"
+        )
+
+
 def leave_one_out(value: bool, x: Array, data: Array) -> None:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"leave_one_out must be True or False, got {value!r}; pass a bool")

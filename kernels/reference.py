@@ -165,3 +165,15 @@ def mmd2(
     baseline = baselines(x, y, sigma) if baseline is None else baseline
     sums = _three_sums(lambda p, q: rbf_less(p, q, sigma, weights, baseline), x, y, a, b, drop)
     return (scale * sums).sum(-1)
+
+
+def hsic(kx: Tensor, ky: Tensor, unbiased: bool) -> Tensor:
+    """The dependence of paired rows by their kernel matrices (B, N, N), (B,). See gkfast.hsic."""
+    n = kx.shape[1]
+    if not unbiased:
+        h = torch.eye(n).to(kx) - 1 / n
+        return (kx @ h @ ky @ h).diagonal(dim1=1, dim2=2).sum(-1) / n**2
+    kx, ky = (k * off_diagonal(n, n, k.device) for k in (kx, ky))
+    apart = kx.sum((1, 2)) * ky.sum((1, 2)) / ((n - 1) * (n - 2))
+    across = 2 * (kx @ ky).sum((1, 2)) / (n - 2)
+    return ((kx @ ky).diagonal(dim1=1, dim2=2).sum(-1) + apart - across) / (n * (n - 3))

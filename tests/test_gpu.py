@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 triton = pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platform")
 
+from gkfast.ops.define import gpu_kernels  # noqa: E402
 from triton.runtime.interpreter import GridExecutor  # noqa: E402
 
 import gkfast  # noqa: E402  (after triton)
 from gkfast.kernels import gpu, reference  # noqa: E402  (needs triton)
 from gkfast.kernels.gpu import bandwidths as packed  # noqa: E402
-from gkfast.ops.define import gpu_kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {  # kernel absolute, gradients relative to the norm

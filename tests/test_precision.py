@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gkfast
 from gkfast import ops
-from gkfast.functional import Problem
+from gkfast.arguments import prepare
 from gkfast.ops.operator import gpu_kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -170,13 +170,13 @@ def test_precision_reaches_the_gradients_of_operators(launched):
     one = torch.ones(1, 1, dtype=torch.float64)
     shift = torch.zeros(1, 5, 1, device=DEVICE, requires_grad=True)
     with OnGpu():
-        ops.rbf_matmul(x, y, y, one, one, shift, False, None, "medium").sum().backward()
+        ops.rbf_matmul(x, y, y, one, one, shift, skip_diagonal=False, precision="medium").sum().backward()
     assert [call for call in launched if call[0] == "rbf_matmul"] == [("rbf_matmul", torch.float32, "medium")] * 2
     launched.clear()
     scale, a, b = torch.ones(1, 3, dtype=torch.float64, device=DEVICE), x[..., 0], y[..., 0]
     with OnGpu():
-        arguments = (scale, x.requires_grad_(), y, a, b, one, one, 1, one, [False] * 6, "medium")
-        ops.kernel_sums_with_gradients(*arguments)[0].sum().backward()
+        options = {"drop": 1, "less_baselines": True, "wants": [False] * 6, "precision": "medium"}
+        ops.kernel_sums_with_gradients(scale, x.requires_grad_(), y, a, b, one, one, **options)[0].sum().backward()
     assert launched == [("kernel_sums_with_gradients", torch.float32, "medium")] * 2
 
 
@@ -201,7 +201,7 @@ def test_precision_changes_no_bit_on_the_cpu(name, torch_setting):
 
 
 def precision_of(x, asked=None, backend=None):
-    return Problem("rbf", {"x": x}, 1.0, None, asked, backend).modes
+    return prepare({"x": x}, 1.0, None, asked, backend).options
 
 
 @pytest.mark.parametrize("setting", MODES)

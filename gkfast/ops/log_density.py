@@ -40,8 +40,7 @@ class LogDensity(Operator):
         """
         x, y, sigma, log_weights, data_weights, log_p = arguments
         precision = options["precision"]
-        # log_p is as wide: GPU kernels compute it in the dtype of x where less precision will do
-        wide = x.dtype if x.is_cuda and precision != "highest" else torch.float64
+        wide = _wide(x, precision)
         points = [t.to(wide) for t in (g[..., None], x, y, data_weights[..., None])]
         shift = _less_weights(log_p, log_weights).to(wide)
         sigma = sigma if type(sigma) is tuple else sigma.double()
@@ -77,6 +76,11 @@ def score(
     one, needed = torch.ones_like(log_p), (True, False, False, False, False)
     found: Any = log_density.gradients_of(one, (*arguments, log_p), options, needed)[0]
     return found.to(dtype)
+
+
+def _wide(x: Tensor, precision: str) -> torch.dtype:
+    """As wide as the exponents of log_p, which GPU kernels compute in the dtype of x where less precision will do."""
+    return x.dtype if x.is_cuda and precision != "highest" else torch.float64
 
 
 def _less_weights(log_p: Tensor, log_weights: Argument) -> Tensor:

@@ -1,14 +1,15 @@
-"""The short way of plain CPU tensors: the results of the operators, and all that autograd offers."""
+"""Calls on ordinary CPU tensors skip the dispatcher: the same results, and all that autograd offers."""
 
 import gc
 import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import gkfast
-from gkfast.ops import recorded
+from gkfast.ops.operator import Operator
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 SIGMA = [0.7, 1.5]
@@ -30,17 +31,24 @@ def samples(request):
 
 
 @pytest.fixture
-def taken(monkeypatch):
-    """Counts the calls that went the short way."""
-    calls = []
-    usual = recorded.call
-    monkeypatch.setattr(recorded, "call", lambda *arguments: calls.append(1) or usual(*arguments))
-    return calls
+def dispatched(monkeypatch):
+    """The operators whose arguments were brought to the form of the dispatcher."""
+    names = []
+    usual = Operator.flat
+    monkeypatch.setattr(Operator, "flat", lambda self, *given: names.append(self.name) or usual(self, *given))
+    return names
 
 
-def by_operators(call, x, y):
-    # a bandwidth that could have a gradient is a matter for operators
-    return call(x, y, torch.tensor(SIGMA, dtype=torch.float64))
+class Watch(TorchDispatchMode):
+    """While a mode watches, every operator goes by the dispatcher."""
+
+    def __torch_dispatch__(self, function, kinds, arguments=(), keywords=None):
+        return function(*arguments, **(keywords or {}))
+
+
+def by_dispatcher(call, x, y):
+    with Watch():
+        return call(x, y, SIGMA)
 
 
 def gradients(value, x, y, **options):
@@ -48,22 +56,23 @@ def gradients(value, x, y, **options):
 
 
 @pytest.mark.parametrize("call", WAYS.values(), ids=WAYS)
-def test_values_and_gradients_of_the_operators(samples, taken, call):
+def test_values_and_gradients_of_the_dispatcher(samples, dispatched, call):
     x, y = samples
     value = call(x, y, SIGMA)
-    assert len(taken) == 1
-    expected = by_operators(call, x, y)
-    assert len(taken) == 1
+    assert not dispatched
+    expected = by_dispatcher(call, x, y)
+    assert dispatched
     assert value.dtype == x.dtype
     assert torch.equal(value, expected)
     for ours, theirs in zip(gradients(value, x, y), gradients(expected, x, y), strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
     with torch.no_grad():
+        dispatched.clear()
         assert torch.equal(call(x, y, SIGMA), value)
-        assert len(taken) == 2
+        assert not dispatched
     half = call(x, y.detach(), SIGMA)
-    expected = by_operators(call, x, y.detach())
+    expected = by_dispatcher(call, x, y.detach())
     torch.testing.assert_close(torch.autograd.grad(half.sum(), x), torch.autograd.grad(expected.sum(), x))
 
 
@@ -200,10 +209,10 @@ def test_values_that_are_kept_hold_no_gradients(samples):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = gkfast.mmd2(x, y.detach(), SIGMA).sum()
-    assert len(held) == 3  # x, y and the gradient to x
+    assert len(held) == 4  # x, y, the three sums and the gradient to x
     loss.backward()
     gc.collect()
-    assert held[2]() is None
+    assert held[-1]() is None
     assert loss.grad_fn is not None
 
 
@@ -218,25 +227,39 @@ def test_activation_checkpoints(samples):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
-def test_other_calls_go_by_the_operators(samples, taken):
+def test_calls_that_others_must_see_go_by_the_dispatcher(samples, dispatched):
+    x, y = samples
+    one = torch.ones(3, 9, 4, dtype=x.dtype)
+    torch.func.grad(lambda x: gkfast.mmd2(x, y, 1.0).sum())(x)
+    assert dispatched
+    dispatched.clear()
+    with torch.autograd.forward_ad.dual_level():
+        gkfast.mmd2(torch.autograd.forward_ad.make_dual(x.detach(), one), y, 1.0)
+    assert dispatched
+
+
+def test_calls_of_every_form_agree_with_the_reference(samples, dispatched):
     x, y = samples
     one = torch.ones(3, 9, dtype=x.dtype)
-    gkfast.rbf(x.half(), y.half(), 1.0)
-    gkfast.rbf(x, y[:1], 1.0)
-    gkfast.rbf(x, y, [1.0, torch.tensor(2.0)])
-    gkfast.rbf(x, y, 1.0, weights=torch.tensor(2.0))
-    gkfast.rbf(x, y, 1.0, backend="reference")
-    gkfast.rbf(x.detach(), y.detach(), 1.0, out=torch.empty(3, 9, 9, dtype=x.dtype))
-    gkfast.mmd2(x, y, 1.0, x_weights=one)
-    gkfast.mmd2(x, y, 1.0, estimator="linear")
-    torch.func.grad(lambda x: gkfast.mmd2(x, y, 1.0).sum())(x)
-    with torch.autograd.forward_ad.dual_level():
-        gkfast.mmd2(torch.autograd.forward_ad.make_dual(x.detach(), one[..., None].expand(x.shape)), y, 1.0)
+    learned = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    calls = [
+        lambda **by: gkfast.rbf(x.half(), y.half(), 1.0, **by).float(),
+        lambda **by: gkfast.rbf(x, y[:1], 1.0, **by),
+        lambda **by: gkfast.rbf(x, y, [1.0, torch.tensor(2.0)], **by),
+        lambda **by: gkfast.rbf(x, y, 1.0, weights=learned, **by),
+        lambda **by: gkfast.rbf(x.detach(), y.detach(), 1.0, out=torch.empty(3, 9, 9, dtype=x.dtype), **by),
+        lambda **by: gkfast.mmd2(x, y, 1.0, x_weights=one, **by),
+        lambda **by: gkfast.mmd2(x, y, 1.0, estimator="linear", **by),
+    ]
+    for k, call in enumerate(calls):
+        tolerance = 2e-3 if k == 0 else 2e-6
+        torch.testing.assert_close(call(), call(backend="reference"), rtol=tolerance, atol=tolerance)
+    # an operator that writes into a tensor is the dispatcher's
+    assert set(dispatched) == {"rbf_out"}
     with pytest.raises(TypeError, match="same library"):
         gkfast.rbf(x, y.detach().numpy(), 1.0)
     with pytest.raises(ValueError, match="dtype of x"):
         gkfast.rbf(x, y.bfloat16(), 1.0)
-    assert not taken
 
 
 def test_errors_are_those_of_the_operators(samples):
