@@ -49,13 +49,13 @@ def hsic(
     Notes
     -----
     The product of two Gaussians is one, exp(-|z - z'|^2 / 2) with z = (x / sigma_x, y / sigma_y). So every term is a
-    sum of kernel rows, and no matrix is stored: O(N^2 (D + C) S T) time for S and T bandwidths, O(N (D + C)) memory; in
-    float64, because the terms cancel. Gradients to x, y, bandwidths and weights, of every order.
+    sum of kernel rows, and no matrix is stored: O(N^2 (D + C) S T) time for S and T bandwidths, O(N (D + C)) memory.
+    In float64, because the terms cancel. Gradients to x, y, bandwidths and weights, of every order.
 
     References
     ----------
-    A. Gretton et al., "Measuring statistical dependence with Hilbert-Schmidt norms", ALT 2005, eq. (9); L. Song et al.,
-    "Feature selection via dependence maximization", JMLR 2012, eq. (5), for the unbiased estimate.
+    A. Gretton et al., "Measuring statistical dependence with Hilbert-Schmidt norms", ALT 2005, eq. (9); for the
+    unbiased estimate L. Song et al., "Feature selection via dependence maximization", JMLR 2012, eq. (5).
 
     Examples
     --------
