@@ -64,7 +64,7 @@ ARGUMENTS = {
 
 
 def positional(name):
-    """The function of the tensors in ARGUMENTS alone; the second set of points is not looked at where it is none."""
+    """The function of the tensors in ARGUMENTS alone; y is None where a function takes one set of points."""
     names = ARGUMENTS[name].split()
 
     def call(*tensors):
