@@ -433,11 +433,14 @@ def test_empty_batches(library):
 )
 def test_numbers_for_sigma_in_a_compiled_function(rng, sigma):
     x, y = (torch.from_numpy(rng.normal(size=(rows, 2))) for rows in (6, 7))
-    for call in (
-        lambda x, y: gkfast.rbf(x, y, sigma),
-        lambda x, y: gkfast.mmd2(x, y, sigma, weights=sigma, x_weights=x[:, 0].abs()),
-        lambda x, y: gkfast.log_density(x, y, sigma, weights=sigma),
-    ):
-        torch._dynamo.reset()
-        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x, y), call(x, y), rtol=1e-15, atol=1e-15)
+
+    def calls(x, y):
+        return (
+            gkfast.rbf(x, y, sigma),
+            gkfast.mmd2(x, y, sigma, weights=sigma, x_weights=x[:, 0].abs()),
+            gkfast.log_density(x, y, sigma, weights=sigma),
+        )
+
+    torch._dynamo.reset()
+    compiled = torch.compile(calls, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y), calls(x, y), rtol=1e-15, atol=1e-15)
