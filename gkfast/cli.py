@@ -128,7 +128,7 @@ def _compile(parser: _Parser) -> int:
 
 
 def _train(parser: _Parser, options: argparse.Namespace) -> int:
-    # here and not above, so that --help and --version do not wait for torch
+    # imported here, so that --help and --version do not wait for torch
     try:
         import torch
 
@@ -167,7 +167,7 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
             parser.error(str(error))
         finally:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
-                # networks that are still held, by a traceback for example, keep the group and its threads
+                # a traceback may hold networks, which keep the group and its threads
                 gc.collect()
                 torch.distributed.destroy_process_group()
     # only the first process has a summary
@@ -233,7 +233,7 @@ def _sigma(text: str) -> str | list[float]:
 
 
 def _check_folder(options: argparse.Namespace) -> None:
-    # as torchrun and accelerate launch tell it
+    # torchrun and accelerate launch set these
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if processes > 1 and options.out is None and not options.dry_run:
         raise ValueError(f"--out must be given to {processes} processes, got none; name the folder of the run")

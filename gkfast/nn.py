@@ -34,10 +34,10 @@ def _kept(move: Move) -> Move:
         device = move(tensor.new_empty(1, dtype=torch.float32)).device
         if device == tensor.device:
             if not tensor.is_meta:
-                # sharing memory, say, is done in place
+                # share_memory_() works in place
                 move(tensor)
             return tensor
-        # the one device without float64
+        # mps has no float64
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return torch.empty_like(tensor, device=device, dtype=dtype) if tensor.is_meta else tensor.to(device, dtype)
 
@@ -139,7 +139,7 @@ class RBF(torch.nn.Module):
         if y is not None:
             checks.two_point_sets("x", x, "y", y)
         checks.coordinates("x", x, dims)
-        # halves are divided in float32: a quotient in half precision would move the points
+        # a quotient in half precision would move the points
         compute = torch.float32 if x.dtype.itemsize == 2 else x.dtype
         sigma = self.sigma.to(x.device, compute)
         scaled = [None if points is None else points.to(compute) / sigma for points in (x, y)]
@@ -171,9 +171,9 @@ class _Bandwidth(torch.nn.Module):
         self.scales = [1.0] if self.rule is None else numbers
         self.momentum = checks.share("momentum", momentum)
         self.register_buffer("running", torch.tensor(self.given, dtype=torch.float64))
-        # beside it wherever the module goes: a copy from the host would wait, and no graph could capture it
+        # a buffer moves with the module: a copy from the host would wait, and no graph could capture it
         self.register_buffer("factors", torch.tensor(self.scales, dtype=torch.float64), persistent=False)
-        # a state says how its bandwidths were found; not in an integer, which averages of weights would cut off
+        # how the bandwidths were found, as a float: averages of weights would round an integer
         self.register_buffer("kind", torch.tensor(_RULES.index(self.rule or "given"), dtype=torch.float64))
         self.seen = self.rule is None
 
@@ -201,7 +201,7 @@ class _Bandwidth(torch.nn.Module):
         if self.rule is None:
             return self.running
         if self.running.device != x.device:
-            # an average of the data's distances is kept where they are
+            # a running average stays on the device of the data
             self.to(x.device)
         if self.training or not self.seen:
             now = self._found(x, y)
@@ -218,7 +218,7 @@ class _Bandwidth(torch.nn.Module):
         # under autocast one sample may be in half precision and the other not
         wide = (t.float() if t.dtype.itemsize == 2 else t for t in (x.detach(), y.detach()))
         distance = rule(*wide).double().reshape(1)
-        # where all rows are equal every bandwidth will do, but zero; infinite rows are not to stay for ever
+        # equal rows have distance zero, which is no bandwidth; infinite rows must not spoil the average for ever
         return torch.where((distance > 0) & (distance < math.inf), distance, self.running if self.seen else 1.0)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
@@ -411,7 +411,7 @@ class RepulsiveLoss(torch.nn.Module):
         return real, fake
 
     def _kernel(self, squared_distance: float) -> float:
-        # divided twice: the square of a small bandwidth may be zero
+        # the square of a small bandwidth may be zero, so it is divided by s twice
         return sum(math.exp(-squared_distance / s / s / 2) for s in self.sigma)
 
     def extra_repr(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# the change of means that rounding makes, over the spread of the data; other rows change them more
+# rounding changes means by less than this share of the data's spread, and other rows by more
 _ROUNDING = 1e-5
 
 
@@ -88,7 +88,7 @@ def outline(*tensors: torch.Tensor | None) -> list[list[float]]:
 
 def check_resumable(path: Path, state: dict[str, Any], data: list[list[float]], identity: dict[str, Any]) -> None:
     """A training on rows of this outline, with these settings, may go on from the state in a file."""
-    # a state without an outline is believed
+    # a state may have no outline
     saved = state.get("data")
     if saved is not None and not (len(saved) == len(data) and all(map(_alike, saved, data))):
         raise ValueError(
@@ -147,7 +147,7 @@ def _synchronise(folder: Path) -> None:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """Python's, NumPy's, torch's and the device's random states, as numbers and tensors only."""
-    # modules of users may draw from it
+    # a user's modules may draw from it
     numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
     _, keys, position, has_gauss, gauss = numpy
     return {

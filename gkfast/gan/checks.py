@@ -4,8 +4,10 @@ The kernels' own arguments are checked by gkfast.checks.
 """
 
 import math
+import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ import gkfast.checks
 # an R1 or R2 weight above is a mistake: on data near 1 papers take 0.1 to 100, and it grows as their square
 GREATEST_PENALTY = 1e9
 
-# torch's own generators take no more
+# the greatest seed of torch's generators
 GREATEST_SEED = 2**63 - 1
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -42,42 +44,36 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 and "\n" not in text else type(value).__name__
 
 
-def whole(name: str, value: object, least: int, remedy: str, most: int | None = None) -> int:
+def whole(name: str, value: Any, least: int, remedy: str, most: int | None = None) -> int:
     """The whole number, as Python's."""
-    good = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not good or value < least or (most is not None and value > most):  # type: ignore[operator]
+    if not _is_real(value, int | np.integer) or value < least or (most is not None and value > most):
         rule = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise _refused(value, f"{name} must be a whole number {rule}, got {shown(value)}; {remedy}")
-    return int(value)  # type: ignore[call-overload]
+        raise _refusal(value)(f"{name} must be a whole number {rule}, got {shown(value)}; {remedy}")
+    return int(value)
 
 
 def number(
-    name: str,
-    value: object,
-    remedy: str,
-    *,
-    most: float = math.inf,
-    open_below: bool = False,
-    open_above: bool = False,
+    name: str, value: Any, remedy: str, *, most: float = math.inf, open_below: bool = False, open_above: bool = False
 ) -> float:
     """The finite number between 0 and `most`, as Python's; either end may be left out."""
-    good = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if good:
-        converted = float(value)  # type: ignore[arg-type]
-        low = converted > 0 if open_below else converted >= 0
-        if low and math.isfinite(converted) and (converted < most if open_above else converted <= most):
+    if _is_real(value) and (value > 0 if open_below else value >= 0) and value <= sys.float_info.max:
+        converted = float(value)
+        if converted < most if open_above else converted <= most:
             return converted
     if most == math.inf:
         rule = "a finite number above 0" if open_below else "a finite number of at least 0"
     else:
         rule = f"a number from 0 to {'below ' * open_above}{most:g}"
-    raise _refused(value, f"{name} must be {rule}, got {shown(value)}; {remedy}")
+    raise _refusal(value)(f"{name} must be {rule}, got {shown(value)}; {remedy}")
 
 
-def _refused(value: object, message: str) -> ValueError | TypeError:
+def _is_real(value: object, kinds: Any = int | float | np.integer | np.floating) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _refusal(value: object) -> type[ValueError | TypeError]:
     """A number out of range is a bad value; everything else is of the wrong type."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return ValueError(message) if number else TypeError(message)
+    return ValueError if _is_real(value) else TypeError
 
 
 def flag(name: str, value: object) -> None:

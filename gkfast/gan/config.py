@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from gkfast.gan import checks, objectives
 
-# of sigma = "median" or "mean": wide bandwidths guide from afar, narrow ones sharpen
+# for sigma = "median" or "mean": wide bandwidths guide from afar, narrow ones sharpen
 _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
 
 # no number depends on these settings: they may change when a run is resumed
@@ -212,7 +212,7 @@ def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _FREE}
 
 
-# the best within three minutes of one core, by bench/gan_quality.py
+# bench/gan_quality.py found these the best within three minutes of one core
 _MIXTURE = {
     # clusters are a hundred times narrower than the data: bandwidths go from one width to the other
     "loss": "mmd",

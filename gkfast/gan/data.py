@@ -23,7 +23,7 @@ RING_STD = 0.01
 GRID_STD = 0.05
 SPIRAL_STD = 0.05
 
-# of fewer rows the held-out fifth is too small for any figure
+# with fewer rows the held-out fifth is too small for any figure
 _MIN_ROWS = 20
 
 # the split is the same for every training seed, so that runs with different seeds can be compared
@@ -41,7 +41,7 @@ class Data:
     validation: Tensor
     # gives the final metrics
     test: Tensor
-    # of one sample before it was flattened to D numbers; images are (H, W) or (H, W, C)
+    # the shape of a sample before it was flattened to D numbers; images are (H, W) or (H, W, C)
     shape: tuple[int, ...]
     # whether every value lies in [0, 1] by its nature, so that a sigmoid may end the generator
     unit_range: bool = False

@@ -251,7 +251,7 @@ def gan_loss(
     if real is None:
         if regularizer == "log_ratio":
             raise ValueError('real must be given for regularizer="log_ratio", got None; pass the real samples')
-        # the literal term is of the generated samples alone
+        # the literal term needs the generated samples alone
         real = fake
     term = ArticleRegularizer(sigma, form="literal" if regularizer == "literal" else "log_ratio")
     return loss + lam * of_global_batch(term.forward)(fake, real)

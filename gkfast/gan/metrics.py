@@ -16,13 +16,13 @@ from gkfast.nn import mean_weights
 SAMPLES = 10_000
 STACKED = 26_000
 COUNTED = 2_500
-# times the median distance between real samples
+# factors of the median distance between real samples
 _LADDER = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
-# the permutation test takes the square of these many, times the permutations
+# rows for the permutation test, whose time is their square times the permutations
 _TESTED = 1_000
 _PERMUTATIONS = 500
 _NEIGHBOURS_OF = 1_000
-# above, a density of pixels says nothing
+# with more dimensions a density of pixels says nothing
 _PARZEN_DIMENSIONS = 1_000
 
 

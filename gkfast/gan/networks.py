@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from gkfast.gan import checks
 from gkfast.gan.data import Data
 
-# a probability that was put together from others may be off by rounding
+# rounding may take a sum of probabilities this far out of [0, 1]
 _ROUNDING = 1e-6
 
 

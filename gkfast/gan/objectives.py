@@ -58,11 +58,11 @@ LOSSES = (
     *(f"{judge}+{kernel}" for judge in (*ADVERSARIES, *CRITICS) for kernel in KERNELS),
 )
 
-# the weight of the kernel term, alone and beside an adversary; on the digits 20 to 50 do about as well for gan+mmd
+# the weight of the kernel term, alone and beside an adversary; for gan+mmd on the digits 20 to 50 do about as well
 _WEIGHT_ALONE = 1.0
 _WEIGHT_BESIDE = {"mmd": 30.0, "gmmn": 1.0, "logkde": 10.0, "literal": 1.0}
 
-# of an MMD-GAN's bandwidths, times the median distance of features
+# an MMD-GAN's bandwidths, as factors of the median distance of features
 _FEATURE_SCALES = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 
 
@@ -117,7 +117,7 @@ class KernelTerm(nn.Module):
 
     def _sigma(self, fake: Tensor, real: Tensor) -> Tensor:
         mode = self.whole.training
-        # in evaluation mode a look at them does not renew them
+        # evaluation mode does not renew them
         sigma: Tensor = self.whole.eval().bandwidth(fake, real)
         self.whole.train(mode)
         return sigma

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _INK, _GREY = "#1f2933", "#8a94a0"
 _REAL, _KERNEL, _CONTROL, _OTHER = "#4a5560", "#0b7285", "#d9480f", "#7048a8"
 
-# samples that the witness function takes for each side
+# samples on each side of the witness function
 _WITNESSES = 2500
 
 
@@ -49,7 +49,7 @@ def curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fi
     settled: list[float] = []
     for (name, history), colour in zip(histories.items(), (_KERNEL, _CONTROL), strict=False):
         steps = [record["step"] for record in history]
-        # unbiased, so it may fall below zero, where a logarithmic axis has no place
+        # the unbiased estimate may fall below zero, which a logarithmic axis cannot show
         mmd2 = [max(record["mmd2"], 1e-5) for record in history]
         distance.plot(steps, mmd2, color=colour, label=heading(name), linewidth=1.6)
         for key, label, dash in (("d_loss", "D", "-"), ("g_loss", "G", ":")):
@@ -176,7 +176,7 @@ def _sheet(x: np.ndarray[Any, Any], data: Data, across: int) -> np.ndarray[Any, 
     shape = data.shape[:2] if data.shape[2:] == (1,) else data.shape
     images = x.reshape(-1, *shape)
     low, high = (0.0, 1.0) if data.unit_range else (float(data.train.min()), float(data.train.max()))
-    # scaled for the eye; a generator may leave the range of the data
+    # a generator may leave the range of the data
     images = ((images - low) / (high - low)).clip(0, 1)
     if images.ndim == 3:
         images = 1 - images
@@ -235,7 +235,7 @@ def _hide(axis: "Axes", *sides: str) -> None:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    # no pyplot: it would keep the figure, and ask for a display
+    # pyplot would keep the figure, and ask for a display
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

@@ -144,7 +144,7 @@ def _table(summary: Mapping[str, Any]) -> str:
     for key, (name, explanation, smaller, form) in _METRICS.items():
         if key not in summary:
             continue
-        # of the generators only: the real data are a yardstick, not a rival
+        # the best of the generators: the real data are a yardstick, not a rival
         values = [figures[key] for _, figures in columns[:-1]]
         best = min(values) if smaller else max(values)
         marked = len(values) > 1 and len(set(values)) > 1

@@ -27,7 +27,7 @@ from gkfast.gan.networks import sample
 from gkfast.gan.report import TrainedGan
 from gkfast.gan.train import Record, Result, Training, check_processes
 
-# below, a batch of a few hundred has not one pair that is near
+# with a smaller mean kernel value, a batch of a few hundred has not one close pair
 _LEAST_MEAN_KERNEL = 1e-5
 
 

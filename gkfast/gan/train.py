@@ -23,7 +23,7 @@ from gkfast.ops.torch_private import foreach_lerp_
 
 Record = dict[str, float]
 
-# how many pictures of the fixed noise are kept, from the first step to the last
+# snapshots of samples from the fixed noise, from the first step to the last
 _SNAPSHOTS = 8
 _SNAPSHOT_ROWS = 500
 
@@ -117,7 +117,7 @@ class Training:
         self.fixed_noise = self._draw_noise(min(_SNAPSHOT_ROWS, len(real)))
 
         self.probabilities = probabilities and objective.judges and objective.feature_mmd is None
-        # the least and the greatest that the discriminator has returned
+        # the least and the greatest output of the discriminator so far
         self.range = torch.tensor([math.inf, -math.inf], device=self.device)
         rows = min(-(-recipe.batch // self.processes), len(self.fixed_noise))
         with self._forked_random_state():
@@ -143,7 +143,7 @@ class Training:
         self.step = 0
         self.history: list[Record] = []
         self.snapshots: list[tuple[int, Tensor]] = []
-        # of the steps alone, without records and checkpoints
+        # the time of the steps, without records and checkpoints
         self.seconds = 0.0
         self._seconds_at_record, self._steps_since = 0.0, 0
 
@@ -299,7 +299,7 @@ class Training:
             "d_optimizer": self.d_optimizer.state_dict(),
             "bandwidths": [module.state_dict() for module in self._modules_of_objective()],
             "batches": {"random": self.rng.get_state(), "order": self.order, "position": self.position},
-            # of the networks, process by process
+            # for random numbers inside the networks, process by process
             "random": gather_object([random_state(self.device)]),
             "history": self.history,
             "snapshots": self.snapshots,
@@ -360,7 +360,7 @@ class Training:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # so that the first steps are soon forgotten
+        # a smaller decay at first forgets the first steps soon
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         pairs = list(zip(self.average.parameters(), self.generator.parameters(), strict=True))
         foreach_lerp_([a for a, _ in pairs], [w.detach() for _, w in pairs], 1 - decay)
@@ -383,7 +383,7 @@ class Training:
                 return d
             low, high = d.detach().to(self.range.dtype).aminmax()
             self.range = torch.stack([self.range[0].minimum(low), self.range[1].maximum(high)])
-            # clamped, because the logit of 0 and of 1 is infinite
+            # the logits of 0 and 1 are infinite, so they are clamped
             return torch.logit(d, eps=1e-6)
 
         return logits
@@ -467,12 +467,12 @@ def kernel_seconds(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Ten
     for _ in range(3):
         start = time.perf_counter()
         (dx,) = torch.autograd.grad(kernel(x, y), x)
-        # waits for the device
+        # item() waits for the device
         dx.sum().item()
         seconds.append(time.perf_counter() - start)
     if isinstance(kernel, nn.Module):
         kernel.train(frozen)
-    # the first may come out of cold caches, and any may be interrupted
+    # the first run has cold caches, and any may be interrupted
     return min(seconds)
 
 
