@@ -1,7 +1,7 @@
 """Compiles the GPU kernels for three architectures without a GPU, and says what came out.
 
     python bench/offline.py                 every case; prints a table, writes bench/results/offline.csv
-    python bench/offline.py --brief --json  what tests/test_gpu.py asks for
+    python bench/offline.py --brief --json  what tests/test_gpu_launches.py asks for
 
 The launchers themselves are called, with tensors on the CPU; their launches are recorded instead of run, and each is
 compiled with the constants and types that it had: with the tiles of its architecture, and with those that an unknown
@@ -13,6 +13,7 @@ way, or if a row of the table of tiles was never compiled.
 import argparse
 import csv
 import json
+import math
 import re
 import subprocess
 import sys
@@ -23,8 +24,8 @@ from pathlib import Path
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -34,10 +35,6 @@ MOST_REGISTERS = 200
 MOST_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 0: 99 << 10}
 # what tensor-core instructions are called in machine code: Ampere, Hopper, Blackwell
 TENSOR_CORE = r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|DMMA)\b"
-
-
-# Triton's own, where a launch names none
-DEFAULTS = {"num_warps": 4, "num_stages": 3, "maxnreg": None, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
@@ -101,8 +98,7 @@ def call(case):
     kernels = gpu()
     by = {} if case.precision is None else {"precision": case.precision}
     # small tensors stand for large ones
-    for name in ("rbf", "rbf_matmul", "kernel_sums", "log_density"):
-        sys.modules[f"gkfast.kernels.gpu.{name}"].worth_splitting = lambda *_: bool(by)
+    sys.modules["gkfast.kernels.gpu.bf16_pieces"].SMALL = 0 if by else math.inf
     dtype = getattr(torch, case.dtype)
     n = 256
     x, y = torch.zeros(1, n, case.d, dtype=dtype), torch.zeros(1, n, case.d, dtype=dtype)
@@ -183,49 +179,28 @@ def launches(case, tiles):
     return found
 
 
-TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
-
-
-def source(kernel, arguments, options):
-    """The kernel as compiled for these arguments; tensors are aligned as torch's allocator aligns them."""
-    given = dict(zip(kernel.arg_names, arguments, strict=False)) | {
-        name: value for name, value in options.items() if name in kernel.arg_names
-    }
-    constants = {p.name: given[p.name] for p in kernel.params if p.is_constexpr}
-    signature, attributes = {}, {}
-    for k, parameter in enumerate(kernel.params):
-        value = given[parameter.name]
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TYPES[value.dtype]
-            attributes[(k,)] = [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = parameter.annotation_type or "i32"
-    return ASTSource(kernel, signature, constants, attributes)
+def source(kernel, arguments, options, sm):
+    """The kernel and its options, as a launch with these arguments compiles them for that architecture."""
+    backend = make_backend(GPUTarget("cuda", sm, 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, rest = bind(*arguments, **options)
+    rest, signature, constants, attributes = kernel._pack_args(backend, rest, bound, specialization, rest)
+    return ASTSource(kernel, signature, constants, attributes), rest.__dict__
 
 
 def compile_row(case, kernel, arguments, options, sm, tiles):
     warps = options.get("num_warps", 4)
-    compiled = triton.compile(
-        source(kernel, arguments, options),
-        target=GPUTarget("cuda", sm, 32),
-        options={name: options.get(name, default) for name, default in DEFAULTS.items()},
-    )
+    made, settings = source(kernel, arguments, options, sm)
+    compiled = triton.compile(made, target=GPUTarget("cuda", sm, 32), options=settings)
     ptx = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _run(BIN / "cuobjdump", "--dump-resource-usage", file.name)
         code = _run(BIN / "cuobjdump", "--dump-sass", file.name)
-    tile = "x".join(str(options[name]) for name in ("BN", "BM", "BD") if name in options)
+    variant = options.get("VARIANT")
+    tile = "x".join(map(str, variant[:3])) if variant else ""
+    products = variant.DOT if variant else options.get("DOT", 0)
     return Row(
         sm,
         tiles,
@@ -234,7 +209,7 @@ def compile_row(case, kernel, arguments, options, sm, tiles):
         case.dtype,
         case.d,
         case.columns,
-        options.get("DOT", 0),
+        products,
         tile,
         warps,
         int(re.search(r"REG:(\d+)", usage).group(1)),
@@ -243,7 +218,7 @@ def compile_row(case, kernel, arguments, options, sm, tiles):
         len(re.findall(TENSOR_CORE, code)),
         ptx.count("ex2.approx.ftz.f32"),
         ptx.count("ex2.approx.f32"),
-        not kernel.__name__.startswith("_split") and options.get("DOT", 0) > 0,
+        variant is not None and variant.DOT > 0,
     )
 
 
@@ -303,8 +278,8 @@ def rows(brief, only=""):
             continue
         for kernel, arguments, options in launches(case, tiles):
             # launches of several cases may be one kernel
-            made = source(kernel, arguments, options)
-            key = (sm, made.hash(), *(options.get(name) for name in DEFAULTS))
+            made, settings = source(kernel, arguments, options, sm)
+            key = (sm, made.hash(), str(settings))
             if key not in seen:
                 seen.add(key)
                 yield compile_row(case, kernel, arguments, options, sm, tiles)

@@ -14,9 +14,10 @@ pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platfo
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench import gpu as bench
 from gkfast.kernels import gpu
-from gkfast.kernels.gpu import bf16_pieces as split
+from gkfast.kernels.gpu import bf16_pieces
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="python bench/gpu.py runs on the GPU itself")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="python bench/gpu.py runs on the GPU itself")
+pytestmark = no_gpu
 
 
 def small(case):
@@ -35,7 +36,7 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(bench, "compiled", lambda function: function)
     monkeypatch.setattr(bench, "seconds", lambda run: 1.0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(split, "_SMALL", 0)
+    monkeypatch.setattr(bf16_pieces, "SMALL", 0)
 
 
 @pytest.mark.parametrize("case", SMALL.values(), ids=lambda case: f"{case.name} {len(case.runs)}")

@@ -98,12 +98,12 @@ def launched(monkeypatch):
 
     def on_device(self, *arguments, **options):
         found.kernels.append(self.fn.__name__)
-        for t in (*arguments, *options.values()):
+        for t in tree_leaves((arguments, options)):
             # Triton asks the driver what a pointer is; none has no memory
             if isinstance(t, torch.Tensor) and not isinstance(t, There) and t.numel():
                 raise ValueError(f"{self.fn.__name__} got a tensor on the CPU, of shape {tuple(t.shape)}")
         if found.run:
-            launch(self, *map(here, arguments), **{name: here(value) for name, value in options.items()})
+            launch(self, *tree_map(here, arguments), **tree_map(here, options))
 
     def moved(tensor, *places, device=None, dtype=None, **options):
         for place in places:

@@ -333,7 +333,7 @@ def test_matmul_wants():
 def test_columns_in_parts(dims, monkeypatch):
     """Sums of parts of the columns are added; how many there are is told from the GPU's size."""
     for name in ("sweep", "log_density"):
-        monkeypatch.setattr(sys.modules[f"gkfast.kernels.gpu.{name}"], "splits", lambda *_: 3)
+        monkeypatch.setattr(sys.modules[f"gkfast.kernels.gpu.{name}"], "column_ranges", lambda *_: 3)
     x, y = sample(1, 33, 200, dims, torch.float32)
     check_matmul(x, y, columns(1, 200, 1, torch.float32), *two_bandwidths(1))
     check_density(x, y, *two_bandwidths(1), leave_one_out=False)
@@ -451,7 +451,7 @@ def test_kernel_sums_wants():
 @pytest.fixture
 def by_products(monkeypatch):
     """Small samples take the way of large ones."""
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "_SMALL", 0)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "SMALL", 0)
 
 
 @pytest.mark.parametrize("dims", [3, 48])
@@ -492,7 +492,7 @@ def test_halves(n, m, drop):
 
 
 def test_halves_in_parts(monkeypatch):
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.sweep"], "splits", lambda *_: 2)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.sweep"], "column_ranges", lambda *_: 2)
     check_sums(*sample(1, 130, 70, 6, torch.float32), *two_bandwidths(1), less=False)
 
 
@@ -597,7 +597,7 @@ def test_products(dims, count, precision, by_products):
 @pytest.mark.parametrize("dims", [64, 784, 3000])
 def test_rows_of_equal_coordinates(dims, products, monkeypatch):
     # roundings of a sum over them go the same way
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "_SMALL", 0 if products else 2**60)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "SMALL", 0 if products else 2**60)
     generator = torch.Generator().manual_seed(7)
     x, y = (torch.rand(1, 20, 1, generator=generator).expand(1, 20, dims).contiguous() for _ in range(2))
     for sigma in (0.5, 0.7, 1.0):
@@ -650,8 +650,8 @@ def test_products_in_kernel_sums(wants, precision, by_products):
 def small_panels(by_products, monkeypatch):
     """Small samples take several windows of several panels; the places that were launched are in the list."""
     module, launched = sys.modules["gkfast.kernels.gpu.panel"], []
-    monkeypatch.setattr(module, "_CELLS", 2**15)
-    monkeypatch.setattr(module, "_WINDOW", 128)
+    monkeypatch.setattr(module, "CELLS", 2**15)
+    monkeypatch.setattr(module, "WINDOW", 128)
     launch = sys.modules["gkfast.kernels.gpu.sweep"].pull_by_panel
 
     def recorded(of, place, *arguments):
@@ -701,7 +701,7 @@ def test_panels(dims, n, m, batch, drop, wants, dtype, small_panels):
 @pytest.mark.parametrize("columns_of_v", [1, 3])
 def test_panels_of_matmul(columns_of_v, small_panels, monkeypatch):
     """With shifts, a diagonal left out, and columns in parts."""
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.sweep"], "splits", lambda *_: 2)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.sweep"], "column_ranges", lambda *_: 2)
     x, y = sample(1, 35, 270, 100, torch.float32)
     v, shift = columns(1, 270, columns_of_v, torch.float32), torch.randn(1, 35, 2).to(DEVICE)
     check_matmul(x, y, v, *two_bandwidths(1), shift, skip_diagonal=True)
@@ -812,7 +812,7 @@ def test_differences_where_products_are_not_accurate(by_products, monkeypatch):
             yield gpu.rbf_matmul(x, y, wide, ONE, ONE, precision=precision)
 
     found = list(results())
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "_SMALL", 2**60)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "SMALL", 2**60)
     for ours, plain in zip(found, results(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=0, atol=0, equal_nan=True)
 
@@ -894,7 +894,7 @@ DENSITY_PRECISION = {("high", False): 2**-20, ("high", True): 2**-14, ("medium",
 
 @pytest.mark.parametrize(("precision", "products"), DENSITY_PRECISION)
 def test_density_of_less_precision(precision, products, monkeypatch):
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "_SMALL", 0 if products else 2**60)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.bf16_pieces"], "SMALL", 0 if products else 2**60)
     bound = DENSITY_PRECISION[precision, products]
     x, y = sample(1, 40, 67, 20, torch.float32, scale=20**0.5, offset=3)
     sigma = 0.9 * 20**0.5 * torch.tensor([[0.8, 1.2]]).double()
@@ -1013,7 +1013,7 @@ def test_no_launch_leaves_contraction_to_the_environment(small_panels, monkeypat
         named.setdefault(self.fn.__name__, set()).add(options.get("enable_fp_fusion"))
 
     monkeypatch.setattr(owner, "__call__" if owner is GridExecutor else "run", recorded)
-    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.log_density"], "splits", lambda *_: 2)
+    monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.log_density"], "column_ranges", lambda *_: 2)
     x, y = sample(1, 9, 8, 100, torch.float32)
     v, w = columns(1, 8, 1, torch.float32), columns(1, 8, 3, torch.float32)
     gpu.rbf_backward(columns(1, 9, 8, torch.float32), x, y, ONE, ONE, wants=(True,) * 4)

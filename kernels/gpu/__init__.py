@@ -1,24 +1,24 @@
 """GPU kernels: torch tensors in and out, compiled by Triton. README.md says how they fit together.
 
-bandwidths the bandwidths as the kernels read them
-bf16_pieces points as tensor cores take them, and when
-tiles      the sizes of tiles
-distances  squared distances of a tile, and kernels of them
-pairings      whose rows meet whose columns
-sweep      all pairs, row by row, for every sum
-panel      pulls of many coordinates, from weights that a sweep leaves
-reduce     what the programs of a sweep left, added and combined
+bandwidths   the table of bandwidths that kernels read
+bf16_pieces  points as tensor cores take them, and when
+tiles        the sizes of tiles
+distances    squared distances of a tile, and kernels of them
+pairings     whose rows meet whose columns
+sweep        all pairs, row by row, for every sum
+panel        pulls of many coordinates, from weights that a sweep leaves
+reduce       the sums of a sweep's programs, added and combined
 rbf, rbf_matmul, kernel_sums, log_density   the operations; precision "highest", "high" or "medium" as in README.md
 
-Without a GPU the same code runs under Triton's
-interpreter (TRITON_INTERPRET=1, set before triton is imported), which is how the tests check it.
+Without a GPU the same code runs under Triton's interpreter (TRITON_INTERPRET=1, set before triton is imported), which
+is how the tests check it.
 """
 
 try:
     from triton import __version__ as _found
 except ImportError:
     _found = "none"
-# what earlier compilers make of these kernels is an error, each in its own words
+# earlier compilers fail on these kernels, each in its own words
 if _found == "none" or [int(part) for part in _found.split(".")[:2]] < [3, 6]:
     raise ImportError(
         f"Triton must be 3.6 or newer for tensors on a GPU, got {_found}; install torch 2.10 or newer, whose Linux "

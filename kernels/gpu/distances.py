@@ -1,17 +1,50 @@
 """Squared distances of a tile of pairs, and functions of them, inside a kernel."""
 
 import math
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from .bf16_pieces import inner_products
+from .bf16_pieces import inner_products, zeros
 
 # 2**t - 1 = t sum_n log(2)**(n + 1) / (n + 1)! t**n; the terms left out are below an ulp for -1/2 < t < 1/2
 _TAYLOR = tl.constexpr(tuple(math.log(2) ** (n + 1) / math.factorial(n + 1) for n in range(14)))
 
 # coordinates of a distance that are summed apart; a multiple of every BD
 _SPAN = tl.constexpr(64)
+
+
+class Side(NamedTuple):
+    """The rows or the columns of a tile: pointers to the first one's numbers, and where the others are."""
+
+    points: object
+    # of points, as they are, or in pieces
+    norms: object
+    coefficients: object
+    # 0, 1, 2 ...
+    at: object
+    # whether there are so many
+    inside: object
+
+
+@triton.jit
+def point_length(D, VARIANT: tl.constexpr):
+    """Numbers that a point has in memory: 1, 2 or 3 pieces for 1, 3 or 6 products."""
+    if VARIANT.DOT > 0:
+        return (VARIANT.DOT + 3) // 3 * VARIANT.DP
+    else:
+        return D
+
+
+@triton.jit
+def side_of(points, norms, coefficients, first, left, POINT, COEFFICIENTS, COUNT: tl.constexpr):
+    """COUNT rows or columns from `first` on, of which `left` are left; POINT and COEFFICIENTS are numbers of each."""
+    at = tl.arange(0, COUNT)
+    inside = at < left
+    points += first * POINT
+    coefficients += first * COEFFICIENTS
+    return Side(points, norms + first, coefficients, at, inside)
 
 
 @triton.jit
@@ -33,72 +66,74 @@ def exp2m1(t, k, ACC: tl.constexpr):
 
 
 @triton.jit
-def next_kernel(
-    k, less, d2, table_ptr, s, S, LADDER: tl.constexpr, LESS: tl.constexpr, ACC: tl.constexpr
-):  # fmt: skip
-    """The kernel of bandwidth s, and what is summed: itself, or itself less 1 (LESS); k, less are the last ones.
+def next_kernel(k, km1, d2, row, s, LADDER: tl.constexpr, LESS: tl.constexpr, ACC: tl.constexpr):
+    """The kernel k of bandwidth s, and k - 1 (LESS) or k again; from d2, or from the last bandwidth's k and km1.
 
     LADDER: squared from the last one's where the table says so. k^2 - 1 = (k - 1) k + (k - 1).
     """
     steps = 0.0
     if LADDER:
-        steps = tl.load(table_ptr + 1 + 3 * S + s)
+        steps = tl.load(row.steps + s)
     if steps == 0.0:
-        t = d2 * tl.load(table_ptr + 1 + s)
+        t = d2 * tl.load(row.scales + s)
         k = tl.exp2(t)
-        less = k
+        km1 = k
         if LESS:
-            less = exp2m1(t, k, ACC)
+            km1 = exp2m1(t, k, ACC)
     else:
-        k, less = _squared(k, less, LESS)
+        k, km1 = _squared(k, km1, LESS)
         if steps == 2.0:
-            k, less = _squared(k, less, LESS)
-    return k, less
+            k, km1 = _squared(k, km1, LESS)
+    return k, km1
 
 
 @triton.jit
-def _squared(k, less, LESS: tl.constexpr):
+def _squared(k, km1, LESS: tl.constexpr):
     if LESS:
-        return k * k, tl.fma(less, k, less)
+        return k * k, tl.fma(km1, k, km1)
     else:
         return k * k, k * k
 
 
 @triton.jit
-def distances_by_products(
-    p_ptr, q_ptr, p_squares, q_squares, rows, cols, row_in, col_in,
-    DP: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
-    SYMMETRIC: tl.constexpr,
-):  # fmt: skip
-    """|p_i - q_j|^2, [BN, BM], from pieces of the points and their squared norms; see bf16_pieces.py."""
-    pq = inner_products(p_ptr, q_ptr, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, SYMMETRIC)
-    return tl.maximum(tl.fma(pq, -2.0, p_squares[:, None] + q_squares[None, :]), 0.0)
+def squared_distances(rows, cols, row_norms, unit, D, VARIANT: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """|p_i - q_j|^2 in units of 1 / unit, [BN, BM], by products or by differences.
+
+    row_norms are the rows' squared norms, which only products read; SYMMETRIC is explained at inner_products.
+    """
+    if VARIANT.DOT > 0:
+        col_norms = tl.load(cols.norms + cols.at, mask=cols.inside, other=0.0)
+        pq = inner_products(rows.points, cols.points, rows, cols, VARIANT.DP, VARIANT.BK, VARIANT, SYMMETRIC)
+        return tl.maximum(tl.fma(pq, -2.0, row_norms[:, None] + col_norms[None, :]), 0.0)
+    else:
+        return _by_differences(rows, cols, unit, D, VARIANT)
 
 
 @triton.jit
-def squared_distances(
-    p_ptr, q_ptr, rows, cols, row_in, col_in, unit, D,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, SCALED: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """|p_i - q_j|^2 in units of 1 / unit, [BN, BM].
+def norms_of(side, VARIANT: tl.constexpr):
+    """Squared norms, which only products read."""
+    if VARIANT.DOT > 0:
+        return tl.load(side.norms + side.at, mask=side.inside, other=0.0)
+    else:
+        return 0.0
 
-    Summed in blocks of BD, and these in blocks of _SPAN: where coordinates are alike, all roundings of a sum may go
-    the same way.
 
-    Pointers are those of the tile's first row and column, and rows and cols count from there in int32. Differences
-    are scaled after they are taken, when they are exact for near points.
-    """
-    total = tl.zeros([BN, BM], ACC)
+@triton.jit
+def _by_differences(rows, cols, unit, D, VARIANT: tl.constexpr):
+    """Summed in blocks of BD, and these in blocks of _SPAN: where coordinates are alike, all roundings of a sum may
+    go the same way. Differences are scaled after they are taken, when they are exact for near points."""
+    BD: tl.constexpr = VARIANT.BD
+    total = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
     for first in range(0, D, _SPAN):
-        block = tl.zeros([BN, BM], ACC)
+        block = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
         for d0 in range(first, tl.minimum(first + _SPAN, D), BD):
-            part = tl.zeros([BN, BM], ACC)
+            part = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
             for k in tl.static_range(BD):
                 d = d0 + k
-                p = tl.load(p_ptr + rows * D + d, mask=row_in & (d < D), other=0.0).to(ACC)
-                q = tl.load(q_ptr + cols * D + d, mask=col_in & (d < D), other=0.0).to(ACC)
+                p = tl.load(rows.points + rows.at * D + d, mask=rows.inside & (d < D), other=0.0).to(VARIANT.ACC)
+                q = tl.load(cols.points + cols.at * D + d, mask=cols.inside & (d < D), other=0.0).to(VARIANT.ACC)
                 e = p[:, None] - q[None, :]
-                if SCALED:
+                if VARIANT.SCALED:
                     e *= unit
                 part = tl.fma(e, e, part)
             block += part
@@ -107,11 +142,11 @@ def squared_distances(
 
 
 @triton.jit
-def coordinates_of(ptr, rows, inside, D: tl.constexpr, ACC: tl.constexpr):
+def coordinates_of(side, D: tl.constexpr, ACC: tl.constexpr):
     """The few coordinates of a tile of points, a tuple of vectors."""
     found = ()
     for d in tl.static_range(D):
-        found += (tl.load(ptr + rows * D + d, mask=inside, other=0.0).to(ACC),)
+        found += (tl.load(side.points + side.at * D + d, mask=side.inside, other=0.0).to(ACC),)
     return found
 
 
@@ -125,3 +160,20 @@ def differences(p, q, unit, D: tl.constexpr, SCALED: tl.constexpr):
             e *= unit
         found += (e,)
     return found
+
+
+@triton.jit
+def pulled_by_differences(pull, w, rows, cols, d0, unit, D, VARIANT: tl.constexpr):
+    """pull + sum_j w_ij (q_j - p_i) in units, for up to BD coordinates from d0 on, [BN, BD]."""
+    coordinates = tl.arange(0, VARIANT.BD)
+    # a loop, not unrolled: each turn holds a reduction, and unrolled ones take long to compile and all registers
+    for k in range(tl.minimum(VARIANT.BD, D - d0)):
+        p = tl.load(rows.points + rows.at * D + d0 + k, mask=rows.inside, other=0.0).to(VARIANT.ACC)
+        q = tl.load(cols.points + cols.at * D + d0 + k, mask=cols.inside, other=0.0).to(VARIANT.ACC)
+        e = q[None, :] - p[:, None]
+        if VARIANT.SCALED:
+            e *= unit
+        # a kernel of 0 pulls nothing, from infinitely far either
+        own = tl.sum(tl.where(w == 0.0, 0.0, w * e), 1)
+        pull += tl.where(coordinates[None, :] == k, own[:, None], 0.0)
+    return pull

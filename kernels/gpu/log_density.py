@@ -8,83 +8,65 @@ products of bfloat16 pieces where there are many pairs (bf16_pieces.py), give th
 """
 
 import math
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 
-from .bandwidths import LOG2_E, NUMBERS, Table, row_of_table, triton_dtype
-from .bf16_pieces import Split, forms, other_form, worth_splitting
-from .distances import distances_by_products, squared_distances
-from .tiles import FUSION, splits, tile
-
-_SIZES = ["N", "M", "D", "S", "B", "table_stride", "SPLITS", "sigma_stride", "weights_stride", *NUMBERS]
+from .bandwidths import LOG2_E, Table, row_of_table
+from .bf16_pieces import Pieces, is_other_variant, use_tensor_cores, variants
+from .distances import norms_of, point_length, side_of, squared_distances
+from .tiles import FUSION, SIZES, column_ranges, tile
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _log_sum_exp_kernel(
-    x_ptr, y_ptr, a_ptr, table_ptr, out_ptr, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr, limit_ptr,
-    sigma_ptr, weights_ptr, N, M, D, S, B, table_stride, SPLITS, sigma_stride, weights_stride,
-    s0: tl.int64, s1: tl.int64, s2: tl.int64, s3: tl.int64, s4: tl.int64, s5: tl.int64, s6: tl.int64, s7: tl.int64,
-    w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64, w7: tl.int64,
-    OWN_TABLE: tl.constexpr, HOST: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr, SQUARES: tl.constexpr,
-    SKIP_DIAGONAL: tl.constexpr, DOT: tl.constexpr, LIMIT: tl.constexpr, SCALED: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr,
+    points, a_ptr, out_ptr, bandwidths, N, M, D, S, B, table_stride, RANGES,
+    SKIP_DIAGONAL: tl.constexpr, TABLE: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
-    if other_form(limit_ptr, DOT, LIMIT):
+    if is_other_variant(points.greatest, VARIANT):
         return
-    split = tl.program_id(1)
+    SP: tl.constexpr = TABLE.SP
+    BN: tl.constexpr = VARIANT.BN
+    BM: tl.constexpr = VARIANT.BM
+    ACC: tl.constexpr = VARIANT.ACC
+    column_range = tl.program_id(1)
     tiles = tl.cdiv(N, BN)
     pid = tl.program_id(0).to(tl.int64)
     b, i0 = pid // tiles, (pid % tiles).to(tl.int32) * BN
-    rows, cols = tl.arange(0, BN), tl.arange(0, BM)
-    row_in = rows < N - i0
-    x_ptr += (b * N + i0) * D
-    width = tl.cdiv(tl.cdiv(M, BM), SPLITS) * BM
-    start = split * width
-    table_ptr = row_of_table(
-        table_ptr, b, pid + tl.num_programs(0) * split, table_stride, sigma_ptr, weights_ptr, S,
-        sigma_stride, weights_stride, s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7,
-        OWN_TABLE, HOST, SP, MODERATE, SQUARES,
-    )  # fmt: skip
-    unit = tl.load(table_ptr)
+    length = point_length(D, VARIANT)
+    rows = side_of(points.x, points.x_norms, a_ptr, b * N + i0, N - i0, length, 0, BN)
+    width = tl.cdiv(tl.cdiv(M, BM), RANGES) * BM
+    start = column_range * width
+    row = row_of_table(bandwidths, b, pid + tl.num_programs(0) * column_range, S, table_stride, TABLE)
+    unit = tl.load(row.unit)
     # the greatest weight is taken out, so that large normalisers do not round the exponents
-    bandwidths = tl.arange(0, SP)
+    bandwidth = tl.arange(0, SP)
     outside = tl.full([SP], float("-inf"), ACC)
-    weights = tl.load(table_ptr + 1 + S + bandwidths, mask=bandwidths < S, other=float("-inf"))
-    greatest = tl.max(tl.where(bandwidths < S, weights, outside), 0)
-    if DOT > 0:
-        ROW: tl.constexpr = (DOT + 3) // 3 * DP
-        x_pieces_ptr += (b * N + i0) * ROW
-        x_squares = tl.load(x_norms_ptr + b * N + i0 + rows, mask=row_in, other=0.0)
+    weights = tl.load(row.weights + bandwidth, mask=bandwidth < S, other=float("-inf"))
+    greatest = tl.max(tl.where(bandwidth < S, weights, outside), 0)
+    row_norms = norms_of(rows, VARIANT)
 
     top = tl.full([BN], float("-inf"), ACC)
     total = tl.zeros([BN], tl.float64)
     for j0 in range(start, tl.minimum(start + width, M), BM):
-        col_in = cols < M - j0
-        if DOT > 0:
-            y_squares = tl.load(y_norms_ptr + (b * M + j0) + cols, mask=col_in, other=0.0)
-            d2 = distances_by_products(
-                x_pieces_ptr, y_pieces_ptr + (b * M + j0) * ROW, x_squares, y_squares, rows, cols, row_in, col_in,
-                DP, BN, BM, BK, DOT, False,
-            )  # fmt: skip
-        else:
-            y_tile = y_ptr + (b * M + j0) * D
-            d2 = squared_distances(x_ptr, y_tile, rows, cols, row_in, col_in, unit, D, BN, BM, BD, SCALED, ACC)
-        a = tl.load(a_ptr + (b * M + j0) + cols, mask=col_in, other=0.0).to(ACC)
+        cols = side_of(points.y, points.y_norms, a_ptr, b * M + j0, M - j0, length, 1, BM)
+        d2 = squared_distances(rows, cols, row_norms, unit, D, VARIANT, False)
+        a = tl.load(cols.coefficients + cols.at, mask=cols.inside, other=0.0).to(ACC)
         log_a = tl.where(a == 0.0, float("-inf"), tl.log2(tl.where(a == 0.0, 1.0, a)))
         for s in range(S):
-            log_w = (tl.load(table_ptr + 1 + S + s) - greatest) * LOG2_E
-            t = d2 * tl.load(table_ptr + 1 + s) + (log_a + log_w)[None, :]
+            log_w = (tl.load(row.weights + s) - greatest) * LOG2_E
+            t = d2 * tl.load(row.scales + s) + (log_a + log_w)[None, :]
             if SKIP_DIAGONAL:
-                t = tl.where(rows[:, None] - cols[None, :] != j0 - i0, t, float("-inf"))
+                t = tl.where(rows.at[:, None] - cols.at[None, :] != j0 - i0, t, float("-inf"))
             higher = tl.maximum(top, tl.max(t, 1))
             # nothing yet: no exponent to refer to
             base = tl.where(higher == float("-inf"), 0.0, higher)
             total = total * tl.exp2(top - base).to(tl.float64) + tl.sum(tl.exp2(t - base[:, None]), 1).to(tl.float64)
             top = higher
     log_p = _log_of(top.to(tl.float64), total) + greatest.to(tl.float64)
-    tl.store(out_ptr + (split.to(tl.int64) * B + b) * N + i0 + rows, log_p, mask=row_in)
+    tl.store(out_ptr + (column_range.to(tl.int64) * B + b) * N + i0 + rows.at, log_p, mask=rows.inside)
 
 
 @triton.jit
@@ -93,16 +75,16 @@ def _log_of(top, total):
     return (top + tl.log2(tl.where(total == 0.0, 1.0, total))) / LOG2_E
 
 
-@triton.jit(do_not_specialize=["count", "SPLITS"])
-def _add_logs_kernel(partial_ptr, out_ptr, count, SPLITS, BLOCK: tl.constexpr):
-    """log sum_c exp(partial_c), of (SPLITS, count)."""
+@triton.jit(do_not_specialize=SIZES)
+def _add_logs_kernel(partial_ptr, out_ptr, COUNT, RANGES, BLOCK: tl.constexpr):
+    """log sum_c exp(partial_c), of (RANGES, COUNT)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
+    inside = at < COUNT
     top = tl.full([BLOCK], float("-inf"), tl.float64)
     total = tl.zeros([BLOCK], tl.float64)
-    for _ in range(SPLITS):
+    for _ in range(RANGES):
         t = tl.load(partial_ptr + at, mask=inside, other=0.0) * LOG2_E
-        partial_ptr += count
+        partial_ptr += COUNT
         higher = tl.maximum(top, t)
         base = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp2(top - base) + tl.exp2(t - base)
@@ -115,26 +97,22 @@ def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, precis
     (batch, n, dims), m = x.shape, y.shape[1]
     wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
     table = Table(sigma, log_weights, x, wide)
-    products = precision != "highest" and batch * n * m and worth_splitting(x, y)
-    split = Split(table, x, y, precision) if products else None
-    parted = splits(batch * triton.cdiv(n, 32), m, x.device)
-    partial = x.new_empty(parted, batch, n, dtype=torch.float64)
-    own = table.own(triton.cdiv(n, tile("log", dims, wide, x.device).bn), parted, math.inf)
-    for form, limit, operands in forms(split, table.rows) if batch * n else ():
-        found = tile("log", dims, wide, x.device, form)
+    products = precision != "highest" and batch * n * m and use_tensor_cores(x, y)
+    pieces = Pieces(table, x, y, precision) if products else None
+    ranges = column_ranges(batch * triton.cdiv(n, 32), m, x.device)
+    logs = x.new_empty(ranges, batch, n, dtype=torch.float64)
+    tile_of = partial(tile, "log", dims, wide, x.device)
+    own = table.own(triton.cdiv(n, tile_of().bn), ranges, math.inf)
+    for found, points, variant in variants(pieces, table, x, y, tile_of) if batch * n else ():
         with torch.cuda.device_of(x):
-            _log_sum_exp_kernel[(batch * triton.cdiv(n, found.bn), parted)](
-                x, y, data_weights, table.rows, partial, *operands, *table.pointers,
-                n, m, dims, table.count, batch, table.stride, parted, *table.numbers,
-                OWN_TABLE=own, **table.constants,
-                SKIP_DIAGONAL=leave_one_out, DOT=form, LIMIT=limit, SCALED=table.scaled,
-                BN=found.bn, BM=found.bm, BD=found.bd, BK=math.gcd(split.dims, found.bk) if form else 0,
-                DP=split.dims if form else 0, ACC=triton_dtype(wide),
-                **found.options,
+            _log_sum_exp_kernel[(batch * triton.cdiv(n, found.bn), ranges)](
+                points, data_weights, logs, table.arguments(),
+                n, m, dims, table.count, batch, table.stride, ranges,
+                SKIP_DIAGONAL=leave_one_out, TABLE=table.constants(own), VARIANT=variant, **found.options,
             )  # fmt: skip
-    if parted == 1 or not batch * n:
-        return partial[0]
+    if ranges == 1 or not batch * n:
+        return logs[0]
     out, block = x.new_empty(batch, n, dtype=torch.float64), 256
     with torch.cuda.device_of(x):
-        _add_logs_kernel[(triton.cdiv(batch * n, block),)](partial, out, batch * n, parted, BLOCK=block, **FUSION)
+        _add_logs_kernel[(triton.cdiv(batch * n, block),)](logs, out, batch * n, ranges, BLOCK=block, **FUSION)
     return out

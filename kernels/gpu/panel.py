@@ -6,7 +6,7 @@
 A sweep that pulls by products holds one block of coordinates, and would compute its distances again for every other;
 a panel's are computed once, in larger tiles. README.md has the arithmetic.
 
-A panel is of some tiles of rows, those of all parts that pull, and of a window of their columns: at most 2^24
+A panel is of some tiles of rows, those of all pairings that pull, and of a window of their columns: at most 2^24
 weights, 64 MiB, whatever N and M are. What several windows add to the same rows is added in the order of their
 launches, which follows from sizes alone.
 """
@@ -17,17 +17,18 @@ import torch
 import triton
 import triton.language as tl
 
-from .bf16_pieces import other_form, weighted_points
-from .pairings import columns_of, rows_of
-from .tiles import tile
+from .bf16_pieces import is_other_variant, weighted_points
+from .distances import point_length, side_of
+from .pairings import height_of, pulling, sets_of
+from .tiles import SIZES, tile
 
 # weights of a panel
-_CELLS = 2**24
+CELLS = 2**24
 # rows of a panel are a multiple of this: of whole tiles of any kernel
 ROWS = 128
 _ROWS = tl.constexpr(ROWS)
 # columns of a window are a multiple of this: of whole tiles of any kernel
-_WINDOW = 1024
+WINDOW = 1024
 # tiles of columns whose pull is summed in the tile's dtype before it goes into float64
 _CHUNK = tl.constexpr(16)
 
@@ -36,18 +37,18 @@ class Panels(NamedTuple):
     """What is launched one after another: (first block of rows, how many, first column) of each."""
 
     places: list[tuple[int, int, int]]
-    # columns of each, but for those that are not there
+    # columns of each, some of which may be beyond the last
     window: int
-    # of the largest: (parts that pull, rows, window) float32
+    # of the largest: (pairings that pull, rows, window) float32
     weights: torch.Tensor | None
 
 
 def panels(x: torch.Tensor, height: int, columns: int, pulling: int) -> Panels:
-    """Of the batch of x, in which that many parts pull and have so many rows."""
+    """Of the batch of x, in which that many pairings pull and have so many rows."""
     blocks = x.shape[0] * triton.cdiv(height, ROWS)
-    whole = max(1, triton.cdiv(columns, _WINDOW)) * _WINDOW
-    window = min(whole, max(1, _CELLS // (pulling * blocks * ROWS * _WINDOW)) * _WINDOW)
-    some = min(blocks, max(1, _CELLS // (pulling * ROWS * window)))
+    whole = max(1, triton.cdiv(columns, WINDOW)) * WINDOW
+    window = min(whole, max(1, CELLS // (pulling * blocks * ROWS * WINDOW)) * WINDOW)
+    some = min(blocks, max(1, CELLS // (pulling * ROWS * window)))
     places = [(i, min(some, blocks - i), j) for i in range(0, blocks, some) for j in range(0, whole, window)]
     return Panels(places, window, x.new_empty(pulling, some * ROWS, window, dtype=torch.float32))
 
@@ -60,116 +61,105 @@ def tile_of_panel(height, FIRST, BN: tl.constexpr):
 
 
 @triton.jit
-def weights_of(panel_ptr, slot, WINDOW, BN: tl.constexpr):
-    """Where the weights of a program's rows are, of the slot-th part that pulls."""
-    return panel_ptr + (slot.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BN * WINDOW
+def weights_of(panel_ptr, place, WINDOW, BN: tl.constexpr):
+    """The weights of a program's rows, of the place-th pairing that pulls."""
+    return panel_ptr + (place.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * BN * WINDOW
 
 
-_SIZES = ["N", "M", "B", "table_stride", "SPLITS", "FIRST", "START", "WINDOW"]
-
-
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _panel_kernel(
-    panel_ptr, pull_ptr, table_ptr, x_ptr, y_ptr, x_norms_ptr, y_norms_ptr, limit_ptr, a_ptr, b_ptr,
-    N, M, B, table_stride, SPLITS, FIRST, START, WINDOW,
-    PARTS: tl.constexpr, PULL: tl.constexpr, ONE_COLUMN: tl.constexpr, DOT: tl.constexpr, LIMIT: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr,
+    panel_ptr, pull_ptr, points, coefficients, table_ptr, N, M, B, table_stride, RANGES, FIRST, START, WINDOW,
+    PAIRINGS: tl.constexpr, PULL: tl.constexpr, FACTORS: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
-    """Adds the pull by a panel's weights to that of its rows, of which there is none yet before the first window."""
-    if other_form(limit_ptr, DOT, LIMIT):
+    """Adds the pull by a panel's weights to that of its rows, which the first window begins.
+
+    FACTORS: the pull of a row is multiplied with its only coefficient.
+    """
+    if is_other_variant(points.greatest, VARIANT):
         return
-    slot, split, block = tl.program_id(1), tl.program_id(2) % SPLITS, tl.program_id(2) // SPLITS
-    # a single part is x with y; where one set alone is pulled, every other part is
-    part = slot
-    if PARTS > 1 and PULL < 3:
-        part = 2 * slot + PULL - 1
-    pair = part if PARTS > 2 else part + 2 if PARTS > 1 else 2
-    p_ptr, f_ptr, _, n = rows_of(pair, x_ptr, y_ptr, a_ptr, b_ptr, x_norms_ptr, y_norms_ptr, N, M)
-    q_ptr, _, _, m = columns_of(pair, x_ptr, y_ptr, a_ptr, b_ptr, x_norms_ptr, y_norms_ptr, N, M)
-    height = tl.maximum(N, M) if PARTS > 1 else N
+    BN: tl.constexpr = VARIANT.BN
+    BM: tl.constexpr = VARIANT.BM
+    BK: tl.constexpr = VARIANT.BK
+    DP: tl.constexpr = VARIANT.DP
+    BLOCKS: tl.constexpr = VARIANT.BD // BK
+    place, column_range, block = tl.program_id(1), tl.program_id(2) % RANGES, tl.program_id(2) // RANGES
+    pairing = pulling(place, PAIRINGS, PULL)
+    p, q = sets_of(pairing, points, coefficients, N, M, PAIRINGS)
+    n, m = p.size, q.size
+    height = height_of(N, M, PAIRINGS)
     pid, tiles = tile_of_panel(height, FIRST, BN)
     b, i0 = pid // tiles, (pid % tiles).to(tl.int32) * BN
-    rows, cols, coordinates = tl.arange(0, BN), tl.arange(0, BM), block * BD + tl.arange(0, BK)
-    row_in = rows < n - i0
-    ROW: tl.constexpr = (DOT + 3) // 3 * DP
-    p_ptr += (b * n + i0) * ROW
-    weights = weights_of(panel_ptr, slot, WINDOW, BN) + rows[:, None] * WINDOW + cols[None, :]
+    length = point_length(0, VARIANT)
+    rows = side_of(p.points, p.norms, p.coefficients, b * n + i0, n - i0, length, 1, BN)
+    coordinates, at = block * VARIANT.BD + tl.arange(0, BK), tl.arange(0, BM)
+    weights = weights_of(panel_ptr, place, WINDOW, BN) + rows.at[:, None] * WINDOW + at[None, :]
     factor = tl.load(table_ptr + b * table_stride).to(tl.float64)
-    if ONE_COLUMN:
-        factor *= tl.load(f_ptr + b * n + i0 + rows, mask=row_in, other=0.0).to(tl.float64)[:, None]
+    if FACTORS:
+        factor *= tl.load(rows.coefficients + rows.at, mask=rows.inside, other=0.0).to(tl.float64)[:, None]
 
-    # whole tiles of columns for each split, and none for rows that this part does not have
+    # whole tiles of columns for each range, and none for rows that this pairing does not have
     columns = tl.minimum(WINDOW, m - START)
-    share = tl.cdiv(tl.cdiv(columns, BM), SPLITS) * BM
-    start = split * share
+    share = tl.cdiv(tl.cdiv(columns, BM), RANGES) * BM
+    start = column_range * share
     stop = tl.where(i0 < n, tl.minimum(start + share, columns), start)
-    place = ((split.to(tl.int64) * PARTS + part) * B + b) * height + i0
-    pull_ptr += place * DP
+    pull_ptr += (((column_range.to(tl.int64) * PAIRINGS + pairing) * B + b) * height + i0) * DP
     # at least once, since rows without columns have a pull too
     for j0 in range(start, tl.maximum(stop, start + 1), _CHUNK * BM):
-        pull, tug_sum = _nothing(BN, BD, BK), tl.zeros([BN], tl.float32)
+        pull, w_sum = _zeros(BN, BK, BLOCKS), tl.zeros([BN], tl.float32)
         for j in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
-            col_in = cols < columns - j
-            tug = tl.load(weights + j, mask=row_in[:, None] & col_in[None, :], other=0.0)
-            q_tile = q_ptr + (b * m + START + j) * ROW
-            pull = _pulled(pull, tug, q_tile, cols, col_in, coordinates, BD, BK, DP, DOT)
-            tug_sum += tl.sum(tug, 1)
-        for k in tl.static_range(BD // BK):
-            _add(
-                pull_ptr, p_ptr, pull[k], tug_sum, factor, rows, row_in, coordinates + k * BK,
-                (START > 0) | (j0 > start), BN, DP, DOT,
-            )  # fmt: skip
+            cols = side_of(q.points, q.norms, q.coefficients, b * m + START + j, columns - j, length, 1, BM)
+            w = tl.load(weights + j, mask=rows.inside[:, None] & cols.inside[None, :], other=0.0)
+            pull = _pulled(pull, w, cols, coordinates, BLOCKS, VARIANT)
+            w_sum += tl.sum(w, 1)
+        for k in tl.static_range(BLOCKS):
+            _add(pull_ptr, rows, pull[k], w_sum, factor, coordinates + k * BK, (START > 0) | (j0 > start), VARIANT)
         tl.debug_barrier()
 
 
 @triton.jit
-def _nothing(BN: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr):
+def _zeros(BN: tl.constexpr, BK: tl.constexpr, BLOCKS: tl.constexpr):
     found = ()
-    for _ in tl.static_range(BD // BK):
+    for _ in tl.static_range(BLOCKS):
         found += (tl.zeros([BN, BK], tl.float32),)
     return found
 
 
 @triton.jit
-def _pulled(
-    pull, tug, q_ptr, cols, col_in, coordinates,
-    BD: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """pull + sum_j tug_ij q_j, a tuple of as many coordinates as go into float64 at a time."""
+def _pulled(pull, w, cols, coordinates, BLOCKS: tl.constexpr, VARIANT: tl.constexpr):
+    """pull + sum_j w_ij q_j, a tuple of as many coordinates as go into float64 at a time."""
     found = ()
-    for k in tl.static_range(BD // BK):
-        found += (weighted_points(tug, q_ptr, cols, col_in, coordinates + k * BK, pull[k], DP, DOT),)
+    for k in tl.static_range(BLOCKS):
+        d = coordinates + k * VARIANT.BK
+        found += (weighted_points(w, cols.points, cols, d, pull[k], VARIANT.DP, VARIANT.DOT),)
     return found
 
 
 @triton.jit
-def _add(
-    pull_ptr, p_ptr, pull, tug_sum, factor, rows, row_in, coordinates, more,
-    BN: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr,
-):  # fmt: skip
-    """Makes of sum_j tug_ij q_j a pull, less p_i sum_j tug_ij, and adds it to what there is if there is more."""
-    inside = row_in[:, None] & (coordinates < DP)[None, :]
-    PIECES: tl.constexpr = (DOT + 3) // 3
-    there = p_ptr + rows[:, None] * (PIECES * DP) + coordinates[None, :]
+def _add(pull_ptr, rows, pull, w_sum, factor, coordinates, more, VARIANT: tl.constexpr):
+    """Makes of sum_j w_ij q_j a pull, less p_i sum_j w_ij, and adds it to the pull in memory if there is one."""
+    DP: tl.constexpr = VARIANT.DP
+    PIECES: tl.constexpr = (VARIANT.DOT + 3) // 3
+    inside = rows.inside[:, None] & (coordinates < DP)[None, :]
+    piece = rows.points + rows.at[:, None] * (PIECES * DP) + coordinates[None, :]
     # the pieces of p_i sum up to what float32 holds
-    p = tl.load(there, mask=inside, other=0.0).to(tl.float32)
+    p = tl.load(piece, mask=inside, other=0.0).to(tl.float32)
     for k in tl.static_range(1, PIECES):
-        p += tl.load(there + k * DP, mask=inside, other=0.0).to(tl.float32)
-    pull = tl.fma(p, -tug_sum[:, None], pull)
-    own = pull_ptr + rows[:, None] * DP + coordinates[None, :]
+        p += tl.load(piece + k * DP, mask=inside, other=0.0).to(tl.float32)
+    pull = tl.fma(p, -w_sum[:, None], pull)
+    own = pull_ptr + rows.at[:, None] * DP + coordinates[None, :]
     tl.store(own, tl.load(own, mask=inside & more, other=0.0) + pull * factor, mask=inside)
 
 
-def pull_by_panel(of: Panels, place, table, a, b, n, m, pulls, operands, products, limit, pull):
-    """Of one panel, whose weights a sweep has left, into pulls (splits, parts, B, rows, coordinates)."""
+def pull_by_panel(of: Panels, place, table, points, coefficients, pulls, asked, variant):
+    """Of one panel, whose weights a sweep has left, into pulls (ranges, pairings, B, rows, coordinates)."""
     first, blocks, start = place
-    parted, parts, batch, _, width = pulls.shape
-    found = tile("panel pull", width, torch.float32, a.device, products)
-    with torch.cuda.device_of(a):
-        _panel_kernel[(blocks * (ROWS // found.bn), of.weights.shape[0], parted * triton.cdiv(width, found.bd))](
-            of.weights, pulls, table.rows, *operands, a, b,
-            n, m, batch, table.stride, parted, first, start, of.window,
-            PARTS=parts, PULL=pull, ONE_COLUMN=b.shape[2] == 1, DOT=products, LIMIT=limit,
-            BN=found.bn, BM=found.bm, BD=found.bd, BK=found.bk, DP=width,
-            **found.options,
+    ranges, pairings, batch, _, width = pulls.shape
+    device = points.x.device
+    found = tile("panel pull", width, torch.float32, device, variant.DOT)
+    with torch.cuda.device_of(points.x):
+        _panel_kernel[(blocks * (ROWS // found.bn), of.weights.shape[0], ranges * triton.cdiv(width, found.bd))](
+            of.weights, pulls, points, coefficients, table.rows,
+            points.x.shape[1], points.y.shape[1], batch, table.stride, ranges, first, start, of.window,
+            PAIRINGS=pairings, PULL=asked.PULL, FACTORS=asked.ONE_COLUMN and not asked.ONES,
+            VARIANT=variant._replace(BN=found.bn, BM=found.bm, BD=found.bd, BK=found.bk), **found.options,
         )  # fmt: skip

@@ -10,19 +10,18 @@ that adds the sums. A sweep that does not store W would compute each distance ag
 Every output has one owner, so nothing is added by atomics and results repeat bit for bit.
 """
 
-import math
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 
-from .bandwidths import NUMBERS, Table, accumulator, row_of_table, triton_dtype
-from .bf16_pieces import Split, forms, other_form, weighted_points, worth_splitting
-from .distances import cast, distances_by_products, next_kernel, squared_distances
-from .reduce import finish_moments
-from .tiles import tile
+from .bandwidths import Table, accumulator, row_at, row_of_table
+from .bf16_pieces import Pieces, is_other_variant, less_own_points, use_tensor_cores, variants, weighted_points, zeros
+from .distances import cast, next_kernel, norms_of, point_length, pulled_by_differences, side_of, squared_distances
+from .reduce import Reduced, reduce_moments
+from .tiles import SIZES, tile
 
-_SIZES = ["N", "M", "D", "S", "table_stride", "moments_stride", "sigma_stride", "weights_stride", *NUMBERS]
 # tiles of columns whose pull is summed in the tile's dtype before it goes into float64
 _CHUNK = tl.constexpr(16)
 
@@ -37,192 +36,137 @@ def _tile(N, M, BN: tl.constexpr, BM: tl.constexpr):
 
 
 @triton.jit
-def _places(b, i0, j0, rows, cols, N, M):
-    """Of a tile's entries in (B, N, M)."""
-    return (b * N + i0 + rows)[:, None] * M + (j0 + cols)[None, :]
+def _entries(b, i0, j0, rows, cols, N, M):
+    """Where a tile's entries are in (B, N, M)."""
+    return (b * N + i0 + rows.at)[:, None] * M + (j0 + cols.at)[None, :]
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _rbf_kernel(
-    g_ptr, x_ptr, y_ptr, out_ptr, moments_ptr, table_ptr, x_pieces_ptr, y_pieces_ptr, x_norms_ptr, y_norms_ptr,
-    limit_ptr, sigma_ptr, weights_ptr, N, M, D, S, table_stride, moments_stride, sigma_stride, weights_stride,
-    s0: tl.int64, s1: tl.int64, s2: tl.int64, s3: tl.int64, s4: tl.int64, s5: tl.int64, s6: tl.int64, s7: tl.int64,
-    w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64, w7: tl.int64,
-    OWN_TABLE: tl.constexpr, HOST: tl.constexpr, SP: tl.constexpr, MODERATE: tl.constexpr, SQUARES: tl.constexpr,
-    WEIGHT: tl.constexpr, MOMENTS: tl.constexpr, ONE_BANDWIDTH: tl.constexpr, SAME: tl.constexpr,
-    DOT: tl.constexpr, LIMIT: tl.constexpr, SCALED: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr,
+    g_ptr, out_ptr, moments_ptr, points, bandwidths, N, M, D, S, table_stride, moments_stride,
+    SAME: tl.constexpr, TABLE: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
-    """K, or with WEIGHT W, and with MOMENTS the sums of g_ij k_sij and of g_ij k_sij |x_i - y_j|^2 over the tile."""
-    if other_form(limit_ptr, DOT, LIMIT):
+    """K, or if there is g, W; and if there are moments, the sums of g_ij k_sij and g_ij k_sij |x_i - y_j|^2."""
+    if is_other_variant(points.greatest, VARIANT):
         return
+    BN: tl.constexpr = VARIANT.BN
+    BM: tl.constexpr = VARIANT.BM
     b, i0, j0 = _tile(N, M, BN, BM)
-    table_ptr = row_of_table(
-        table_ptr, b, tl.program_id(0), table_stride, sigma_ptr, weights_ptr, S, sigma_stride, weights_stride,
-        s0, s1, s2, s3, s4, s5, s6, s7, w0, w1, w2, w3, w4, w5, w6, w7, OWN_TABLE, HOST, SP, MODERATE, SQUARES,
-    )  # fmt: skip
-    rows, cols = tl.arange(0, BN), tl.arange(0, BM)
-    row_in, col_in = rows < N - i0, cols < M - j0
-    if DOT > 0:
-        ROW: tl.constexpr = (DOT + 3) // 3 * DP
-        x_squares = tl.load(x_norms_ptr + b * N + i0 + rows, mask=row_in, other=0.0)
-        y_squares = tl.load(y_norms_ptr + b * M + j0 + cols, mask=col_in, other=0.0)
-        first, second = x_pieces_ptr + (b * N + i0) * ROW, y_pieces_ptr + (b * M + j0) * ROW
-        d2 = distances_by_products(
-            first, second, x_squares, y_squares, rows, cols, row_in, col_in, DP, BN, BM, BK, DOT, True
-        )
-        if SAME:
-            d2 = tl.where(rows[:, None] - cols[None, :] == j0 - i0, 0.0, d2)
-    else:
-        first, second = x_ptr + (b * N + i0) * D, y_ptr + (b * M + j0) * D
-        unit = tl.load(table_ptr)
-        d2 = squared_distances(first, second, rows, cols, row_in, col_in, unit, D, BN, BM, BD, SCALED, ACC)
-    inside = row_in[:, None] & col_in[None, :]
-    total = tl.zeros([BN, BM], ACC)
-    if WEIGHT:
-        g = tl.load(g_ptr + _places(b, i0, j0, rows, cols, N, M), mask=inside, other=0.0).to(ACC)
-        own_tile = tl.program_id(0) % (tl.cdiv(N, BN) * tl.cdiv(M, BM))
-        moments_ptr += (b * moments_stride + own_tile) * 2 * S
+    row = row_of_table(bandwidths, b, tl.program_id(0), S, table_stride, TABLE)
+    length = point_length(D, VARIANT)
+    rows = side_of(points.x, points.x_norms, points.x, b * N + i0, N - i0, length, 0, BN)
+    cols = side_of(points.y, points.y_norms, points.y, b * M + j0, M - j0, length, 0, BM)
+    d2 = squared_distances(rows, cols, norms_of(rows, VARIANT), tl.load(row.unit), D, VARIANT, True)
+    if SAME and VARIANT.DOT > 0:
+        d2 = tl.where(rows.at[:, None] - cols.at[None, :] == j0 - i0, 0.0, d2)
+    inside = rows.inside[:, None] & cols.inside[None, :]
+    total = zeros(BN, BM, VARIANT.ACC)
+    if g_ptr is not None:
+        g = tl.load(g_ptr + _entries(b, i0, j0, rows, cols, N, M), mask=inside, other=0.0).to(VARIANT.ACC)
     k = total
-    for s in range(1 if ONE_BANDWIDTH else S):
-        k, _ = next_kernel(k, k, d2, table_ptr, s, S, not ONE_BANDWIDTH, False, ACC)
-        if WEIGHT:
-            total = tl.fma(k, tl.load(table_ptr + 1 + 2 * S + s), total)
+    for s in range(1 if TABLE.SP == 1 else S):
+        k, _ = next_kernel(k, k, d2, row, s, TABLE.SP > 1, False, VARIANT.ACC)
+        if g_ptr is not None:
+            total = tl.fma(k, tl.load(row.weights_over_sigma2 + s), total)
         else:
-            total = tl.fma(k, tl.load(table_ptr + 1 + S + s), total)
-        if MOMENTS:
-            own = tl.load(table_ptr + 1 + 4 * S + s).to(tl.int32)
+            total = tl.fma(k, tl.load(row.weights + s), total)
+        if moments_ptr is not None:
+            own_tile = tl.program_id(0) % (tl.cdiv(N, BN) * tl.cdiv(M, BM))
+            own = moments_ptr + (b * moments_stride + own_tile) * 2 * S + tl.load(row.places + s).to(tl.int32)
             gk = g * k
             # an infinite distance has a kernel of 0 and no say in the moments
-            spread = tl.where(gk == 0.0, 0.0, gk * d2)
+            gkd2 = tl.where(gk == 0.0, 0.0, gk * d2)
             # one number, as a tensor: a scalar cannot be stored behind Blackwell's products
             one = tl.arange(0, 1)
-            tl.store(moments_ptr + own + one, tl.sum(tl.sum(gk, 1).to(tl.float64)[:, None], 0))
-            tl.store(moments_ptr + S + own + one, tl.sum(tl.sum(spread, 1).to(tl.float64)[:, None], 0))
-    if WEIGHT:
+            tl.store(own + one, tl.sum(tl.sum(gk, 1).to(tl.float64)[:, None], 0))
+            tl.store(own + S + one, tl.sum(tl.sum(gkd2, 1).to(tl.float64)[:, None], 0))
+    if g_ptr is not None:
         total *= g
-    # not before they are wanted: int64 places of a tile take more registers than its numbers
-    tl.store(out_ptr + _places(b, i0, j0, rows, cols, N, M), cast(total, out_ptr), mask=inside)
+    # computed late: int64 places of a tile take more registers than its numbers
+    tl.store(out_ptr + _entries(b, i0, j0, rows, cols, N, M), cast(total, out_ptr), mask=inside)
 
 
-@triton.jit(do_not_specialize=["blocks", "N", "M", "D", "S", "B", "table_stride", "tiles", "moments_stride"])
+@triton.jit(do_not_specialize=SIZES)
 def _pull_kernel(
-    w_ptr, x_ptr, y_ptr, dx_ptr, dy_ptr, moments_ptr, dsigma_ptr, dweights_ptr, table_ptr, x_pieces_ptr, y_pieces_ptr,
-    limit_ptr, blocks, N, M, D, S, B, table_stride, tiles, moments_stride,
-    DX: tl.constexpr, DY: tl.constexpr, BOTH: tl.constexpr, MOMENTS: tl.constexpr,
-    DOT: tl.constexpr, LIMIT: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DP: tl.constexpr, SP: tl.constexpr, ACC: tl.constexpr,
+    w_ptr, points, moments_ptr, gradients, table_ptr, BLOCKS, N, M, D, S, B, table_stride, TILES, moments_stride,
+    BOTH: tl.constexpr, SP: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
     """The gradients one after another, each in as many blocks as it has."""
-    if other_form(limit_ptr, DOT, LIMIT):
+    if is_other_variant(points.greatest, VARIANT):
         return
     pid = tl.program_id(0).to(tl.int64)
-    b, block = pid // blocks, pid % blocks
-    table_ptr += b * table_stride
-    if MOMENTS:
+    b, block = pid // BLOCKS, pid % BLOCKS
+    row = row_at(table_ptr + b * table_stride, S)
+    if moments_ptr is not None:
         # a single block, and first, since it takes long where there are many tiles
         if block == 0:
-            finish_moments(
-                moments_ptr, moments_ptr, table_ptr, dsigma_ptr, dweights_ptr,
-                b, 1, B, S, tiles, moments_stride, 1, SP,
-            )  # fmt: skip
+            reduce_moments(moments_ptr, moments_ptr, row, gradients, b, 1, B, S, TILES, moments_stride, 1, SP)
         block -= 1
-    unit = tl.load(table_ptr)
+    unit = tl.load(row.unit)
     w_ptr += b * N * M
-    if DX:
-        x_blocks = tl.cdiv(N, BN) * tl.cdiv(D, BD)
-        if (block >= 0) & (block < x_blocks):
-            _pull(
-                w_ptr, x_ptr, y_ptr, dx_ptr, x_pieces_ptr, y_pieces_ptr, block, b, unit, N, M, D, M,
-                True, BOTH, DOT, BN, BM, BD, DP, ACC,
-            )  # fmt: skip
-        block -= x_blocks
-    if DY and block >= 0:
-        _pull(
-            w_ptr, y_ptr, x_ptr, dy_ptr, y_pieces_ptr, x_pieces_ptr, block, b, unit, M, N, D, M,
-            False, True, DOT, BN, BM, BD, DP, ACC,
-        )  # fmt: skip
+    if gradients.dx is not None:
+        blocks = tl.cdiv(N, VARIANT.BN) * tl.cdiv(D, VARIANT.BD)
+        if (block >= 0) & (block < blocks):
+            _pull(w_ptr, points.x, points.y, gradients.dx, block, b, unit, N, M, D, M, True, BOTH, VARIANT)
+        block -= blocks
+    if gradients.dy is not None and block >= 0:
+        _pull(w_ptr, points.y, points.x, gradients.dy, block, b, unit, M, N, D, M, False, True, VARIANT)
 
 
 @triton.jit
 def _pull(
-    w_ptr, x_ptr, y_ptr, dx_ptr, x_pieces_ptr, y_pieces_ptr, block, b, unit, N, M, D, length,
-    BY_ROWS: tl.constexpr, BY_COLUMNS: tl.constexpr, DOT: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr,
+    w_ptr, x_ptr, y_ptr, dx_ptr, block, b, unit, N, M, D, length,
+    BY_ROWS: tl.constexpr, BY_COLUMNS: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
     """dx_i = sum_j W_ij (y_j - x_i), BN rows and BD coordinates.
 
     By rows of W, of that length, which belong to x; by its columns, if these do; x with itself is pulled by both.
     """
+    BN: tl.constexpr = VARIANT.BN
+    BM: tl.constexpr = VARIANT.BM
+    BD: tl.constexpr = VARIANT.BD
     blocks_d = tl.cdiv(D, BD)
     i0, d0 = block // blocks_d * BN, block % blocks_d * BD
-    rows, coordinates = tl.arange(0, BN), d0 + tl.arange(0, BD)
-    row_in, i = rows < N - i0, (i0 + rows)[:, None]
-    ROW: tl.constexpr = (DOT + 3) // 3 * DP
-    total, weight = tl.zeros([BN, BD], tl.float64), tl.zeros([BN], tl.float64)
+    point = point_length(D, VARIANT)
+    rows = side_of(x_ptr, x_ptr, x_ptr, b * N + i0, N - i0, point, 0, BN)
+    i, coordinates = (i0 + rows.at)[:, None], d0 + tl.arange(0, BD)
+    total, w_sum = tl.zeros([BN, BD], tl.float64), tl.zeros([BN], tl.float64)
     for j0 in range(0, M, _CHUNK * BM):
-        chunk, weight_chunk = tl.zeros([BN, BD], ACC), tl.zeros([BN], ACC)
+        chunk, w_chunk = tl.zeros([BN, BD], VARIANT.ACC), tl.zeros([BN], VARIANT.ACC)
         for j1 in range(j0, tl.minimum(j0 + _CHUNK * BM, M), BM):
-            cols = tl.arange(0, BM)
-            col_in = cols < M - j1
-            inside = row_in[:, None] & col_in[None, :]
-            w = tl.zeros([BN, BM], ACC)
+            cols = side_of(y_ptr, y_ptr, y_ptr, b * M + j1, M - j1, point, 0, BM)
+            inside = rows.inside[:, None] & cols.inside[None, :]
+            w = zeros(BN, BM, VARIANT.ACC)
             if BY_ROWS:
-                w += tl.load(w_ptr + i * length + j1 + cols[None, :], mask=inside, other=0.0)
+                w += tl.load(w_ptr + i * length + j1 + cols.at[None, :], mask=inside, other=0.0)
             if BY_COLUMNS:
-                j = tl.cast(j1, tl.int64) + cols
+                j = tl.cast(j1, tl.int64) + cols.at
                 w += tl.load(w_ptr + i + j[None, :] * length, mask=inside, other=0.0)
-            if DOT > 0:
-                y_tile = y_pieces_ptr + (b * M + j1) * ROW
-                chunk = weighted_points(w, y_tile, cols, col_in, coordinates, chunk, DP, DOT)
-                weight_chunk += tl.sum(w, 1)
+            if VARIANT.DOT > 0:
+                chunk = weighted_points(w, cols.points, cols, coordinates, chunk, VARIANT.DP, VARIANT.DOT)
+                w_chunk += tl.sum(w, 1)
             else:
-                x_tile, y_tile = x_ptr + (b * N + i0) * D + d0, y_ptr + (b * M + j1) * D + d0
-                chunk = _pulled(chunk, w, x_tile, y_tile, rows, cols, row_in, col_in, unit, D - d0, D, BD, ACC)
+                chunk = pulled_by_differences(chunk, w, rows, cols, d0, unit, D, VARIANT)
         total += chunk
-        weight += weight_chunk
-    inside = row_in[:, None] & (coordinates < D)[None, :]
-    if DOT > 0:
-        # sum_j W_ij y_j less x_i sum_j W_ij
-        there = x_pieces_ptr + (b * N + i0 + rows)[:, None] * ROW + coordinates[None, :]
-        for k in tl.static_range((DOT + 3) // 3):
-            total -= tl.load(there + k * DP, mask=inside, other=0.0).to(tl.float64) * weight[:, None]
-    out = dx_ptr + (b * N + i0 + rows)[:, None] * D + coordinates[None, :]
+        w_sum += w_chunk
+    inside = rows.inside[:, None] & (coordinates < D)[None, :]
+    if VARIANT.DOT > 0:
+        total = less_own_points(total, rows.points, rows, coordinates, inside, w_sum, VARIANT.DP, VARIANT.DOT)
+    out = dx_ptr + (b * N + i0 + rows.at)[:, None] * D + coordinates[None, :]
     tl.store(out, cast(total * unit.to(tl.float64), dx_ptr), mask=inside)
 
 
-@triton.jit
-def _pulled(
-    total, w, x_ptr, y_ptr, rows, cols, row_in, col_in, unit, left, D, BD: tl.constexpr, ACC: tl.constexpr
-):  # fmt: skip
-    """total + sum_j W_ij (y_j - x_i) in units, for the first BD of the coordinates that are left."""
-    # a loop, not unrolled: each turn holds a reduction, and unrolled ones take long to compile
-    for k in range(BD):
-        x = tl.load(x_ptr + rows * D + k, mask=row_in & (k < left), other=0.0).to(ACC)
-        y = tl.load(y_ptr + cols * D + k, mask=col_in & (k < left), other=0.0).to(ACC)
-        e = (y[None, :] - x[:, None]) * unit
-        # a kernel of 0 pulls nothing, from infinitely far either
-        pull = tl.sum(tl.where(w == 0.0, 0.0, w * e), 1)
-        total += tl.where(tl.arange(0, BD)[None, :] == k, pull[:, None], 0.0)
-    return total
-
-
-def _matrix(name, table, split, x, y, out, g=None, moments=None, same=False):
+def _matrix(name, table, pieces, x, y, out, *, g=None, moments=None, same=False):
     """K, or from g W with its moments, into out."""
     (batch, n, dims), m = x.shape, y.shape[1]
-    own = table.own(_tiles(tile(name, dims, table.dtype, x.device), n, m))
-    for products, limit, operands in forms(split, table.rows):
-        found = tile(name, dims, table.dtype, x.device, products)
+    tile_of = partial(tile, name, dims, table.dtype, x.device)
+    own = table.own(_tiles(tile_of(), n, m))
+    for found, points, variant in variants(pieces, table, x, y, tile_of):
         with torch.cuda.device_of(x):
             _rbf_kernel[(batch * _tiles(found, n, m),)](
-                *(table.rows if t is None else t for t in (g, x, y, out, moments)), table.rows, *operands,
-                *table.pointers,
-                n, m, dims, table.count, table.stride, 0 if moments is None else moments.shape[1], *table.numbers,
-                OWN_TABLE=own, **table.constants,
-                WEIGHT=g is not None, MOMENTS=moments is not None, ONE_BANDWIDTH=table.count == 1, SAME=same,
-                DOT=products, LIMIT=limit, SCALED=table.scaled, BN=found.bn, BM=found.bm, BD=found.bd,
-                BK=math.gcd(split.dims, found.bk) if products else 0, DP=split.dims if products else 0,
-                ACC=triton_dtype(table.dtype), **found.options,
+                g, out, moments, points, table.arguments(),
+                n, m, dims, table.count, table.stride, 0 if moments is None else moments.shape[1],
+                SAME=same, TABLE=table.constants(own), VARIANT=variant, **found.options,
             )  # fmt: skip
 
 
@@ -238,8 +182,8 @@ def rbf(x, y, sigma, weights, *, out=None, precision="highest"):
     if out.numel():
         # two squarings at most: stored values are bound one by one
         table = Table(sigma, weights, x, squares=2)
-        split = Split(table, x, other, precision) if worth_splitting(x, other) else None
-        _matrix("matrix", table, split, x, other, out, same=y is None)
+        pieces = Pieces(table, x, other, precision) if use_tensor_cores(x, other) else None
+        _matrix("matrix", table, pieces, x, other, out, same=y is None)
     return out
 
 
@@ -250,37 +194,38 @@ def rbf_backward(g, x, y, sigma, weights, *, wants, precision="highest"):
     other = x if y is None else y
     (batch, n, dims), m = x.shape, other.shape[1]
     table = Table(sigma, weights, x)
-    split = Split(table, x, other, precision) if batch * n * m and worth_splitting(x, other) else None
+    pieces = Pieces(table, x, other, precision) if batch * n * m and use_tensor_cores(x, other) else None
     w = x.new_empty(batch, n, m, dtype=accumulator(x))
-    # of the form that runs
-    weigh = {products: tile("weight", dims, table.dtype, x.device, products) for products, *_ in forms(split, None)}
+    # tiles of W, by the products of the variant that makes them
+    products = (0,) if pieces is None else (0, pieces.products)
+    tiles = {p: _tiles(tile("weight", dims, table.dtype, x.device, p), n, m) for p in products}
     moments = dsigma = dweights = None
     if want_moments:
-        most = max(_tiles(found, n, m) for found in weigh.values())
-        moments = x.new_empty(batch, most, 2, table.count, dtype=torch.float64)
+        moments = x.new_empty(batch, max(tiles.values()), 2, table.count, dtype=torch.float64)
         dsigma, dweights = (x.new_empty(batch, table.count, dtype=torch.float64) for _ in range(2))
     if w.numel():
-        _matrix("weight", table, split, x, other, w, g, moments, same=y is None)
+        _matrix("weight", table, pieces, x, other, w, g=g, moments=moments, same=y is None)
     else:
         table.fill()
     dx = torch.empty_like(x) if want_x else None
     dy = torch.empty_like(other) if want_y else None
-    for products, limit, operands in forms(split, table.rows):
+    gradients = Reduced(dx=dx, dy=dy, dsigma=dsigma, dweights=dweights)
+
+    def tile_of(products):
         # x with itself is pulled by rows and columns of W at once
         name = "pull of both" if products and y is None else "pull"
-        found = tile(name, dims, table.dtype, x.device, products)
+        return tile(name, dims, table.dtype, x.device, products)
+
+    for found, points, variant in variants(pieces, table, x, other, tile_of):
         of_rows = sum(triton.cdiv(d.shape[1], found.bn) for d in (dx, dy) if d is not None)
         blocks = want_moments + of_rows * triton.cdiv(dims, found.bd)
         if not batch * blocks:
             continue
-        outputs = (table.rows if t is None else t for t in (dx, dy, moments, dsigma, dweights))
         with torch.cuda.device_of(x):
             _pull_kernel[(batch * blocks,)](
-                w, x, other, *outputs, table.rows, operands[0], operands[1], operands[4],
-                blocks, n, m, dims, table.count, batch, table.stride, _tiles(weigh[products], n, m),
+                w, points, moments, gradients, table.rows,
+                blocks, n, m, dims, table.count, batch, table.stride, tiles[variant.DOT],
                 moments.shape[1] if want_moments else 0,
-                DX=want_x, DY=want_y, BOTH=y is None, MOMENTS=want_moments, DOT=products, LIMIT=limit,
-                BN=found.bn, BM=found.bm, BD=found.bd, DP=split.dims if products else 0, SP=table.constants["SP"],
-                ACC=triton_dtype(table.dtype), **found.options,
+                BOTH=y is None, SP=table.sp, VARIANT=variant, **found.options,
             )  # fmt: skip
     return dx, dy, dsigma if want_sigma else None, dweights if want_weights else None

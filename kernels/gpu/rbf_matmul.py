@@ -1,8 +1,8 @@
 """K @ v and its gradients, with K never stored."""
 
 from .bandwidths import Table
-from .bf16_pieces import Split, exchanged, worth_splitting
-from .reduce import finish
+from .bf16_pieces import Pieces, use_tensor_cores
+from .reduce import reduce
 from .sweep import sweep
 
 
@@ -10,26 +10,15 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, baseline=None, *, skip_diago
     """sum_j K_ij v_j, (B, N, E). See gkfast.rbf_matmul.
 
     With shift (B, N, S) the kernels are exp(-|x_i - y_j|^2 / (2 sigma_s^2) - shift_is): what a log-density's
-    derivatives are made of. skip_diagonal leaves j = i out. baseline (B, S)
-    multiplies with K - sum_s weights_s baseline_s.
+    derivatives are made of. baseline (B, S) multiplies with K - sum_s weights_s baseline_s. skip_diagonal leaves
+    j = i out.
     """
     (_, n, dims), (_, m, columns) = x.shape, v.shape
     table = Table(sigma, weights, x)
-    split = Split(table, x, y, precision, b=v) if worth_splitting(x, y, columns) else None
-    swept = sweep(
-        table,
-        x,
-        y,
-        v,
-        v,
-        row_shift=shift,
-        drop=2 if skip_diagonal else 0,
-        baseline=baseline,
-        value=True,
-        dtype=x.dtype,
-        split=split,
-    )
-    return finish(swept, n, m, dims, columns, (None, None, None, x.dtype, None)).da[:, 0]
+    pieces = Pieces(table, x, y, precision, b=v) if use_tensor_cores(x, y, columns) else None
+    options = {"drop": 2 if skip_diagonal else 0, "baseline": baseline, "dtype": x.dtype, "pieces": pieces}
+    swept = sweep(table, x, y, v, v, row_shift=shift, value=True, **options)
+    return reduce(swept, n, m, dims, columns, (None, None, None, x.dtype, None)).da[:, 0]
 
 
 def rbf_matmul_backward(
@@ -37,36 +26,31 @@ def rbf_matmul_backward(
 ):
     """Gradients of sum_ie g_ie (K v)_ie to (x, y, v, sigma, weights); those not wanted are None.
 
-    Rows against columns give x, sigma and weights; columns against rows give y and v: two parts of one launch, unless
-    one set is so much larger that its sweep would leave too few programs to the other.
+    Rows against columns give x, sigma and weights; columns against rows give y and v: two pairings of one launch,
+    unless one set is so much larger that its sweep would leave too few programs to the other.
     """
     want_x, want_y, want_v, want_sigma, want_weights = wants
-    want_parameters = want_sigma or want_weights
+    moments = want_sigma or want_weights
     (_, n, dims), (_, m, columns) = x.shape, v.shape
     table = Table(sigma, weights, x)
-    split = Split(table, x, y, precision, g, v) if worth_splitting(x, y, columns) else None
+    pieces = Pieces(table, x, y, precision, g, v) if use_tensor_cores(x, y, columns) else None
     options = {"drop": 2 if skip_diagonal else 0, "baseline": baseline, "dtype": x.dtype}
     of_x, of_y, of_v = (x.dtype if want else None for want in (want_x, want_y, want_v))
-    of_rows, of_columns = want_x or want_parameters, want_y or want_v
+    of_rows, of_columns = want_x or moments, want_y or want_v
     dx = dy = dv = dsigma = dweights = None
     if of_rows and of_columns and max(n, m) <= 2 * min(n, m):
-        pull = int(want_x) + 2 * int(want_y)
-        options |= {"row_shift": shift, "moments": want_parameters, "split": split, "parts": 2}
-        swept = sweep(table, x, y, g, v, pull=pull, value=want_v, **options)
-        found = finish(swept, n, m, dims, columns, (None, of_x, of_y, None, of_v))
-        dx, dy, dv, dsigma, dweights = found.dx, found.dy, found.db, found.dsigma, found.dweights
+        options |= {"pull": int(want_x) + 2 * int(want_y), "moments": moments, "value": want_v}
+        swept = sweep(table, x, y, g, v, pairings=2, row_shift=shift, pieces=pieces, **options)
+        _, _, dx, dy, _, dv, dsigma, dweights = reduce(swept, n, m, dims, columns, (None, of_x, of_y, None, of_v))
     else:
         if of_rows:
-            swept = sweep(
-                table, x, y, g, v, row_shift=shift, pull=int(want_x), moments=want_parameters, split=split, **options
-            )
-            found = finish(swept, n, m, dims, columns, (None, of_x, None, None, None))
-            dx, dsigma, dweights = found.dx, found.dsigma, found.dweights
+            options_x = {"row_shift": shift, "pull": int(want_x), "moments": moments, "pieces": pieces}
+            swept = sweep(table, x, y, g, v, **options_x, **options)
+            _, _, dx, *_, dsigma, dweights = reduce(swept, n, m, dims, columns, (None, of_x, None, None, None))
         if of_columns:
-            swept = sweep(
-                table, y, x, v, g, col_shift=shift, pull=int(want_y), value=want_v, split=exchanged(split), **options
-            )
-            found = finish(swept, m, n, dims, columns, (None, of_y, None, of_v, None))
-            dy, dv = found.dx, found.da
-    wanted = (dx, dy, dv, dsigma if want_sigma else None, dweights if want_weights else None)
-    return tuple(None if t is None else t[:, 0] for t in wanted)
+            swapped = None if pieces is None else pieces.swapped()
+            options_y = {"col_shift": shift, "pull": int(want_y), "value": want_v, "pieces": swapped}
+            swept = sweep(table, y, x, v, g, **options_y, **options)
+            _, _, dy, _, dv, *_ = reduce(swept, m, n, dims, columns, (None, of_y, None, of_v, None))
+    gradients = (dx, dy, dv, dsigma if want_sigma else None, dweights if want_weights else None)
+    return tuple(None if t is None else t[:, 0] for t in gradients)

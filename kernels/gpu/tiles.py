@@ -1,19 +1,38 @@
 """The tiles of every kernel: a fixed table, so that no first call tunes and results repeat bit for bit.
 
-None of them has been tuned on a GPU yet.
+They were chosen for registers and spills by offline compilation for sm_80, sm_90 and sm_100 (bench/offline.py). None
+of them has been tuned on a GPU yet.
 """
 
 from typing import NamedTuple
 
 import torch
 
-# chosen for registers and spills by offline compilation for sm_80, sm_90 and sm_100 (bench/offline.py)
-_OFFLINE = "offline compilation"
-
-
 # products that are added are contracted to multiply-adds, as when the tiles were chosen: Triton's default differs
 # between versions, and where TRITON_DEFAULT_FP_FUSION is set, and gives other bits
 FUSION = {"enable_fp_fusion": True}
+# sizes among the arguments of kernels, for whose values no kernel is compiled anew. Triton would do it for numbers in
+# a tuple, so sizes are arguments of their own
+SIZES = [
+    "N",
+    "M",
+    "D",
+    "E",
+    "B",
+    "S",
+    "R",
+    "WIDTH",
+    "RANGES",
+    "FIRST",
+    "START",
+    "WINDOW",
+    "BLOCKS",
+    "TILES",
+    "STRIPS",
+]
+SIZES += ["table_stride", "moments_stride", "VALUE_RANGES", "PULL_RANGES", "COUNT"]
+# columns that are worth a program of their own
+RANGE = 256
 
 
 class Tile(NamedTuple):
@@ -43,7 +62,6 @@ class _Row(NamedTuple):
     # greatest D
     dims: float
     tile: Tile
-    origin: str
 
 
 _ANY = float("inf")
@@ -51,81 +69,81 @@ _ANY = float("inf")
 # the first row that fits is taken: that architecture, that accumulator, at most that many coordinates. A GPU without
 # rows of its own takes those of architecture 0, which need no more shared memory than any has.
 TILES = [
-    _Row("matrix", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
-    _Row("matrix", 0, True, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
-    _Row("weight", 0, False, _ANY, Tile(32, 32, 4, 4, None), _OFFLINE),
-    _Row("weight", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
-    _Row("pull", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
-    _Row("pull", 0, True, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
-    _Row("value", 0, False, 4, Tile(64, 64, 4, 8, 200), _OFFLINE),
-    _Row("value", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
-    _Row("value", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
-    _Row("columns", 90, False, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
-    _Row("columns", 100, False, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
-    _Row("columns", 0, False, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
-    _Row("columns", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
-    _Row("moments", 90, False, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
-    _Row("moments", 100, False, _ANY, Tile(32, 64, 4, 8, 200), _OFFLINE),
-    _Row("moments", 0, False, _ANY, Tile(32, 32, 4, 8, 200), _OFFLINE),
-    _Row("moments", 0, True, _ANY, Tile(32, 32, 4, 8, 200), _OFFLINE),
-    _Row("matrix by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("matrix by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("matrix by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
-    _Row("weight by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2), _OFFLINE),
-    _Row("weight by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("weight by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
-    _Row("pull by products", 90, False, 16, Tile(64, 32, 16, 8, 200, 2), _OFFLINE),
-    _Row("pull by products", 90, False, _ANY, Tile(128, 32, 32, 8, 200, 2), _OFFLINE),
-    _Row("pull by products", 100, False, 16, Tile(64, 32, 16, 8, 200, 2), _OFFLINE),
-    _Row("pull by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("pull by products", 0, False, 16, Tile(64, 32, 16, 4, 255, 2), _OFFLINE),
-    _Row("pull by products", 0, False, _ANY, Tile(64, 32, 32, 4, 255, 2), _OFFLINE),
-    _Row("pull of both by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2), _OFFLINE),
-    _Row("pull of both by products", 90, False, _ANY, Tile(128, 32, 32, 8, 200, 2), _OFFLINE),
-    _Row("pull of both by products", 100, False, 16, Tile(64, 32, 16, 8, 200, 2), _OFFLINE),
-    _Row("pull of both by products", 100, False, _ANY, Tile(64, 32, 32, 8, 200, 2), _OFFLINE),
-    _Row("pull of both by products", 0, False, 16, Tile(32, 32, 16, 4, 255, 2), _OFFLINE),
-    _Row("pull of both by products", 0, False, _ANY, Tile(64, 32, 32, 4, 255, 2), _OFFLINE),
-    _Row("value by products", 90, False, 16, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("value by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2, 16), _OFFLINE),
-    _Row("value by products", 100, False, 16, Tile(64, 32, 64, 8, 200, 2), _OFFLINE),
-    _Row("value by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("value by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
-    _Row("value of bandwidths by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2), _OFFLINE),
-    _Row("value of bandwidths by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2), _OFFLINE),
-    _Row("value of bandwidths by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
-    _Row("columns by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2, 16), _OFFLINE),
-    _Row("columns by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2), _OFFLINE),
-    _Row("columns by products", 0, False, _ANY, Tile(32, 32, 64, 4, 255, 2, 16), _OFFLINE),
-    _Row("moments by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments by products", 90, False, _ANY, Tile(128, 32, 32, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments by products", 100, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments by products", 0, False, 16, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
-    _Row("moments by products", 0, False, _ANY, Tile(32, 32, 32, 4, 255, 2, 16), _OFFLINE),
-    _Row("moments of sets by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments of sets by products", 90, False, _ANY, Tile(128, 16, 32, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments of sets by products", 100, False, 16, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments of sets by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments of sets by products", 0, False, 16, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
-    _Row("moments of sets by products", 0, False, _ANY, Tile(32, 32, 32, 4, 255, 2, 16), _OFFLINE),
-    _Row("moments of columns by products", 90, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments of columns by products", 100, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16), _OFFLINE),
-    _Row("moments of columns by products", 0, False, _ANY, Tile(32, 32, 16, 4, 255, 2, 16), _OFFLINE),
-    _Row("panel by products", 90, False, _ANY, Tile(128, 32, 4, 8, 200, 2, 16), _OFFLINE),
-    _Row("panel by products", 100, False, _ANY, Tile(128, 32, 4, 8, 200, 2, 16), _OFFLINE),
-    _Row("panel by products", 0, False, _ANY, Tile(64, 32, 4, 4, 255, 2, 16), _OFFLINE),
-    _Row("panel with moments by products", 90, False, _ANY, Tile(64, 32, 4, 8, 200, 2), _OFFLINE),
-    _Row("panel with moments by products", 100, False, _ANY, Tile(64, 32, 4, 8, 200, 2, 16), _OFFLINE),
-    _Row("panel with moments by products", 0, False, _ANY, Tile(32, 32, 4, 4, 255, 2, 16), _OFFLINE),
-    _Row("panel pull by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2), _OFFLINE),
-    _Row("panel pull by products", 100, False, _ANY, Tile(64, 32, 128, 8, 200, 2, 64), _OFFLINE),
-    _Row("panel pull by products", 0, False, _ANY, Tile(64, 32, 32, 4, 255, 2), _OFFLINE),
-    _Row("log by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("log by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2), _OFFLINE),
-    _Row("log by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16), _OFFLINE),
-    _Row("log", 0, False, _ANY, Tile(32, 64, 4, 8, 168), _OFFLINE),
-    _Row("log", 0, True, _ANY, Tile(32, 32, 4, 8, 168), _OFFLINE),
+    _Row("matrix", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
+    _Row("matrix", 0, True, _ANY, Tile(32, 64, 4, 8, 200)),
+    _Row("weight", 0, False, _ANY, Tile(32, 32, 4, 4, None)),
+    _Row("weight", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
+    _Row("pull", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
+    _Row("pull", 0, True, _ANY, Tile(32, 64, 4, 8, 168)),
+    _Row("value", 0, False, 4, Tile(64, 64, 4, 8, 200)),
+    _Row("value", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
+    _Row("value", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
+    _Row("columns", 90, False, _ANY, Tile(32, 64, 4, 8, 200)),
+    _Row("columns", 100, False, _ANY, Tile(32, 64, 4, 8, 200)),
+    _Row("columns", 0, False, _ANY, Tile(32, 32, 4, 8, 168)),
+    _Row("columns", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
+    _Row("moments", 90, False, _ANY, Tile(32, 64, 4, 8, 200)),
+    _Row("moments", 100, False, _ANY, Tile(32, 64, 4, 8, 200)),
+    _Row("moments", 0, False, _ANY, Tile(32, 32, 4, 8, 200)),
+    _Row("moments", 0, True, _ANY, Tile(32, 32, 4, 8, 200)),
+    _Row("matrix by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2)),
+    _Row("matrix by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2)),
+    _Row("matrix by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16)),
+    _Row("weight by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2)),
+    _Row("weight by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2)),
+    _Row("weight by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16)),
+    _Row("pull by products", 90, False, 16, Tile(64, 32, 16, 8, 200, 2)),
+    _Row("pull by products", 90, False, _ANY, Tile(128, 32, 32, 8, 200, 2)),
+    _Row("pull by products", 100, False, 16, Tile(64, 32, 16, 8, 200, 2)),
+    _Row("pull by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2)),
+    _Row("pull by products", 0, False, 16, Tile(64, 32, 16, 4, 255, 2)),
+    _Row("pull by products", 0, False, _ANY, Tile(64, 32, 32, 4, 255, 2)),
+    _Row("pull of both by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2)),
+    _Row("pull of both by products", 90, False, _ANY, Tile(128, 32, 32, 8, 200, 2)),
+    _Row("pull of both by products", 100, False, 16, Tile(64, 32, 16, 8, 200, 2)),
+    _Row("pull of both by products", 100, False, _ANY, Tile(64, 32, 32, 8, 200, 2)),
+    _Row("pull of both by products", 0, False, 16, Tile(32, 32, 16, 4, 255, 2)),
+    _Row("pull of both by products", 0, False, _ANY, Tile(64, 32, 32, 4, 255, 2)),
+    _Row("value by products", 90, False, 16, Tile(64, 64, 64, 8, 200, 2)),
+    _Row("value by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2, 16)),
+    _Row("value by products", 100, False, 16, Tile(64, 32, 64, 8, 200, 2)),
+    _Row("value by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2)),
+    _Row("value by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16)),
+    _Row("value of bandwidths by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2)),
+    _Row("value of bandwidths by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2)),
+    _Row("value of bandwidths by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16)),
+    _Row("columns by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2, 16)),
+    _Row("columns by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2)),
+    _Row("columns by products", 0, False, _ANY, Tile(32, 32, 64, 4, 255, 2, 16)),
+    _Row("moments by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2, 16)),
+    _Row("moments by products", 90, False, _ANY, Tile(128, 32, 32, 8, 200, 2, 16)),
+    _Row("moments by products", 100, False, 16, Tile(64, 16, 16, 8, 200, 2, 16)),
+    _Row("moments by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2, 16)),
+    _Row("moments by products", 0, False, 16, Tile(32, 32, 16, 4, 255, 2, 16)),
+    _Row("moments by products", 0, False, _ANY, Tile(32, 32, 32, 4, 255, 2, 16)),
+    _Row("moments of sets by products", 90, False, 16, Tile(64, 16, 16, 8, 200, 2, 16)),
+    _Row("moments of sets by products", 90, False, _ANY, Tile(128, 16, 32, 8, 200, 2, 16)),
+    _Row("moments of sets by products", 100, False, 16, Tile(64, 16, 16, 8, 200, 2, 16)),
+    _Row("moments of sets by products", 100, False, _ANY, Tile(64, 32, 64, 8, 200, 2, 16)),
+    _Row("moments of sets by products", 0, False, 16, Tile(32, 32, 16, 4, 255, 2, 16)),
+    _Row("moments of sets by products", 0, False, _ANY, Tile(32, 32, 32, 4, 255, 2, 16)),
+    _Row("moments of columns by products", 90, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16)),
+    _Row("moments of columns by products", 100, False, _ANY, Tile(64, 16, 16, 8, 200, 2, 16)),
+    _Row("moments of columns by products", 0, False, _ANY, Tile(32, 32, 16, 4, 255, 2, 16)),
+    _Row("panel by products", 90, False, _ANY, Tile(128, 32, 4, 8, 200, 2, 16)),
+    _Row("panel by products", 100, False, _ANY, Tile(128, 32, 4, 8, 200, 2, 16)),
+    _Row("panel by products", 0, False, _ANY, Tile(64, 32, 4, 4, 255, 2, 16)),
+    _Row("panel with moments by products", 90, False, _ANY, Tile(64, 32, 4, 8, 200, 2)),
+    _Row("panel with moments by products", 100, False, _ANY, Tile(64, 32, 4, 8, 200, 2, 16)),
+    _Row("panel with moments by products", 0, False, _ANY, Tile(32, 32, 4, 4, 255, 2, 16)),
+    _Row("panel pull by products", 90, False, _ANY, Tile(128, 32, 64, 8, 200, 2)),
+    _Row("panel pull by products", 100, False, _ANY, Tile(64, 32, 128, 8, 200, 2, 64)),
+    _Row("panel pull by products", 0, False, _ANY, Tile(64, 32, 32, 4, 255, 2)),
+    _Row("log by products", 90, False, _ANY, Tile(128, 64, 64, 8, 200, 2)),
+    _Row("log by products", 100, False, _ANY, Tile(64, 64, 64, 8, 200, 2)),
+    _Row("log by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 16)),
+    _Row("log", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
+    _Row("log", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
 ]
 
 
@@ -150,8 +168,8 @@ def tile(kernel, dims, accumulator, device, products=0):
     return row(f"{kernel} by products" if products else kernel, dims, accumulator, device).tile
 
 
-def splits(programs, columns, device):
-    """In how many parts the columns are swept, so that few rows occupy the whole GPU too."""
+def column_ranges(programs, columns, device):
+    """Into how many ranges the columns are cut, so that few rows occupy the whole GPU too."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    # two blocks a multiprocessor; a part is worth its program from 256 columns up
-    return max(1, min(2 * processors // max(1, programs), columns // 256, 64))
+    # two programs a multiprocessor
+    return max(1, min(2 * processors // max(1, programs), columns // RANGE, 64))
