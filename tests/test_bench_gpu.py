@@ -17,7 +17,7 @@ from gkfast.kernels import gpu
 from gkfast.kernels.gpu import bf16_pieces
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="python bench/gpu.py runs on the GPU itself")
-pytestmark = no_gpu
+pytestmark = [pytest.mark.interpreter, no_gpu]
 
 
 def small(case):
