@@ -34,7 +34,7 @@ _CHUNK = tl.constexpr(16)
 
 
 class Panels(NamedTuple):
-    """What is launched one after another: (first block of rows, how many, first column) of each."""
+    """Launches, one after another: (first block of rows, number of blocks, first column) of each."""
 
     places: list[tuple[int, int, int]]
     # columns of each, some of which may be beyond the last

@@ -20,7 +20,7 @@ programs have the same work, and which pairs they meet depends on the sizes alon
 Of more coordinates than a program holds, a sweep by products leaves the weights of a panel of pairs in memory instead
 of a pull (PANEL): see panel.py. It is then launched for one panel after another, and adds its sums to those before.
 
-To add an epilogue: a flag, what is kept before the loop, an _add_... of a tile, a _store_... at the end.
+To add an epilogue: a flag, what is kept before the loop, and an add_... and a store_... in tile_sums.py.
 """
 
 import math
@@ -314,8 +314,8 @@ def sweep(
     tiles = triton.cdiv(height, tile(kind, dims, table.dtype, x.device).bn)
     # each meets many columns, beside which a row of the table is little work
     own = table.own(tiles, pairings * ranges * e_blocks, math.inf)
-    ones = a is None
-    raw = Coefficients(x, y) if ones else Coefficients(a, b)
+    # of ones no kernel reads the coefficients
+    raw = Coefficients(x, y) if a is None else Coefficients(a, b)
 
     def tile_of(products):
         if not products:
@@ -323,9 +323,8 @@ def sweep(
         of_panel = "panel with moments" if moments else "panel"
         return _by_products(of_panel if panel else kind, columns, pairings, table, x, products)
 
-    for found, points, variant in (
-        variants(pieces, table, x, y, tile_of) if batch * height and (columns or not value) else ()
-    ):
+    some = batch * height and (columns or not value)
+    for found, points, variant in variants(pieces, table, x, y, tile_of) if some else ():
         products = variant.DOT > 0
         if few and not products:
             variant = variant._replace(BD=triton.next_power_of_2(few))
@@ -335,23 +334,11 @@ def sweep(
             of, tiles = panels(x, height, longest, pairings if pull == 3 else (pairings + 1) // 2), ROWS // found.bn
         coefficients = Coefficients(pieces.a, pieces.b) if products and pieces.columns else raw
         asked = Asked(
-            pairings,
-            half,
-            0 if products else few,
-            0 if shift is None else 3 if pairings == 2 else 1 if col_shift is None else 2,
-            drop,
-            baseline is not None,
-            columns == 1,
-            ones,
-            value,
-            total,
-            pull,
-            moments,
-            panel and products,
-            be,
-            pieces.columns if products else 0,
-            width,
-        )
+            PAIRINGS=pairings, HALF=half, DIMS=0 if products else few, DROP=drop, LESS=baseline is not None,
+            SHIFT=0 if shift is None else 3 if pairings == 2 else 1 if col_shift is None else 2,
+            ONE_COLUMN=columns == 1, ONES=a is None, VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments,
+            PANEL=panel and products, BE=be, EP=pieces.columns if products else 0, WIDTH=width,
+        )  # fmt: skip
         for place in of.places:
             first, blocks, start = place
             with torch.cuda.device_of(x):

@@ -54,7 +54,7 @@ class Tile(NamedTuple):
 
 
 class _Row(NamedTuple):
-    # "... by products" are those of bfloat16 pieces
+    # "... by products" means products of bfloat16 pieces
     kernel: str
     # 0 fits every GPU
     architecture: int
