@@ -35,7 +35,7 @@ DTYPES = ("float32", "float64")
 # above this many multiply-adds the kernels may take distances by the product
 PRODUCTS = 1 << 18
 
-# of `share`; each is proven in kernels/cpu/points.py and below, not measured
+# of `share`; each is proven in kernels/cpu/bandwidths.py and below, not measured
 BOUNDS = {
     # distance 8e-7, exponent and polynomial 2e-7; or, by differences, (36 + D / 256) eps / 2 of the exponent
     "rbf": {"float32": 1e-6, "float64": 1e-14},

@@ -80,11 +80,10 @@ fcntl.flock = no_locks
 # one function, for one signature and then the other; meanwhile the other process does the opposite
 TWO_SIGNATURES = """
 import sys, numpy, gkfast
-from gkfast.kernels.cpu import calls, compiled, disk, points
-from gkfast.kernels.cpu.calls import address_of
+from gkfast.kernels.cpu import bandwidths, compiled
 dtypes = [numpy.float32, numpy.float64]
 for dtype in dtypes[:: int(sys.argv[1])]:
-    points.pack_addresses(numpy.dtype(dtype))
+    bandwidths.make_plan.pointer(numpy.dtype(dtype))
 x = numpy.arange(600.0).reshape(200, 3) ** 0.5
 for dtype in dtypes:
     print(float(gkfast.rbf(x.astype(dtype), x[:50].astype(dtype), 2.0).sum()))

@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 
 from gkfast.kernels import gpu
 from gkfast.kernels.gpu import bandwidths, bf16_pieces
-from gkfast.ops.define import gpu_kernels
+from gkfast.ops.operator import gpu_kernels
 
 pytestmark = pytest.mark.interpreter
 

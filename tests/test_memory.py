@@ -117,17 +117,17 @@ def test_arrays_that_compiled_code_does_not_take_as_they_are(kind, rng):
 
 def test_a_call_that_needed_more_finds_a_larger_arena(monkeypatch):
     monkeypatch.setattr(memory, "_own", threading.local())
-    block, taken = memory.borrow()
+    block, taken = memory.acquire_arena()
     # while it is lent there is another
-    other = memory.borrow()
+    other = memory.acquire_arena()
     assert other[0] is not block
-    memory.give_back(other)
+    memory.release_arena(other)
     taken[0] = 5000
-    memory.give_back((block, taken))
-    block, taken = memory.borrow()
+    memory.release_arena((block, taken))
+    block, taken = memory.acquire_arena()
     assert len(block) == 8192
     assert taken[0] == 0
     # what is far too much is left to the allocator
     taken[0] = memory._MOST_LENT + 1
-    memory.give_back((block, taken))
-    assert len(memory.borrow()[0]) == 8192
+    memory.release_arena((block, taken))
+    assert len(memory.acquire_arena()[0]) == 8192

@@ -101,7 +101,7 @@ sys.modules["fcntl"] = None
 import numpy, gkfast
 from gkfast.kernels.cpu import threads
 x = numpy.random.default_rng(0).normal(size=(1500, 6))
-print(threads.thread_count() == threads.team(1 << 30)[1] > 1, threads.kind())
+print(threads.thread_count() == threads.thread_team(1 << 30)[1] > 1, threads.kind())
 d2 = ((x[:, None] - x[None]) ** 2).sum(2)
 print(abs(gkfast.rbf(x, sigma=1.5) - numpy.exp(-d2 / 4.5)).max())
 """

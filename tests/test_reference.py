@@ -1,5 +1,6 @@
 """The oracle itself: hand values, SciPy, scikit-learn, closed forms."""
 
+import inspect
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.neighbors import KernelDensity
 
 import gkfast
-from gkfast.kernels import reference
+from gkfast.kernels import cpu, reference
 
 one = torch.ones(1, 1, dtype=torch.float64)
 
@@ -147,3 +148,27 @@ def test_mmd2_of_two_gaussians_has_its_closed_form():
     standard_error = np.std(estimates, ddof=1) / math.sqrt(len(estimates))
     assert np.mean(estimates) == pytest.approx(expected, abs=4 * standard_error)
     assert standard_error < 0.05 * expected
+
+
+def test_kernels_take_the_same_arguments_in_the_same_order():
+    for name in set(cpu.__all__) & set(dir(reference)):
+        ours, theirs = (
+            [
+                p.name
+                for p in inspect.signature(getattr(module, name)).parameters.values()
+                if p.kind is p.POSITIONAL_OR_KEYWORD
+            ]
+            for module in (cpu, reference)
+        )
+        assert ours == theirs, name
+
+
+def test_no_weights_are_weights_of_one():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 9, 3)), rng.normal(size=(2, 12, 3))
+    scale, sigma = rng.normal(size=(2, 1, 3)), np.ones((2, 1))
+    options = {"drop": 1, "wants": (True, True, False, False, True, True)}
+    ones = cpu.kernel_sums_with_gradients(scale, x, y, np.ones((2, 9)), np.ones((2, 12)), sigma, sigma, **options)
+    without = cpu.kernel_sums_with_gradients(scale, x, y, None, None, sigma, sigma, **options)
+    for ours, theirs in zip(without, ones, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -65,7 +65,7 @@ def team(request, monkeypatch, threads):
     threads(3)
     if request.param == "threads of its own":
         monkeypatch.setattr(driver, "_gnu_openmp", lambda: 0)
-    assert driver.team(1 << 30)[1] == 3
+    assert driver.thread_team(1 << 30)[1] == 3
 
 
 @pytest.mark.parametrize("error", [TimeIsUp, KeyboardInterrupt, MemoryError])
@@ -145,7 +145,7 @@ from llvmlite import ir
 from gkfast.kernels.cpu import pool, threads
 pool._System.start = lambda *_: ir.IntType(1)(0)
 x = numpy.random.default_rng(0).normal(size=(1000, 20))
-assert threads.team(1000 * 1000 * 30)[1] == 3
+assert threads.thread_team(1000 * 1000 * 30)[1] == 3
 numpy.testing.assert_allclose(
     gkfast.rbf(x, sigma=3.0), gkfast.rbf(x, sigma=3.0, backend="reference"), rtol=0, atol=1e-14
 )

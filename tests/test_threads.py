@@ -10,7 +10,7 @@ import torch
 import gkfast
 from gkfast.kernels import cpu
 from gkfast.kernels.cpu import threads as driver
-from gkfast.kernels.cpu.calls import address_of, shared_at
+from gkfast.kernels.cpu.calls import parallel_for
 from gkfast.kernels.cpu.compiled import compiled
 
 N = 1100  # enough work for the driver to use its helpers
@@ -54,7 +54,7 @@ def test_several_python_threads_at_once(data, threads):
             assert value == expected[1]
 
 
-@compiled
+@parallel_for(lambda dtype: (np.zeros(1, dtype), 0))
 def count_rows(start, stop, rows, failing):
     """Marks rows; at one of them there is no memory."""
     for row in range(start, stop):
@@ -63,14 +63,11 @@ def count_rows(start, stop, rows, failing):
             raise MemoryError
 
 
-share_count_rows = shared_at(count_rows)
-
-
 @compiled
-def count_all(address, workers, rows, failing):
+def count_all(pointer, workers, rows, failing):
     half = len(rows) // 2
-    share_count_rows(
-        address,
+    count_rows(
+        pointer,
         workers,
         (half, 0, len(rows) - half),
         ((rows[:half], failing), (rows, failing), (rows[half:], failing - half)),
@@ -83,27 +80,27 @@ def workers(request, monkeypatch, threads):
     threads(1 if request.param == "this thread" else 3)
     if request.param == "a pool":
         monkeypatch.setattr(driver, "_gnu_openmp", lambda: 0)
-    return driver.team(1 << 30)
+    return driver.thread_team(1 << 30)
 
 
 def test_every_row_is_done_once(workers):
-    address = address_of(count_rows, 0, 0, np.zeros(1, np.int64), 0)
+    pointer = count_rows.pointer(np.int64)
     for count in (0, 1, 2, 5, 1000):
         rows = np.zeros(count, np.int64)
-        count_all(address, workers, rows, -1)
+        count_all(pointer, workers, rows, -1)
         assert (rows == 1).all()
 
 
 def test_a_failing_piece_is_reported_and_the_others_are_done(workers):
     rows = np.zeros(1000, np.int64)
-    address = address_of(count_rows, 0, 0, rows, 0)
+    pointer = count_rows.pointer(np.int64)
     with pytest.raises(MemoryError):
-        count_all(address, workers, rows, 700)
+        count_all(pointer, workers, rows, 700)
     # without threads there is one piece
     assert (rows[:701] == 1).all()
     assert (rows <= 1).all()
     assert (rows[800:] == 1).all() == (workers[1] > 1)
-    count_all(address, workers, rows, -1)
+    count_all(pointer, workers, rows, -1)
 
 
 def in_child(queue, x, y):

@@ -1,12 +1,12 @@
 """CPU kernels: NumPy arrays in and out, float32 or float64, compiled by Numba. README.md shows how they work.
 
-points   the data as the tiles read it, and which pairs are near
+points, bandwidths   what the tiles read, and which pairs are near
 tile     the register tile: products, distances, pulls
 vector   vector registers as values in Numba code, and 2**t
-sweep    one sweep over all pairs: values and gradient moments
+blocks, mixing, gradients, sweep   one sweep over all pairs: values and gradients
 calls, threads, pool, memory   who runs which rows, in what memory
-compiled, disk   how it was compiled, and where it is kept
-rbf, rbf_matmul, log_density, kernel_sums   the operations; baselines: what some of their sums subtract
+compiled, disk, precompile     how code was compiled, and where it is kept
+rbf, rbf_matmul, log_density, kernel_sums   the operations; baselines: where some of their sums take k - 1
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).
 """

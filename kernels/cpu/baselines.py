@@ -1,15 +1,15 @@
-"""What is subtracted from each bandwidth's kernel before it is summed."""
+"""Which bandwidths are summed as k - 1."""
 
 import numpy as np
 
 from .compiled import compiled
-from .memory import behaved
+from .memory import as_contiguous
 
 
 def baselines(x, y, sigma):
     """1 or 0 for each bandwidth, (B, S) float64. See gkfast.kernels.reference.baselines."""
     out = np.empty(sigma.shape)
-    _baselines(behaved(x), behaved(y), behaved(sigma), out)
+    _baselines(as_contiguous(x), as_contiguous(y), as_contiguous(sigma), out)
     return out
 
 

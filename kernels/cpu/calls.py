@@ -4,20 +4,51 @@ A function that compiled code calls by its name is compiled again with each call
 once, and as an argument the address does not end up in the cache on disk.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from .compiled import compiled, inner
+from .memory import acquire_arena, release_arena
+from .threads import thread_team
 from .vector import emit_flush_subnormals
 
 _INT, _UNSIGNED, _BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
+# as many pointers for every operation: code that is given them is compiled once
+_POINTERS = 4
 
 
-def address_of(dispatcher: Any, *arguments: Any) -> int:
+def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator: the function compiled, as call(dtype, work, *arguments).
+
+    It is called with (pointers of the loops, thread team for so many multiply-adds, arena) before the arguments. An
+    operation is one call of compiled code: of few pairs, calls from Python cost more than the arithmetic.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = compiled(function)
+        unused = (0,) * (_POINTERS - len(loops))
+        pointers = cache(lambda dtype: (*(loop.pointer(dtype) for loop in loops), *unused))
+
+        def call(dtype: np.dtype, work: int, *arguments: Any) -> Any:
+            arena = acquire_arena()
+            result = dispatcher((pointers(dtype), thread_team(work), arena), *arguments)
+            release_arena(arena)
+            return result
+
+        return call
+
+    return decorate
+
+
+def _pointer_to(dispatcher: Any, *arguments: Any) -> int:
     """Where its code for arguments of these types begins, compiled or loaded if need be."""
     signature = tuple(dispatcher.typeof_pyval(argument) for argument in arguments)
     dispatcher.compile(signature)
@@ -25,18 +56,49 @@ def address_of(dispatcher: Any, *arguments: Any) -> int:
     return int(code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
 
 
-def called_at(dispatcher: Any) -> Any:
-    """call(address, arguments) for compiled code: the dispatcher by its `address_of`."""
+# arguments of a function for a dtype: it is compiled for their types
+Example = Callable[[Any], tuple[Any, ...]]
 
+
+def by_pointer(example: Example) -> Callable[[Callable[..., Any]], Any]:
+    """The function as call(pointer, arguments) for compiled code; the pointer is call.pointer(dtype)."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = inner(function)
+        call = _call_of(dispatcher)
+        call.pointer = cache(lambda dtype: _pointer_to(dispatcher, *example(dtype)))
+        return call
+
+    return decorate
+
+
+def parallel_for(example: Example, flush_subnormals: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """The function as loop(pointer, team, rows, tasks) for compiled code; the pointer is loop.pointer(dtype).
+
+    It is called with (start, stop, *tasks[k]) for pieces that cover range(rows[k]), for every k, by whichever thread
+    is free to take the next one; those of the first task first. tasks is a tuple of tuples of one type, rows one of
+    integers; team is that of threads.py. With flush_subnormals each thread takes subnormal numbers for 0 meanwhile.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher = inner(function)
+        loop = _loop_of(dispatcher, flush_subnormals)
+        loop.pointer = cache(lambda dtype: _pointer_to(dispatcher, 0, 0, *example(dtype)))
+        return loop
+
+    return decorate
+
+
+def _call_of(dispatcher: Any) -> Any:
     @intrinsic
-    def call(typing_context, address, arguments):
+    def call(typing_context, pointer, arguments):
         kinds = tuple(types.unliteral(kind) for kind in arguments)
         result = _result(dispatcher, kinds)
 
         def generate(context, builder, signature, values):
-            address, packed = values
+            pointer, packed = values
             items = cgutils.unpack_tuple(builder, packed)
-            status, value = _emit_call(context, builder, address, result, kinds, items)
+            status, value = _emit_call(context, builder, pointer, result, kinds, items)
             with cgutils.if_unlikely(builder, status.is_error):
                 context.call_conv.return_status_propagate(builder, status)
             return value
@@ -46,116 +108,109 @@ def called_at(dispatcher: Any) -> Any:
     return call
 
 
-def shared_at(dispatcher: Any, flush_subnormals: bool = False) -> Any:
-    """share(address, team, rows, tasks) for compiled code: the dispatcher, by its `address_of`, on several threads.
-
-    It is called with (start, stop, *tasks[k]) for pieces that cover range(rows[k]), for every k, by whichever thread
-    is free to take the next one; those of the first task first. tasks is a tuple of tuples of one type, rows one of
-    integers; team is that of threads.py. With flush_subnormals each thread takes subnormal numbers for 0 meanwhile.
-    """
-
+def _loop_of(dispatcher: Any, flush_subnormals: bool) -> Any:
     @intrinsic
-    def share(typing_context, address, team, rows, tasks):
+    def loop(typing_context, pointer, team, rows, tasks):
         kinds = tuple(types.unliteral(kind) for kind in tasks[0])
         result = _result(dispatcher, (types.intp, types.intp, *kinds))
         all_tasks, all_rows = types.UniTuple(types.Tuple(kinds), len(tasks)), types.UniTuple(types.intp, len(tasks))
 
         def generate(context, builder, signature, values):
-            address, team, rows, tasks = values
+            pointer, team, rows, tasks = values
             parallel, threads = cgutils.unpack_tuple(builder, team)
             alone = builder.icmp_signed("==", threads, _INT(1))
             most = builder.select(alone, _INT(1), builder.mul(threads, _INT(_PIECES_PER_THREAD)))
             pieces = [_least(builder, count, most) for count in cgutils.unpack_tuple(builder, rows)]
-            told = [_INT(0), _INT(0), address, rows, cgutils.pack_array(builder, pieces), tasks]
-            told = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, told))
+            job = [_INT(0), _INT(0), pointer, rows, cgutils.pack_array(builder, pieces), tasks]
+            job = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, job))
             entry = _emit_entry(
-                context, builder.module, told.type, (types.intp, types.intp, *kinds), result, flush_subnormals
+                context, builder.module, job.type, (types.intp, types.intp, *kinds), result, flush_subnormals
             )
-            seen = builder.bitcast(told, _BYTES)
-            with builder.if_else(alone) as (here, together):
-                with here:
-                    builder.call(entry, [seen])
-                with together:
+            data = builder.bitcast(job, _BYTES)
+            with builder.if_else(alone) as (one_thread, several):
+                with one_thread:
+                    builder.call(entry, [data])
+                with several:
                     total = pieces[0]
                     for more in pieces[1:]:
                         total = builder.add(total, more)
                     kind = ir.FunctionType(ir.VoidType(), [entry.type, _BYTES, _UNSIGNED, _UNSIGNED])
                     threads = builder.trunc(_least(builder, total, threads), _UNSIGNED)
-                    # 0 threads would be as many as there can be
+                    # GOMP_parallel takes 0 threads for all that it can make
                     with builder.if_then(builder.icmp_signed(">", total, _INT(0))):
                         code = builder.inttoptr(parallel, kind.as_pointer())
-                        builder.call(code, [entry, seen, threads, _UNSIGNED(0)])
-            failed = builder.load(_field(builder, told, _FAILED))
+                        builder.call(code, [entry, data, threads, _UNSIGNED(0)])
+            failed = builder.load(_field(builder, job, _FAILED))
             with cgutils.if_unlikely(builder, builder.icmp_signed("!=", failed, _INT(0))):
                 context.call_conv.return_user_exc(builder, MemoryError, ("a thread found no memory",))
             return context.get_dummy_value()
 
         return types.void(types.intp, types.UniTuple(types.intp, 2), all_rows, all_tasks), generate
 
-    return share
+    return loop
 
 
 # pieces end at different times; a thread that is done takes the next
 _PIECES_PER_THREAD = 4
-# what the threads are told: the number of the next piece, whether one failed, the code; of each task its rows, its
-# pieces, and what the code takes besides
+# the fields of a job: the number of its next piece, whether one failed, the code; of each task its rows, its pieces,
+# and its arguments
 _NEXT, _FAILED, _CODE, _ROWS, _PIECES, _TASKS = range(6)
 
 
-def _least(builder: Any, one: Any, other: Any) -> Any:
-    return builder.select(builder.icmp_signed("<", one, other), one, other)
+def _least(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
 
 
 def _result(dispatcher: Any, kinds: tuple[Any, ...]) -> Any:
-    # the caller is compiled after address_of; anything else would read its arguments wrongly
+    # the caller is compiled after the pointer is taken; anything else would read its arguments wrongly
     if kinds not in dispatcher.overloads:
         raise TypingError(f"{dispatcher.__name__} is not compiled for {kinds}")
     return dispatcher.overloads[kinds].signature.return_type
 
 
-def _emit_call(context: Any, builder: Any, address: Any, result: Any, kinds: tuple[Any, ...], items: Any) -> Any:
+def _emit_call(context: Any, builder: Any, pointer: Any, result: Any, kinds: tuple[Any, ...], items: Any) -> Any:
     kind = context.call_conv.get_function_type(result, kinds).as_pointer()
-    return context.call_conv.call_function(builder, builder.inttoptr(address, kind), result, kinds, items)
+    return context.call_conv.call_function(builder, builder.inttoptr(pointer, kind), result, kinds, items)
 
 
 def _emit_entry(
-    context: Any, module: Any, told: Any, kinds: tuple[Any, ...], result: Any, flush_subnormals: bool
+    context: Any, module: Any, job: Any, kinds: tuple[Any, ...], result: Any, flush_subnormals: bool
 ) -> Any:
-    """void entry(told): takes piece after piece, until none is left."""
+    """void entry(job): takes piece after piece, until none is left."""
     entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [_BYTES]), module.get_unique_name("take_pieces"))
     entry.linkage = "internal"
     begin, look, take, fail, end = (
         entry.append_basic_block(name) for name in ("begin", "look", "take", "fail", "end")
     )
     builder = ir.IRBuilder(begin)
-    told = builder.bitcast(entry.args[0], told)
-    code, rows, pieces = (builder.load(_field(builder, told, place)) for place in (_CODE, _ROWS, _PIECES))
+    job = builder.bitcast(entry.args[0], job)
+    code, rows, pieces = (builder.load(_field(builder, job, place)) for place in (_CODE, _ROWS, _PIECES))
     put_back = emit_flush_subnormals(builder) if flush_subnormals else None
     builder.branch(look)
 
     builder.position_at_end(look)
-    number = builder.atomic_rmw("add", _field(builder, told, _NEXT), _INT(1), "monotonic")
+    number = builder.atomic_rmw("add", _field(builder, job, _NEXT), _INT(1), "monotonic")
     # of which task it is, and which of its pieces
     task, piece, left = _INT(-1), number, number
     for k in range(rows.type.count):
         count = builder.extract_value(pieces, k)
-        own = builder.and_(builder.icmp_signed(">=", left, _INT(0)), builder.icmp_signed("<", left, count))
-        task, piece = builder.select(own, _INT(k), task), builder.select(own, left, piece)
+        is_task = builder.and_(builder.icmp_signed(">=", left, _INT(0)), builder.icmp_signed("<", left, count))
+        task, piece = builder.select(is_task, _INT(k), task), builder.select(is_task, left, piece)
         left = builder.sub(left, count)
     builder.cbranch(builder.icmp_signed(">=", task, _INT(0)), take, end)
 
     builder.position_at_end(take)
     count, parts = (
-        builder.load(builder.gep(_field(builder, told, place), [_INT(0), task])) for place in (_ROWS, _PIECES)
+        builder.load(builder.gep(_field(builder, job, place), [_INT(0), task])) for place in (_ROWS, _PIECES)
     )
     start, stop = (builder.sdiv(builder.mul(count, part), parts) for part in (piece, builder.add(piece, _INT(1))))
-    arguments = builder.gep(told, [_INT(0), _UNSIGNED(_TASKS), task])
+    arguments = builder.gep(job, [_INT(0), _UNSIGNED(_TASKS), task])
     items = [builder.load(_field(builder, arguments, place)) for place in range(len(kinds) - 2)]
     status, _ = _emit_call(context, builder, code, result, kinds, [start, stop, *items])
     builder.cbranch(status.is_error, fail, look)
 
     builder.position_at_end(fail)
-    builder.store(_INT(1), _field(builder, told, _FAILED))
+    builder.store(_INT(1), _field(builder, job, _FAILED))
     builder.branch(look)
 
     builder.position_at_end(end)

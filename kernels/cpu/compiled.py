@@ -26,7 +26,7 @@ _dispatchers: list[Any] = []
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """`compiled`, for what only compiled code calls: without an entry from Python, whose compilation takes time."""
+    """Like `compiled`, without an entry from Python, whose compilation takes time: for what compiled code calls."""
     return compiled(function, no_cpython_wrapper=True)
 
 
@@ -37,16 +37,16 @@ def compiled(function: Callable[..., Any], **options: bool) -> Any:
     template_of, compile_one = dispatcher.get_call_template, dispatcher.compile
 
     def template_of_kinds(arguments: Any, keywords: Any) -> Any:
-        # a constant among the arguments is worth no compilation of its own
+        # do not specialise on literal arguments
         return template_of(tuple(map(types.unliteral, arguments)), keywords)
 
     dispatcher.get_call_template = template_of_kinds
 
     def compile_alone(signature: Any) -> Any:
         with _alone(), _lightly():
-            found = compile_one(signature)
+            code = compile_one(signature)
         _tell_once()
-        return found
+        return code
 
     # numba calls it for each new signature, also from within the compilation of a caller
     dispatcher.compile = compile_alone

@@ -1,16 +1,18 @@
 """The sums behind kernel means and MMD^2, and gradients of their combinations from the same sweeps."""
 
-from functools import cache
-
 import numpy as np
 
+from .bandwidths import NO_BASELINE, PACKING, limits, pack
 from .baselines import baselines
-from .calls import address_of, shared_at
-from .compiled import compiled, inner
-from .memory import behaved, borrow, fresh, give_back
-from .points import limits, pack, pack_addresses, packed_columns
-from .sweep import add_chunks, parameters_of, prepared, share_sum_rows, sum_rows_address
-from .threads import team
+from .blocks import Modes, Operands, Wants
+from .calls import operation, parallel_for
+from .compiled import inner
+from .memory import as_contiguous, new_result
+from .points import as_points
+from .sweep import add_chunks, make_task, parameters_of, sum_rows
+
+# numbers of a gradient that are combined at a time, and stay in the cache meanwhile
+_AT_A_TIME = 1024
 
 
 def kernel_sums(x, y, a, b, sigma, weights, *, drop):
@@ -33,84 +35,46 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
     a or b None: all ones. Where baseline (B, S) is given, sum_s weights_s baseline_s is taken from K. A pair within a
     set is visited once for both its ends, a pair between the sets once for all gradients.
     """
-    baseline = np.empty((len(x), 0)) if baseline is None else baseline
-    # no column: the compiled function makes the ones
-    a, b = (np.empty((len(x), 0), x.dtype) if u is None else u for u in (a, b))
-    arrays = (x, y, a, b, scale, sigma, weights, baseline)
-    x, y, a, b, scale, sigma, weights, baseline = map(behaved, arrays)
+    baseline = NO_BASELINE if baseline is None else baseline
+    if a is None or b is None:
+        # without a column: the compiled function makes ones
+        a, b = (np.empty((len(x), 0), x.dtype) if u is None else u for u in (a, b))
+    samples = as_contiguous(x), as_contiguous(y), as_contiguous(a), as_contiguous(b)
+    bandwidths = as_contiguous(sigma), as_contiguous(weights), as_contiguous(baseline)
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     want_parameters = want_sigma or want_weights
     (batch, n, dims), m, count = x.shape, y.shape[1], sigma.shape[1]
     combinations = scale.shape[1]
     sizes = (n * dims * want_x, m * dims * want_y, n * want_a, m * want_b)
-    gradients = [fresh((batch, combinations, size), x.dtype) for size in sizes]
+    gradients = [new_result((batch, combinations, size), x.dtype) for size in sizes]
     wanted = (want_x, want_y, want_a, want_b, want_parameters)
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
     tolerances = ("sum", "gradient") if want_x or want_y or want_parameters else ("sum",)
     if want_parameters:
         tolerances = (*tolerances, "parameter")
     limit = limits(x.dtype, n * m, dims, *tolerances)
-    addresses = _addresses(x.dtype)
     values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3))
     order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
     results = (values, sums, order, parameters, tuple(gradients))
-    arena = borrow()
-    _kernel_sums(
-        addresses, team(work), arena, scale, x, y, a, b, sigma, weights, drop, baseline, wanted, limit, results
-    )
-    give_back(arena)
+    arguments = (samples, bandwidths, as_contiguous(scale), (drop, wanted), limit, results)
+    _kernel_sums(x.dtype, work, *arguments)
     dx, dy, da, db = (
         d.reshape(batch, combinations, *like.shape[1:]) if want else None
-        for d, like, want in zip(gradients, (x, y, a, b), wants, strict=False)
+        for d, like, want in zip(gradients, samples, wants, strict=False)
     )
     dsigma = dweights = None
     if want_parameters:
-        of_each = zip(*(parameters_of(order, sigma, weights, one) for one in parameters), strict=True)
+        of_each = zip(*(parameters_of(order, sigma, weights, sums) for sums in parameters), strict=True)
         dsigma, dweights = (np.einsum("brk,kbs->brs", scale, np.stack(d)) for d in of_each)
     return values, sums, dx, dy, da, db, dsigma if want_sigma else None, dweights if want_weights else None
 
 
-@compiled
-def _kernel_sums(
-    addresses, workers, arena, scale, x, y, a, b, sigma, weights, drop, baseline, wanted, limit, results
-):
-    """All in one call of compiled code: of a few pairs, calls cost more than what they do."""
-    want_x, want_y, want_a, want_b, want_parameters = wanted
-    values, sums, order, parameters, gradients = results
-    a, b = _or_ones(a, x), _or_ones(b, y)
-    plan, px, py = pack(addresses[0], workers, arena, x, y, False, sigma, weights, baseline, True, True, limit)
-    pa, pb = packed_columns(_one_wide(a)), packed_columns(_one_wide(b))
-    none = np.empty((len(x), 0, 1), x.dtype)
-    less_baseline = baseline.shape[1] > 0
-    within_x = (drop >= 1, less_baseline, True, True, want_a, want_x, want_x, want_parameters)
-    within_y = (drop >= 1, less_baseline, True, True, want_b, want_y, want_y, want_parameters)
-    between = (drop >= 2, less_baseline, False, True, want_b, want_x, want_y, want_parameters)
-    xx, xx_rows = prepared(arena, plan, px, px, pa, pa, none, none, none, *within_x)
-    yy, yy_rows = prepared(arena, plan, py, py, pb, pb, none, none, none, *within_y)
-    xy, xy_rows = prepared(arena, plan, px, py, pb, pa, none, none, none, *between)
-    # the longest first, if both sets are of one size: what is left at the end is short
-    share_sum_rows(addresses[1], workers, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
-    _values(scale, a, b, xx[-1], yy[-1], xy[-1], values, sums)
-    own, one = plan.unit, np.ones(len(x))
-    tasks = (
-        (scale, 0, own, _one_chunk(xx[-1].dx), xx[-1].dy, _one_chunk(xy[-1].dx), gradients[0]),
-        (scale, 1, own, _one_chunk(yy[-1].dx), yy[-1].dy, xy[-1].dy, gradients[1]),
-        (scale, 0, one, _one_chunk(xx[-1].value), xx[-1].column_value, _one_chunk(xy[-1].value), gradients[2]),
-        (scale, 1, one, _one_chunk(yy[-1].value), yy[-1].column_value, xy[-1].column_value, gradients[3]),
-    )
-    rows = (_pieces(gradients[0]), _pieces(gradients[1]), _pieces(gradients[2]), _pieces(gradients[3]))
-    _share_combine(addresses[2], workers, rows, tasks)
-    order[:] = plan.order
-    add_chunks(xx[-1].parameters, parameters[0])
-    add_chunks(yy[-1].parameters, parameters[1])
-    add_chunks(xy[-1].parameters, parameters[2])
-
-
 @inner
-def _values(scale, a, b, xx, yy, xy, values, sums):
-    """scale_r . sums (B, R) and the sums (B, 3) of three sweeps' Parts."""
+def _values(scale, row_weights, accumulators, values, sums):
+    """scale_r . sums (B, R) and the sums (B, 3) of the sweeps xx, yy and xy."""
+    (a, b), (xx, yy, xy) = row_weights, accumulators
     batch, combinations = values.shape
-    # the value of a pair within a set is with its row; where those to columns were wanted, with either end
+    # the value of a pair within a set is added to its row; where column_value is wanted, half of it to either end
     _dot(a, xx.value, xx.column_value, sums[:, 0])
     _dot(b, yy.value, yy.column_value, sums[:, 1])
     _dot(a, xy.value, np.empty((batch, 0, 0, 1)), sums[:, 2])
@@ -118,7 +82,7 @@ def _values(scale, a, b, xx, yy, xy, values, sums):
         for r in range(combinations):
             value = 0.0
             for part in range(3):
-                # a sum that has no part in it may be NaN
+                # a sum that is not scaled may be NaN
                 if scale[q, r, part] != 0:
                     value += scale[q, r, part] * sums[q, part]
             values[q, r] = value
@@ -154,22 +118,24 @@ def _dot(u, rows, columns, out):
             out[q] += u[q, i] * value
 
 
-# numbers of a gradient that are combined at a time, and stay in the cache meanwhile
-_AT_A_TIME = 1024
-
-
 @inner
 def _pieces(gradient):
     return gradient.shape[0] * ((gradient.shape[2] + _AT_A_TIME - 1) // _AT_A_TIME)
 
 
-@inner
-def _combine(first, last, scale, k, unit, rows, columns, between, out):
+def _combine_example(dtype):
+    part = np.zeros((1, 1, 1, 1))
+    return np.zeros((1, 1, 3)), 0, np.ones(1), (part, part, part), np.zeros((1, 1, 1), dtype)
+
+
+@parallel_for(_combine_example)
+def _combine(first, last, scale, k, unit, sums, out):
     """Pieces of out (B, R, N D), numbered through the batch: scale_r . (2 (rows + columns), between) / unit.
 
-    rows, columns and between are (B, chunks, N, D), float64; the result is rounded once. Both ends of a pair within a
-    set are its points: hence the 2.
+    sums are rows, columns and between, (B, chunks, N, D), float64; the result is rounded once. Both ends of a pair
+    within a set are its points: hence the 2.
     """
+    rows, columns, between = sums
     size = out.shape[2]
     pieces = (size + _AT_A_TIME - 1) // _AT_A_TIME
     within, others = np.empty(min(_AT_A_TIME, size)), np.empty(min(_AT_A_TIME, size))
@@ -184,17 +150,41 @@ def _combine(first, last, scale, k, unit, rows, columns, between, out):
                 for i in range(count):
                     total[i] += part[i]
         for r in range(out.shape[1]):
-            one, two = 2 * scale[b, r, k] / unit[b], scale[b, r, 2] / unit[b]
+            c_within, c_between = 2 * scale[b, r, k] / unit[b], scale[b, r, 2] / unit[b]
             row = out[b, r, start:]
             for i in range(count):
-                row[i] = one * within[i] + two * others[i]
+                row[i] = c_within * within[i] + c_between * others[i]
 
 
-@cache
-def _addresses(dtype: np.dtype) -> tuple[tuple[int, int], int, int]:
-    part, scale, out = np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 3)), np.zeros((1, 1, 1), dtype)
-    combine = address_of(_combine, 0, 0, scale, 0, np.ones(1), part, part, part, out)
-    return pack_addresses(dtype), sum_rows_address(dtype), combine
-
-
-_share_combine = shared_at(_combine)
+@operation(*PACKING, sum_rows, _combine)
+def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
+    (x, y, a, b), (drop, wanted), (values, sums, order, parameters, gradients) = samples, options, results
+    want_x, want_y, want_a, want_b, want_parameters = wanted
+    pointers, team, arena = run
+    a, b = _or_ones(a, x), _or_ones(b, y)
+    plan, (px, py) = pack(run, (x, y), bandwidths, limit, (False, True, True))
+    pa, pb = as_points(_one_wide(a)), as_points(_one_wide(b))
+    none = np.empty((len(x), 0, 1), x.dtype)
+    less_baseline = bandwidths[2].shape[1] > 0
+    within = Modes(drop >= 1, less_baseline, True)
+    of_x, of_y = Operands(px, px, pa, pa, none, none, none), Operands(py, py, pb, pb, none, none, none)
+    xx, xx_rows = make_task(arena, plan, of_x, within, Wants(True, want_a, want_x, want_x, want_parameters))
+    yy, yy_rows = make_task(arena, plan, of_y, within, Wants(True, want_b, want_y, want_y, want_parameters))
+    of_both, between = Operands(px, py, pb, pa, none, none, none), Modes(drop >= 2, less_baseline, False)
+    xy, xy_rows = make_task(arena, plan, of_both, between, Wants(True, want_b, want_x, want_y, want_parameters))
+    # the longest first, if both sets are equally large: threads that end early then wait less for the last
+    sum_rows(pointers[2], team, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
+    _values(scale, (a, b), (xx[-1], yy[-1], xy[-1]), values, sums)
+    ones = np.ones(len(x))
+    tasks = (
+        (scale, 0, plan.unit, (_one_chunk(xx[-1].dx), xx[-1].dy, _one_chunk(xy[-1].dx)), gradients[0]),
+        (scale, 1, plan.unit, (_one_chunk(yy[-1].dx), yy[-1].dy, xy[-1].dy), gradients[1]),
+        (scale, 0, ones, (_one_chunk(xx[-1].value), xx[-1].column_value, _one_chunk(xy[-1].value)), gradients[2]),
+        (scale, 1, ones, (_one_chunk(yy[-1].value), yy[-1].column_value, xy[-1].column_value), gradients[3]),
+    )
+    rows = (_pieces(gradients[0]), _pieces(gradients[1]), _pieces(gradients[2]), _pieces(gradients[3]))
+    _combine(pointers[3], team, rows, tasks)
+    order[:] = plan.order
+    add_chunks(xx[-1].parameters, parameters[0])
+    add_chunks(yy[-1].parameters, parameters[1])
+    add_chunks(xy[-1].parameters, parameters[2])

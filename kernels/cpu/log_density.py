@@ -5,52 +5,48 @@ right to a share of its greatest exponent, as float32 can be. Its gradients are 
 which that would spoil: they, and a density that they start from, are computed in float64 whatever the input.
 """
 
-from functools import cache
-
 import numpy as np
 
-from .calls import address_of, shared_at
-from .compiled import compiled, inner
-from .memory import behaved, borrow, give_back, room
-from .points import LOG2_E, limits, pack, pack_addresses
+from .bandwidths import LOG2_E, NO_BASELINE, PACKING, example_plan, limits, pack
+from .calls import operation, parallel_for
+from .memory import as_contiguous, scratch
+from .points import example_points
 from .rbf_matmul import rbf_matmul_backward
-from .threads import team
-from .tile import NOWHERE, ROWS, distances
+from .tile import NO_DIAGONAL, ROWS, distances
 from .vector import at_least, exp2, fma, lane_of, load, splat, store, total
 
 _COLUMNS = 256
 
 
-@inner
-def _log_sum_exp(
-    start, stop, x, nx, n, y, ny, m, slope, offset, scale, log_weights, column_log, skip_diagonal, out
-):  # fmt: skip
+def _example(dtype):
+    points, wide = example_points(dtype), np.zeros((1, 1))
+    return (points, points), example_plan(dtype), points.norms, points.norms, False, wide
+
+
+@parallel_for(_example, flush_subnormals=True)
+def _log_sum_exp(start, stop, points, plan, log_weights, column_log, skip_diagonal, out):
     """out[b, i] = log2 sum_s sum_j 2**(log_weights_s + column_log_j - scale_s d2_ij), j != i with skip_diagonal.
 
     For panels of ROWS rows, numbered through the batch. The sum so far is relative to the greatest exponent so far.
     """
-    dims, width = y.shape[2], y.shape[3]
+    n, m, width, scale = points[0].count, points[1].count, points[1].columns.shape[3], plan.scale
     lanes = width // 2
-    row, panels = x.shape[2], (n + ROWS - 1) // ROWS
-    d2 = room(ROWS * _COLUMNS, x)
-    t = room(_COLUMNS, x)
+    panels = (n + ROWS - 1) // ROWS
+    d2, t = scratch(ROWS * _COLUMNS, column_log), scratch(_COLUMNS, column_log)
     greatest, sums = np.empty(ROWS), np.empty(ROWS)
-    real = x.dtype.type
+    real = column_log.dtype.type
     lowest = splat(real(-np.inf))
     for number in range(start, stop):
         b, i0 = number // panels, number % panels * ROWS
-        near_slope, near_offset = real(slope[b]), real(offset[b])
+        near = real(plan.slope[b]), real(plan.offset[b])
         greatest[:] = -np.inf
         sums[:] = 0
         for j0 in range(0, m, _COLUMNS):
             wide = min(_COLUMNS, m - j0)
             p0, p1 = j0 // width, (j0 + wide + width - 1) // width
             for p in range(p0, p1):
-                distances(
-                    x, (b * x.shape[1] + i0) * row, row, y, (b * y.shape[1] + p) * dims * width, dims,
-                    nx, b * nx.shape[1] + i0, ny, b * ny.shape[1] + p * width, near_slope, near_offset,
-                    i0 - p * width if skip_diagonal else NOWHERE, d2, (p - p0) * width, _COLUMNS,
-                )  # fmt: skip
+                diagonal = i0 - p * width if skip_diagonal else NO_DIAGONAL
+                distances(points, (b, i0, p), near, diagonal, d2, (p - p0) * width, _COLUMNS)
             padded = (p1 - p0) * width
             for r in range(min(ROWS, n - i0)):
                 if skip_diagonal and j0 <= i0 + r < j0 + wide:
@@ -85,38 +81,22 @@ def _log_sum_exp(
             out[b, i0 + r] = greatest[r] + np.log2(sums[r])
 
 
-@cache
-def _log_sum_exp_address(dtype: np.dtype) -> int:
-    points, wide = np.zeros((1, 1, 1), dtype), np.zeros(1)
-    rows = points[0]
-    plan = (wide, wide, rows, rows, rows, False, wide[None])
-    return address_of(_log_sum_exp, 0, 0, points, rows, 1, points[None], rows, 1, *plan)
-
-
-_share_log_sum_exp = shared_at(_log_sum_exp, flush_subnormals=True)
-
-
-@compiled
-def _log_density(addresses, workers, arena, x, y, sigma, weights, log_weights, data_log, skip_diagonal, limit, out):
-    """out = log2 sum_sj 2**(log_weights_s + data_log_j) k_sij, (B, N), for log_weights (B, S), data_log (B, M)."""
-    (batch, n, _), m, count = x.shape, y.shape[1], sigma.shape[1]
-    plan, px, py = pack(
-        addresses[0], workers, arena, x, y, False, sigma, weights, np.empty((len(x), 0)), False, False, limit
-    )
-    ordered = np.empty((batch, count), x.dtype)
-    # a column that is none has no share
-    column_log = np.empty((batch, py.columns.shape[1] * py.columns.shape[3]), x.dtype)
+@operation(*PACKING, _log_sum_exp)
+def _log_density(run, points, bandwidths, logs, skip_diagonal, limit, out):
+    """out = log2 sum_sj 2**(log_weights_s + data_log_j) k_sij, (B, N); logs are log_weights and data_log."""
+    log_weights, data_log = logs
+    plan, packed = pack(run, points, bandwidths, limit, (False, False, False))
+    (batch, n, _), m, columns = points[0].shape, points[1].shape[1], packed[1].columns
+    ordered = np.empty(log_weights.shape, columns.dtype)
+    # padding has no share
+    column_log = np.empty((batch, columns.shape[1] * columns.shape[3]), columns.dtype)
     for b in range(batch):
         for j in range(column_log.shape[1]):
             column_log[b, j] = data_log[b, j] if j < m else -np.inf
-        for s in range(count):
+        for s in range(log_weights.shape[1]):
             ordered[b, s] = log_weights[b, plan.order[b, s]]
-    task = (
-        px.rows, px.norms, n, py.columns, py.norms, m, plan.slope, plan.offset, plan.scale, ordered, column_log,
-        skip_diagonal, out,
-    )  # fmt: skip
-    rows = batch * ((n + ROWS - 1) // ROWS)
-    _share_log_sum_exp(addresses[1], workers, (rows,), (task,))
+    task = packed, plan, ordered, column_log, skip_diagonal, out
+    _log_sum_exp(run[0][2], run[1], (batch * ((n + ROWS - 1) // ROWS),), (task,))
 
 
 def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, in_float64=True):
@@ -135,20 +115,22 @@ def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, in_flo
     with np.errstate(divide="ignore"):
         # a row without weight has no share
         data_log = np.log2(data_weights).astype(x.dtype)
-    arrays = map(behaved, (x, y, sigma, weights, (log_weights - greatest) * LOG2_E, data_log))
-    addresses = pack_addresses(x.dtype), _log_sum_exp_address(x.dtype)
-    workers = team(batch * n * m * (dims + 20 * sigma.shape[1]))
-    out = np.empty((batch, n))
-    arena = borrow()
-    _log_density(addresses, workers, arena, *arrays, leave_one_out, limits(x.dtype, n * m, dims, accuracy), out)
-    give_back(arena)
+    points = as_contiguous(x), as_contiguous(y)
+    bandwidths = as_contiguous(sigma), weights, NO_BASELINE
+    logs = as_contiguous((log_weights - greatest) * LOG2_E), as_contiguous(data_log)
+    work, limit, out = (
+        batch * n * m * (dims + 20 * sigma.shape[1]),
+        limits(x.dtype, n * m, dims, accuracy),
+        np.empty((batch, n)),
+    )
+    _log_density(x.dtype, work, points, bandwidths, logs, leave_one_out, limit, out)
     return out / LOG2_E + greatest
 
 
 def score(x, y, sigma, log_weights, data_weights, *, leave_one_out):
     """The gradient of log_density at x, (B, N, D). See gkfast.score."""
     log_p = log_density(x, y, sigma, log_weights, data_weights, leave_one_out=leave_one_out)
-    found = rbf_matmul_backward(
+    gradient = rbf_matmul_backward(
         np.ones((*log_p.shape, 1)),
         x.astype(np.float64),
         y.astype(np.float64),
@@ -159,6 +141,6 @@ def score(x, y, sigma, log_weights, data_weights, *, leave_one_out):
         skip_diagonal=leave_one_out,
         wants=(True, False, False, False, False),
     )[0]
-    # distance / sigma^2 may leave the range of float32, and is infinite there
+    # distance / sigma^2 is infinite where it leaves the range of float32
     with np.errstate(over="ignore"):
-        return found.astype(x.dtype)
+        return gradient.astype(x.dtype)

@@ -1,11 +1,11 @@
-"""Memory for results and for what a call needs on its way: a page first touched costs more than its kernel entries.
+"""Recycled memory: touching a new page costs more than computing the kernel values on it.
 
 Each thread keeps blocks that it has used for results; one is free as soon as nothing but this list refers to it, that
 is, when the caller has let go of the last array or tensor on it. What is kept is bounded, the oldest goes first.
 NumPy asks for huge pages itself where an array has 4 MiB or more.
 
-And it keeps one arena: a block of which a call of compiled code takes piece after piece. What it needs beyond the
-arena it gets from the allocator, and the next call finds a larger arena.
+And it keeps one arena: a block in which a call of compiled code allocates array after array. Arrays that no longer
+fit come from NumPy's allocator, and the next call finds a larger arena.
 """
 
 import math
@@ -26,15 +26,15 @@ _MOST_LENT = 1 << 26
 _own = threading.local()
 
 
-def behaved(array: np.ndarray) -> np.ndarray:
-    """As compiled code takes it: contiguous, aligned and writeable; a copy where it is not.
+def as_contiguous(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy if it is not contiguous, aligned and writeable.
 
-    Numba counts what may not be written to as a type of its own, and would compile everything again.
+    To Numba a read-only array is another type, for which it would compile everything again.
     """
     return array if array.flags.carray else np.array(array, order="C")
 
 
-def fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def new_result(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array of undefined content that is the caller's to keep."""
     size = math.prod(shape) * dtype.itemsize
     if size < _LEAST_REUSED:
@@ -49,7 +49,7 @@ def _block(size: int) -> np.ndarray:
     blocks = _own.__dict__.setdefault("results", [])
     block = None
     for place in range(len(blocks)):
-        # the list and the argument of getrefcount; a block far too large is for what needs it
+        # 2 references = free (the list and getrefcount's own); blocks more than 4 times too large are skipped
         if size <= len(blocks[place]) <= 4 * size and sys.getrefcount(blocks[place]) == 2:
             block = blocks.pop(place)
             break
@@ -62,14 +62,14 @@ def _block(size: int) -> np.ndarray:
     return block
 
 
-def borrow() -> tuple[np.ndarray, np.ndarray]:
+def acquire_arena() -> tuple[np.ndarray, np.ndarray]:
     """This thread's arena: the block, and how many bytes of it are taken (1,)."""
     arenas = _own.__dict__.setdefault("arenas", [])
     return arenas.pop() if arenas else (np.empty(_LINE, np.uint8), np.zeros(1, np.int64))
 
 
-def give_back(arena: tuple[np.ndarray, np.ndarray]) -> None:
-    """After the call, when nothing of it is used any more."""
+def release_arena(arena: tuple[np.ndarray, np.ndarray]) -> None:
+    """Once no array in it is used any more."""
     block, taken = arena
     needed = int(taken[0])
     taken[0] = 0
@@ -79,17 +79,17 @@ def give_back(arena: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @inner
-def take(arena, size, like):
-    """`room` of an arena."""
+def allocate(arena, size, like):
+    """`scratch` from an arena."""
     block, taken = arena
     begin = taken[0] + -(block.ctypes.data + taken[0]) % _LINE
     end = begin + size * like.itemsize
     taken[0] = end
-    return block[begin:end].view(like.dtype) if end <= block.size else room(size, like)
+    return block[begin:end].view(like.dtype) if end <= block.size else scratch(size, like)
 
 
 @inner
-def room(size, like):
-    """A new array (size,) of undefined content, on a line of the cache, for compiled code."""
+def scratch(size, like):
+    """A new array (size,) of undefined content, aligned to a cache line, for compiled code."""
     block = np.empty(size + _LINE // like.itemsize, like.dtype)
     return block[-block.ctypes.data % _LINE // like.itemsize :][:size]

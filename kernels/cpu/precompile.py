@@ -23,13 +23,13 @@ def compile_everything() -> Iterator[tuple[str, float]]:
 
 def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
     x, u, v = np.zeros((1, 2, 1), dtype), np.ones((1, 2), dtype), np.ones((1, 2, 1), dtype)
-    one, scale, share, yes = np.ones((1, 1)), np.ones((1, 1, 3)), np.ones((1, 2)), (True,) * 6
+    one, scale, row_weights, yes = np.ones((1, 1)), np.ones((1, 1, 3)), np.ones((1, 2)), (True,) * 6
     return {
         "rbf": lambda: rbf(x, None, one, one),
         "rbf_matmul": lambda: rbf_matmul(x, x, v, one, one),
         "mmd2": lambda: kernel_sums_with_gradients(scale, x, x, u, u, one, one, one, drop=1, wants=yes),
         "rbf gradient": lambda: rbf_backward(v @ v.mT, x, x, one, one, wants=yes[:4]),
         "rbf_matmul gradient": lambda: rbf_matmul_backward(v, x, x, v, one, one, wants=yes[:5]),
-        "log_density": lambda: log_density(x, x, one, one, share, leave_one_out=False, in_float64=False),
-        "score": lambda: score(x, x, one, one, share, leave_one_out=False),
+        "log_density": lambda: log_density(x, x, one, one, row_weights, leave_one_out=False, in_float64=False),
+        "score": lambda: score(x, x, one, one, row_weights, leave_one_out=False),
     }

@@ -49,11 +49,11 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def team(work: int) -> tuple[int, int]:
+def thread_team(work: int) -> tuple[int, int]:
     """For so many multiply-adds: where parallel(entry, data, threads, flags) begins, and how many threads.
 
-    It calls entry(data) on that many threads, this one among them, and returns when all have returned. 0 is for this
-    thread alone.
+    It calls entry(data) on that many threads, this one among them, and returns when all have returned. An address of
+    0 stands for this thread alone.
     """
     threads = thread_count()
     if threads == 1 or work < SERIAL_WORK:
@@ -73,7 +73,7 @@ def _gnu_openmp() -> int:
     loaded = getattr(os, "RTLD_NOLOAD", None)
     for path in libraries.glob("libgomp*.so*") if loaded is not None else ():
         try:
-            # not to be loaded a second time: the name finds what is there already
+            # the name finds the library that torch has loaded; it must not be loaded twice
             return _address(ctypes.CDLL(path.name, mode=loaded | os.RTLD_NOW).GOMP_parallel)
         except OSError:
             continue

@@ -13,9 +13,12 @@ Everything quadratic in this library is this loop with another step: a b + acc i
 acc + a (b - x) pulls rows towards columns without cancellation. A step is one or two instructions for a whole
 register of pairs, and 8 x 2 of them are independent: enough to hide the latency of two units.
 
-Sums over k are restarted every SPANS[0] terms and added to a running total, so that rounding does not grow with depth
-even where all terms are rounded the same way; of distances, the total is restarted every SPANS[1] terms. The order is
-the same for every tile and every row, so an entry's bits do not depend on its place.
+Sums over k are restarted every RESTART_EVERY terms and added to a running total, so that rounding does not grow with
+depth even where all terms are rounded the same way; of distances, the total is restarted every RESTART_TOTAL_EVERY
+terms. The order is the same for every tile and every row, so an entry's bits do not depend on its place.
+
+Matrices are arrays without gaps and places in them: where an operand begins, how far its rows are apart and, for the
+left one, how far its terms are apart and how many there are.
 """
 
 from llvmlite import ir
@@ -29,6 +32,7 @@ from .vector import (
     REGISTERS,
     address,
     constant,
+    emit_add,
     emit_exp2,
     emit_fma,
     emit_load,
@@ -41,20 +45,21 @@ ROWS = 8 if REGISTERS == 32 else 6
 VECTORS = 2
 WIDTH = {dtype: VECTORS * lanes for dtype, lanes in LANES.items()}
 # coordinates up to which `gaussians` takes differences
-DEPTH = 64
-SPANS = (16, 256)
+MOST_DIFFERENCES = 64
+RESTART_EVERY, RESTART_TOTAL_EVERY = 16, 256
 
 _INDEX = ir.IntType(64)
-# for `distances`: no entry of the tile is that of a point and itself, as far as the caller knows
-NOWHERE = -(1 << 30)
-_SCALAR = types.intp
+# for `distances`: no entry of the tile is that of a point and itself
+NO_DIAGONAL = -(1 << 30)
 
 
-def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, finish, spans=SPANS):
+def _emit_sums(builder, dtype, rows, a, b, step, finish, spans=(RESTART_EVERY,)):
     """Calls finish({(r, v): sum_k step(a[r a_row + k a_step], b[k b_step + v lanes:])}), which emits the rest.
 
-    It is called twice: for sums of one block, and of several. Were the two joined, their registers would not suffice.
+    a is (pointer, a_row, a_step, depth), b is (pointer, b_step). finish is called twice: for sums of one block, and
+    of several. Were the two joined, their registers would not suffice.
     """
+    (a, a_row, a_step, depth), (b, b_step) = a, b
     lanes = LANES[dtype]
     vector = ir.VectorType(REAL[dtype], lanes)
     places = [(r, v) for r in range(rows) for v in range(VECTORS)]
@@ -84,8 +89,8 @@ def _emit_sums(builder, dtype, rows, a, a_row, a_step, b, b_step, depth, step, f
                     builder.store(step(scalar, bs[v], builder.load(acc[r, v]), (r, v)), acc[r, v])
 
     span = _INDEX(spans[0])
-    with builder.if_else(builder.icmp_signed("<=", depth, span)) as (one, several):
-        with one:
+    with builder.if_else(builder.icmp_signed("<=", depth, span)) as (single, several):
+        with single:
             acc = slots()
             block(acc, _INDEX(0), depth)
             finish({place: builder.load(acc[place]) for place in places})
@@ -125,74 +130,122 @@ def _place(builder, dtype, base, row, place):
     return builder.gep(base, [builder.add(builder.mul(row, _INDEX(r)), _INDEX(v * LANES[dtype]))])
 
 
-@intrinsic
-def distances(
-    typing_context, x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, own, out, at, out_row
-):  # fmt: skip
-    """out[r, j] = |x_r - y_j|^2 for one tile; whether any of them was near.
+class _Pairs:
+    """Emits the squared distances of one tile: rows i, i + 1, ... of x to panel p of y, in batch entry b.
 
-    x holds points as rows, x_row apart; y holds WIDTH points as columns. nx and ny are their squared norms, summed
-    in the order of the tile, so that equal points have distance 0 exactly; their second halves are e_x and e_y. The
-    sum of both norms less twice the product is right to e_x + e_y: entries that come out at most
-    slope (e_x + e_y) + offset, which are those whom that would harm, are replaced by sums of squared differences. An
-    infinite offset means all.
-
-    The caller knows entries [r, own + r], of a point and itself, and may find anything there: they are not near.
+    points is (x, y), tile (b, i, p), near (slope, offset). |x|^2 + |y|^2 - 2 x.y is right to e_x + e_y, where norms
+    are summed in the order of the tile, so that equal points have distance 0 exactly. A pair is near if that sum
+    comes out at most slope (e_x + e_y) + offset; an infinite offset means that all pairs are near.
     """
-    dtype = x.dtype
+
+    def __init__(self, context, builder, kinds, points, tile, near):
+        def arrays(kind, values):
+            held = zip(kind.types[:3], cgutils.unpack_tuple(builder, values), strict=False)
+            return [context.make_array(array_type)(context, builder, value) for array_type, value in held]
+
+        (x_rows, _, x_norms), (_, y_columns, y_norms) = map(arrays, kinds, cgutils.unpack_tuple(builder, points))
+        b, i, p = cgutils.unpack_tuple(builder, tile)
+        self.slope, self.offset = cgutils.unpack_tuple(builder, near)
+        self.builder, self.dtype = builder, kinds[0].types[0].dtype
+        self.lanes = LANES[self.dtype]
+        self.zero, self.minus_two = (constant(ir.VectorType(REAL[self.dtype], self.lanes), c) for c in (0.0, -2.0))
+        width = _INDEX(WIDTH[self.dtype])
+        _, count, row = cgutils.unpack_tuple(builder, x_rows.shape)
+        _, panels, depth, _ = cgutils.unpack_tuple(builder, y_columns.shape)
+        first, panel = builder.add(builder.mul(b, count), i), builder.add(builder.mul(b, panels), p)
+        self.x = builder.gep(x_rows.data, [builder.mul(first, row)]), row, _INDEX(1), depth
+        self.y = builder.gep(y_columns.data, [builder.mul(panel, builder.mul(depth, width))]), width
+        self.x_norms, self.x_errors = self._norms(x_norms, b, i)
+        self.y_norms, self.y_errors = self._norms(y_norms, b, builder.mul(p, width))
+        self.some_near = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
+        self.all_near = builder.fcmp_ordered("==", self.offset, REAL[self.dtype](float("inf")))
+
+    def _norms(self, norms, b, index):
+        """Pointers to norms and, in the second half of the array, to their errors."""
+        _, count = cgutils.unpack_tuple(self.builder, norms.shape)
+        first = self.builder.gep(norms.data, [self.builder.add(self.builder.mul(b, count), index)])
+        return first, self.builder.gep(first, [self.builder.lshr(norms.nitems, _INDEX(1))])
+
+    def of_row(self, pointer, r):
+        return emit_splat(self.builder, self.builder.load(self.builder.gep(pointer, [_INDEX(r)])), self.lanes)
+
+    def of_columns(self, pointer):
+        places = (self.builder.gep(pointer, [_INDEX(v * self.lanes)]) for v in range(VECTORS))
+        return [emit_load(self.builder, place, self.dtype) for place in places]
+
+    def splat(self, scalar):
+        return emit_splat(self.builder, scalar, self.lanes)
+
+    def none(self):
+        return constant(ir.VectorType(ir.IntType(1), self.lanes), 0)
+
+    def store_near(self, lanes):
+        """Whether any of these lanes is set: some pair is near; returned as well."""
+        bits = ir.IntType(self.lanes)
+        near = self.builder.icmp_unsigned("!=", self.builder.bitcast(lanes, bits), bits(0))
+        self.builder.store(near, self.some_near)
+        return near
+
+    def squared(self, product, both):
+        """nx + ny - 2 x.y, at least 0"""
+        value = emit_fma(self.builder, self.minus_two, product, both)
+        return self.builder.select(self.builder.fcmp_ordered("<", value, self.zero), self.zero, value)
+
+    def products(self, finish):
+        self._sums(_multiply_add(self.builder), finish)
+
+    def differences(self, finish):
+        self._sums(_square_of_difference(self.builder), finish)
+
+    def _sums(self, step, finish):
+        spans = RESTART_EVERY, RESTART_TOTAL_EVERY
+        _emit_sums(self.builder, self.dtype, ROWS, self.x, self.y, step, finish, spans)
+
+
+@intrinsic
+def distances(typing_context, points, tile, near, diagonal, out, at, out_row):
+    """out[r, j] = |x_r - y_j|^2 for one tile; whether any pair was near. See `_Pairs`.
+
+    Near pairs get sums of squared differences. Entries [r, diagonal + r], of a point and itself, are
+    undefined and not near: the caller knows them.
+    """
 
     def generate(context, builder, signature, arguments):
-        x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset, own, out_, at, out_row = arguments
-        x_ = address(context, builder, x, x_, x_at)
-        y_ = address(context, builder, y, y_, y_at)
-        nx_, ex_ = _norms(context, builder, nx, nx_, nx_at)
-        ny_, ey_ = _norms(context, builder, ny, ny_, ny_at)
+        *pairs, diagonal, out_, at, out_row = arguments
+        pairs = _Pairs(context, builder, points.types, *pairs)
+        dtype, lanes = pairs.dtype, pairs.lanes
         out_ = address(context, builder, out, out_, at)
-        lanes = LANES[dtype]
-        bits = ir.IntType(lanes)
-        vector = ir.VectorType(REAL[dtype], lanes)
-        zero, minus_two = constant(vector, 0.0), constant(vector, -2.0)
-        found = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
-
-        def sums(step, finish):
-            columns = _INDEX(WIDTH[dtype])
-            _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish)
 
         def slot(place):
             return _place(builder, dtype, out_, out_row, place)
 
         def norms():
             """[r, v] of nx + ny, and of the greatest distance that is near"""
-            slopes, offsets = emit_splat(builder, slope, lanes), emit_splat(builder, offset, lanes)
-            ys = [emit_load(builder, builder.gep(ny_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
-            errors = [emit_load(builder, builder.gep(ey_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
-            limits = [emit_fma(builder, slopes, error, offsets) for error in errors]
+            slopes, offsets = pairs.splat(pairs.slope), pairs.splat(pairs.offset)
+            ys = pairs.of_columns(pairs.y_norms)
+            limits = [emit_fma(builder, slopes, error, offsets) for error in pairs.of_columns(pairs.y_errors)]
             for r in range(ROWS):
-                own = emit_splat(builder, builder.load(builder.gep(nx_, [_INDEX(r)])), lanes)
-                own_error = emit_splat(builder, builder.load(builder.gep(ex_, [_INDEX(r)])), lanes)
-                own_limit = builder.fmul(slopes, own_error)
+                norm, limit = pairs.of_row(pairs.x_norms, r), builder.fmul(slopes, pairs.of_row(pairs.x_errors, r))
                 for v in range(VECTORS):
-                    yield (r, v), builder.fadd(own, ys[v]), builder.fadd(own_limit, limits[v])
+                    yield (r, v), builder.fadd(norm, ys[v]), builder.fadd(limit, limits[v])
 
         def finish_product(tile):
-            some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
+            some = pairs.none()
             for place, both, limit in norms():
-                value = emit_fma(builder, minus_two, tile[place], both)
-                value = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+                value = pairs.squared(tile[place], both)
                 some = builder.or_(some, builder.fcmp_ordered("<=", value, limit))
                 emit_store(builder, value, slot(place))
-            builder.store(builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0)), found)
+            pairs.store_near(some)
 
         def look_again():
-            """What was found, but for the points themselves."""
-            some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
-            places = ir.VectorType(_INDEX, lanes)
+            """Whether any pair is near but points and themselves."""
+            some, places = pairs.none(), ir.VectorType(_INDEX, lanes)
             for (r, v), _, limit in norms():
-                column = emit_splat(builder, builder.add(own, _INDEX(r - v * lanes)), lanes)
+                column = emit_splat(builder, builder.add(diagonal, _INDEX(r - v * lanes)), lanes)
                 others = builder.icmp_signed("!=", column, ir.Constant(places, list(range(lanes))))
                 near = builder.fcmp_ordered("<=", emit_load(builder, slot((r, v)), dtype), limit)
                 some = builder.or_(some, builder.and_(others, near))
-            builder.store(builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0)), found)
+            pairs.store_near(some)
 
         def finish_near(tile):
             for place, _, limit in norms():
@@ -200,149 +253,113 @@ def distances(
                 near = builder.fcmp_ordered("<=", rough, limit)
                 emit_store(builder, builder.select(near, tile[place], rough), slot(place))
 
-        all_near = builder.fcmp_ordered("==", offset, REAL[dtype](float("inf")))
-        builder.store(all_near, found)
-        with builder.if_else(all_near) as (differences, product):
+        builder.store(pairs.all_near, pairs.some_near)
+        with builder.if_else(pairs.all_near) as (differences, product):
             with differences:
-                sums(
-                    _square_of_difference(builder), lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row)
-                )
+                pairs.differences(lambda tile: _emit_store_tile(builder, dtype, tile, out_, out_row))
             with product:
-                sums(_multiply_add(builder), finish_product)
-                with builder.if_then(builder.load(found), likely=False):
-                    here = builder.icmp_signed(">", own, _INDEX(-ROWS))
-                    with builder.if_then(here, likely=False):
+                pairs.products(finish_product)
+                with builder.if_then(builder.load(pairs.some_near), likely=False):
+                    meets = builder.icmp_signed(">", diagonal, _INDEX(-ROWS))
+                    with builder.if_then(meets, likely=False):
                         look_again()
-                with builder.if_then(builder.load(found), likely=False):
-                    sums(_square_of_difference(builder), finish_near)
-        return builder.load(found)
+                with builder.if_then(builder.load(pairs.some_near), likely=False):
+                    pairs.differences(finish_near)
+        return builder.load(pairs.some_near)
 
-    i = _SCALAR
-    return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, i, out, i, i), generate
+    i = types.intp
+    return types.boolean(points, tile, near, i, out, i, i), generate
 
 
 @intrinsic
-def gaussians(
-    typing_context,
-    x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, scale, weight, out, at, out_row,
-):  # fmt: skip
+def gaussians(typing_context, points, tile, near, kernel, out, at, out_row):
     """out[r, j] = weight 2**(-scale |x_r - y_j|^2) for one tile, unless a pair is near; whether any is.
 
-    See `_emit_kernels`.
+    kernel is (scale, weight). See `_emit_kernels`.
     """
-    dtype = x.dtype
 
     def generate(context, builder, signature, arguments):
-        *tile, scale, weight, out_, at, out_row = arguments
+        *pairs, kernel, out_, at, out_row = arguments
+        pairs = _Pairs(context, builder, points.types, *pairs)
+        scale, weight = cgutils.unpack_tuple(builder, kernel)
         out_ = address(context, builder, out, out_, at)
-        weights = emit_splat(builder, weight, LANES[dtype])
+        weights = pairs.splat(weight)
 
         def finish_row(r, kernels):
             for v, kernel in enumerate(kernels):
-                place = _place(builder, dtype, out_, out_row, (r, v))
+                place = _place(builder, pairs.dtype, out_, out_row, (r, v))
                 emit_store(builder, builder.fmul(kernel, weights), place)
 
-        return _emit_kernels(context, builder, (x, y, nx, ny), tile, scale, finish_row)
+        return _emit_kernels(pairs, scale, finish_row)
 
-    i = _SCALAR
-    return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, dtype, dtype, out, i, i), generate
+    i = types.intp
+    return types.boolean(points, tile, near, kernel, out, i, i), generate
 
 
 @intrinsic
-def gaussian_sums(
-    typing_context,
-    x, x_at, x_row, y, y_at, depth, nx, nx_at, ny, ny_at, slope, offset, scale, v, v_at, sums,
-):  # fmt: skip
+def gaussian_sums(typing_context, points, tile, near, scale, v, v_at, sums):
     """sums[r, :] += 2**(-scale |x_r - y_j|^2) v_j in lanes for one tile, unless a pair is near; whether any is.
 
     See `_emit_kernels`.
     """
-    dtype = x.dtype
 
     def generate(context, builder, signature, arguments):
-        *tile, scale, v_, v_at, sums_ = arguments
-        v_ = address(context, builder, v, v_, v_at)
+        *pairs, scale, v_, v_at, sums_ = arguments
+        pairs = _Pairs(context, builder, points.types, *pairs)
+        values = address(context, builder, v, v_, v_at)
         sums_ = address(context, builder, sums, sums_, _INDEX(0))
 
         def finish_row(r, kernels):
-            place = builder.gep(sums_, [_INDEX(r * LANES[dtype])])
-            total = emit_load(builder, place, dtype)
-            for k, kernel in enumerate(kernels):
-                value = emit_load(builder, builder.gep(v_, [_INDEX(k * LANES[dtype])]), dtype)
+            place = builder.gep(sums_, [_INDEX(r * pairs.lanes)])
+            total = emit_load(builder, place, pairs.dtype)
+            for kernel, value in zip(kernels, pairs.of_columns(values), strict=True):
                 total = emit_fma(builder, kernel, value, total)
             emit_store(builder, total, place)
 
-        return _emit_kernels(context, builder, (x, y, nx, ny), tile, scale, finish_row)
+        return _emit_kernels(pairs, scale, finish_row)
 
-    i = _SCALAR
-    return types.boolean(x, i, i, y, i, i, nx, i, ny, i, dtype, dtype, dtype, v, i, sums), generate
+    return types.boolean(points, tile, near, v.dtype, v, types.intp, sums), generate
 
 
-def _emit_kernels(context, builder, arrays, tile, scale, finish_row):
+def _emit_kernels(pairs, scale, finish_row):
     """finish_row(r, registers of 2**(-scale |x_r - y_j|^2)) for each row, unless a pair is near; whether any is.
 
-    By the product; or, with an infinite offset, by differences, for which callers have at most DEPTH coordinates. The
-    bits are those of exp2 after `distances`, which is for the tiles that have a near pair.
+    By the product; or, with an infinite offset, by differences, for which callers have at most MOST_DIFFERENCES
+    coordinates. The bits are those of exp2 after `distances`, which is for the tiles that have a near pair.
     """
-    x, y, nx, ny = arrays
-    x_, x_at, x_row, y_, y_at, depth, nx_, nx_at, ny_, ny_at, slope, offset = tile
-    dtype = x.dtype
-    x_ = address(context, builder, x, x_, x_at)
-    y_ = address(context, builder, y, y_, y_at)
-    nx_, ex_ = _norms(context, builder, nx, nx_, nx_at)
-    ny_, ey_ = _norms(context, builder, ny, ny_, ny_at)
-    lanes = LANES[dtype]
-    bits = ir.IntType(lanes)
-    vector = ir.VectorType(REAL[dtype], lanes)
-    zero, minus_two = constant(vector, 0.0), constant(vector, -2.0)
-    found = cgutils.alloca_once_value(builder, ir.IntType(1)(0))
-    scales = builder.fsub(zero, emit_splat(builder, scale, lanes))
+    builder = pairs.builder
+    scales = builder.fsub(pairs.zero, pairs.splat(scale))
 
     def finish(tile):
         for r in range(ROWS):
             squared = (tile[r, v] for v in range(VECTORS))
-            finish_row(r, [emit_exp2(builder, builder.fmul(value, scales), dtype) for value in squared])
+            finish_row(r, [emit_exp2(builder, builder.fmul(value, scales), pairs.dtype) for value in squared])
 
     def finish_product(tile):
-        slopes, offsets = emit_splat(builder, slope, lanes), emit_splat(builder, offset, lanes)
-        ys = [emit_load(builder, builder.gep(ny_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
-        errors = [emit_load(builder, builder.gep(ey_, [_INDEX(v * lanes)]), dtype) for v in range(VECTORS)]
+        slopes, offsets = pairs.splat(pairs.slope), pairs.splat(pairs.offset)
+        ys = pairs.of_columns(pairs.y_norms)
         # of each lane's columns the one with the widest neighbourhood
-        limits = emit_fma(builder, slopes, _chosen(builder, ">", errors), offsets)
-        some = constant(ir.VectorType(ir.IntType(1), lanes), 0)
+        limits = emit_fma(builder, slopes, _chosen(builder, ">", pairs.of_columns(pairs.y_errors)), offsets)
+        some = pairs.none()
         squared = {}
         for r in range(ROWS):
-            own = emit_splat(builder, builder.load(builder.gep(nx_, [_INDEX(r)])), lanes)
+            norm = pairs.of_row(pairs.x_norms, r)
             for v in range(VECTORS):
-                value = emit_fma(builder, minus_two, tile[r, v], builder.fadd(own, ys[v]))
-                squared[r, v] = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+                squared[r, v] = pairs.squared(tile[r, v], builder.fadd(norm, ys[v]))
             least = _chosen(builder, "<", [squared[r, v] for v in range(VECTORS)])
-            own_error = emit_splat(builder, builder.load(builder.gep(ex_, [_INDEX(r)])), lanes)
+            limit = emit_fma(builder, slopes, pairs.of_row(pairs.x_errors, r), limits)
             # a NaN counts as near: what it hides is looked at again
-            near = builder.fcmp_unordered("<=", least, emit_fma(builder, slopes, own_error, limits))
-            some = builder.or_(some, near)
-        near = builder.icmp_unsigned("!=", builder.bitcast(some, bits), bits(0))
-        builder.store(near, found)
+            some = builder.or_(some, builder.fcmp_unordered("<=", least, limit))
+        near = pairs.store_near(some)
         with builder.if_then(builder.not_(near), likely=True):
             finish(squared)
 
-    def sums(step, finish):
-        columns = _INDEX(WIDTH[dtype])
-        _emit_sums(builder, dtype, ROWS, x_, x_row, _INDEX(1), y_, columns, depth, step, finish)
-
-    with builder.if_else(builder.fcmp_ordered("==", offset, REAL[dtype](float("inf")))) as (differences, product):
+    with builder.if_else(pairs.all_near) as (differences, product):
         with differences:
-            sums(_square_of_difference(builder), finish)
+            pairs.differences(finish)
         with product:
-            sums(_multiply_add(builder), finish_product)
-    return builder.load(found)
-
-
-def _norms(context, builder, array_type, array, index):
-    """Pointers to element `index` of an array without gaps, and of its second half."""
-    held = context.make_array(array_type)(context, builder, array)
-    first = builder.gep(held.data, [index])
-    return first, builder.gep(first, [builder.lshr(held.nitems, _INDEX(1))])
+            pairs.products(finish_product)
+    return builder.load(pairs.some_near)
 
 
 def _chosen(builder, relation, values):
@@ -367,70 +384,70 @@ def _square_of_difference(builder):
 
 def _emit_add_tile(builder, dtype, tile, out, out_row):
     """out += tile, out float64."""
-    wide = ir.VectorType(ir.DoubleType(), LANES[dtype])
     for place, value in tile.items():
-        pointer = builder.bitcast(_place(builder, dtype, out, out_row, place), wide.as_pointer())
-        old = builder.load(pointer)
-        old.align = 8
-        value = value if dtype == types.float64 else builder.fpext(value, wide)
-        builder.store(builder.fadd(old, value), pointer, align=8)
+        emit_add(builder, value, _place(builder, dtype, out, out_row, place))
 
 
 def _product(emit_finish):
-    """product and add_product: sum_k a[r, k] b[k, :] for one tile, ROWS by WIDTH, to emit_finish."""
+    """product and add_product: sum_k a[r, k] b[k, :] for one tile, ROWS by WIDTH, to emit_finish.
 
-    def intrinsic_(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, out, at, out_row):
-        dtype = a.dtype
+    a_place is (begin, row, step, depth), b_place and out_place are (begin, row).
+    """
 
+    def intrinsic_(typing_context, a, a_place, b, b_place, out, out_place):
         def generate(context, builder, signature, arguments):
-            a_, a_at, a_row, a_step, b_, b_at, b_row, depth, out_, at, out_row = arguments
-            a_ = address(context, builder, a, a_, a_at)
-            b_ = address(context, builder, b, b_, b_at)
-            out_ = address(context, builder, out, out_, at)
+            places = (cgutils.unpack_tuple(builder, place) for place in arguments[1::2])
+            (a_at, *a_steps), (b_at, b_row), (out_at, out_row) = places
+            a_, b_, out_ = (
+                address(context, builder, kind, array, at)
+                for kind, array, at in zip((a, b, out), arguments[::2], (a_at, b_at, out_at), strict=True)
+            )
 
             def finish(tile):
-                emit_finish(builder, dtype, tile, out_, out_row)
+                emit_finish(builder, a.dtype, tile, out_, out_row)
 
-            step = _multiply_add(builder)
-            _emit_sums(builder, dtype, ROWS, a_, a_row, a_step, b_, b_row, depth, step, finish, SPANS[:1])
+            _emit_sums(builder, a.dtype, ROWS, (a_, *a_steps), (b_, b_row), _multiply_add(builder), finish)
             return context.get_dummy_value()
 
-        i = _SCALAR
-        return types.void(a, i, i, i, b, i, i, i, out, i, i), generate
+        return types.void(a, a_place, b, b_place, out, out_place), generate
 
     return intrinsic_
 
 
 def _pull(emit_finish):
-    """pull and add_pull: sum_k a[r, k] (b[k, :] - x[r, :]) for half a tile, since x needs registers too."""
+    """pull and add_pull: sum_k a[r, k] (b[k, :] - x[r, :]) for half a tile, since x needs registers too.
 
-    def intrinsic_(typing_context, a, a_at, a_row, a_step, b, b_at, b_row, depth, x, x_at, x_row, out, at, out_row):
-        dtype = a.dtype
+    points is (b, x), whose rows are equally long, points_place (begin in b, begin in x, row); the other places are as
+    in `_product`.
+    """
 
+    def intrinsic_(typing_context, a, a_place, points, points_place, out, out_place):
         def generate(context, builder, signature, arguments):
-            a_, a_at, a_row, a_step, b_, b_at, b_row, depth, x_, x_at, x_row, out_, at, out_row = arguments
-            a_ = address(context, builder, a, a_, a_at)
-            b_ = address(context, builder, b, b_, b_at)
-            x_ = address(context, builder, x, x_, x_at)
-            out_ = address(context, builder, out, out_, at)
-            rows = ROWS // 2
-            own = {
-                (r, v): emit_load(builder, _place(builder, dtype, x_, x_row, (r, v)), dtype)
+            dtype, rows = a.dtype, ROWS // 2
+            places = (cgutils.unpack_tuple(builder, place) for place in arguments[1::2])
+            (a_at, *a_steps), (b_at, x_at, row), (out_at, out_row) = places
+            a_ = address(context, builder, a, arguments[0], a_at)
+            b_, x_ = (
+                address(context, builder, points.dtype, array, at)
+                for array, at in zip(cgutils.unpack_tuple(builder, arguments[2]), (b_at, x_at), strict=True)
+            )
+            out_ = address(context, builder, out, arguments[4], out_at)
+            x_tile = {
+                (r, v): emit_load(builder, _place(builder, dtype, x_, row, (r, v)), dtype)
                 for r in range(rows)
                 for v in range(VECTORS)
             }
 
             def step(a, b, acc, place):
-                return emit_fma(builder, a, builder.fsub(b, own[place]), acc)
+                return emit_fma(builder, a, builder.fsub(b, x_tile[place]), acc)
 
             def finish(tile):
                 emit_finish(builder, dtype, tile, out_, out_row)
 
-            _emit_sums(builder, dtype, rows, a_, a_row, a_step, b_, b_row, depth, step, finish, SPANS[:1])
+            _emit_sums(builder, dtype, rows, (a_, *a_steps), (b_, row), step, finish)
             return context.get_dummy_value()
 
-        i = _SCALAR
-        return types.void(a, i, i, i, b, i, i, i, x, i, i, out, i, i), generate
+        return types.void(a, a_place, points, points_place, out, out_place), generate
 
     return intrinsic_
 

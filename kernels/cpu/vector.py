@@ -46,7 +46,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, ir.VectorType(REAL[vector.dtype], vector.lanes))
 
 
-def _same(typing_context, *vectors):
+def _same(*vectors):
     """The common type of vectors, or None where they are not vectors of one type."""
     return vectors[0] if isinstance(vectors[0], Vector) and len(set(vectors)) == 1 else None
 
@@ -57,8 +57,8 @@ def address(context, builder, array_type, array, index):
     return builder.gep(data, [index])
 
 
-def emit_load(builder, pointer, dtype):
-    vector = ir.VectorType(REAL[dtype], LANES[dtype])
+def emit_load(builder, pointer, dtype, lanes=None):
+    vector = ir.VectorType(REAL[dtype], lanes or LANES[dtype])
     value = builder.load(builder.bitcast(pointer, vector.as_pointer()))
     value.align = dtype.bitwidth // 8
     return value
@@ -67,6 +67,15 @@ def emit_load(builder, pointer, dtype):
 def emit_store(builder, value, pointer):
     alignment = {"f32": 4, "f64": 8}[value.type.element.intrinsic_name]
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=alignment)
+
+
+def emit_add(builder, value, pointer):
+    """Adds lanes to float64 numbers in memory."""
+    wide = ir.VectorType(ir.DoubleType(), value.type.count)
+    if value.type != wide:
+        value = builder.fpext(value, wide)
+    old = emit_load(builder, pointer, types.float64, wide.count)
+    emit_store(builder, builder.fadd(old, value), pointer)
 
 
 def emit_splat(builder, scalar, lanes):
@@ -88,7 +97,7 @@ def constant(vector, value):
 
 
 def emit_flush_subnormals(builder):
-    """From here on this thread takes subnormal numbers for 0; returns what emits the way back.
+    """From here on this thread takes subnormal numbers for 0; returns a function that emits the way back.
 
     Arithmetic on them takes up to 100 times as long, and a kernel below 1e-38 (float32) changes no result.
     """
@@ -157,7 +166,7 @@ def splat(typing_context, scalar):
 @intrinsic
 def fma(typing_context, a, b, c):
     """a b + c, rounded once."""
-    vector = _same(typing_context, a, b, c)
+    vector = _same(a, b, c)
 
     def generate(context, builder, signature, arguments):
         return emit_fma(builder, *arguments)
@@ -168,7 +177,7 @@ def fma(typing_context, a, b, c):
 @intrinsic
 def at_least(typing_context, a, b):
     """max(a, b), and NaN where a is NaN."""
-    vector = _same(typing_context, a, b)
+    vector = _same(a, b)
 
     def generate(context, builder, signature, arguments):
         a, b = arguments
@@ -180,7 +189,7 @@ def at_least(typing_context, a, b):
 @intrinsic
 def cleared(typing_context, a, first, stop):
     """a with 0 in lanes first to before stop."""
-    vector = _same(typing_context, a)
+    vector = _same(a)
 
     def generate(context, builder, signature, arguments):
         a_, first, stop = arguments
@@ -196,7 +205,7 @@ def cleared(typing_context, a, first, stop):
 @intrinsic
 def total(typing_context, a):
     """The sum of the lanes, halves added to halves."""
-    vector = _same(typing_context, a)
+    vector = _same(a)
 
     def generate(context, builder, signature, arguments):
         value, lanes = arguments[0], a.lanes
@@ -212,7 +221,7 @@ def total(typing_context, a):
 @intrinsic
 def lane_of(typing_context, a, lane):
     """One lane, as a scalar."""
-    vector = _same(typing_context, a)
+    vector = _same(a)
 
     def generate(context, builder, signature, arguments):
         return builder.extract_element(arguments[0], builder.trunc(arguments[1], ir.IntType(32)))
@@ -228,13 +237,7 @@ def add_to(typing_context, array, index, vector):
 
     def generate(context, builder, signature, arguments):
         values, index, value = arguments
-        wide = ir.VectorType(ir.DoubleType(), vector.lanes)
-        pointer = builder.bitcast(address(context, builder, array, values, index), wide.as_pointer())
-        if vector.dtype != types.float64:
-            value = builder.fpext(value, wide)
-        old = builder.load(pointer)
-        old.align = 8
-        builder.store(builder.fadd(old, value), pointer, align=8)
+        emit_add(builder, value, address(context, builder, array, values, index))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), generate
@@ -337,9 +340,9 @@ def _emit_parts(builder, t, dtype):
         magic = constant(vector, 1.5 * 2.0 ** _MANTISSA[dtype])
         i, rounded = None, builder.fadd(t, magic)
         f = builder.fsub(t, builder.fsub(rounded, magic))
-        one = builder.bitcast(constant(vector, 1.0), bits)
+        bits_of_1 = builder.bitcast(constant(vector, 1.0), bits)
         exponent = builder.shl(builder.bitcast(rounded, bits), constant(bits, _MANTISSA[dtype]))
-        power = builder.bitcast(builder.add(exponent, one), vector)
+        power = builder.bitcast(builder.add(exponent, bits_of_1), vector)
     q = constant(vector, _Q[dtype][-1])
     for coefficient in _Q[dtype][-2::-1]:
         q = emit_fma(builder, q, f, constant(vector, coefficient))
@@ -367,7 +370,7 @@ def emit_exp2(builder, t, dtype):
 @intrinsic
 def exp2(typing_context, t):
     """2**t for t <= 127 (1023); 0 from LEAST down; NaN for NaN."""
-    vector = _same(typing_context, t)
+    vector = _same(t)
 
     def generate(context, builder, signature, arguments):
         return emit_exp2(builder, arguments[0], t.dtype)
@@ -378,7 +381,7 @@ def exp2(typing_context, t):
 @intrinsic
 def exp2m1(typing_context, t):
     """2**t - 1 for t <= 127 (1023), with full relative accuracy near 0; NaN for NaN."""
-    vector = _same(typing_context, t)
+    vector = _same(t)
 
     def generate(context, builder, signature, arguments):
         _, power, f, q = _emit_parts(builder, arguments[0], t.dtype)

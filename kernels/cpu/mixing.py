@@ -1,0 +1,265 @@
+"""A block's squared distances, and the kernels of all bandwidths mixed into what sums and gradients need."""
+
+import numpy as np
+
+from .blocks import first_column, left_out
+from .compiled import inner
+from .tile import NO_DIAGONAL, ROWS, distances, product
+from .vector import BYTES, at_least, cleared, exp2, exp2m1, fma, lane_of, load, splat, store, total
+
+
+@inner
+def block_distances(block, points, near, known_diagonal, d2, near_tiles):
+    """d2 of a block, and which of its tiles have near pairs."""
+    width = points[1].columns.shape[3]
+    for p in range(0, block.padded // width):
+        for r in range(0, block.high, ROWS):
+            if p * width < first_column(block.diagonal, r, width):
+                continue
+            i, j = block.i0 + r, block.j0 + p * width
+            near_tiles[r // ROWS, p] = distances(
+                points, (block.b, i, j // width), near, i - j if known_diagonal else NO_DIAGONAL,
+                d2, r * block.line + p * width, block.line,
+            )  # fmt: skip
+
+
+@inner
+def coefficients(block, g, v, pairs, weight):
+    """c of a block: pairs, if there are any, or g_i . v_j."""
+    b, panels, columns, width = block.b, *v.shape[1:]
+    lanes = width // 2
+    if pairs.shape[1]:
+        whole = block.wide // lanes * lanes
+        for r in range(block.high):
+            at, i = r * block.line, block.i0 + r
+            for j in range(0, whole, lanes):
+                store(weight, at + j, load(pairs, (b * pairs.shape[1] + i) * pairs.shape[2] + block.j0 + j))
+            for j in range(whole, block.padded):
+                weight[at + j] = pairs[b, i, block.j0 + j] if j < block.wide else 0
+    else:
+        row = g.shape[2]
+        for j in range(0, block.padded, width):
+            for r in range(0, block.high, ROWS):
+                product(
+                    g, ((b * g.shape[1] + block.i0 + r) * row, row, 1, columns),
+                    v, ((b * panels + (block.j0 + j) // width) * columns * width, width),
+                    weight, (r * block.line + j, block.line),
+                )  # fmt: skip
+
+
+@inner
+def read_kernels(block, plan, pairs, kernels, near, weight, minus_k, near_tiles):
+    """From a stored K: weight = c w k / sigma^2, and -k; all tiles are flagged if any -k is at most `near`."""
+    b, n, m, lanes = block.b, kernels.shape[1], kernels.shape[2], BYTES // weight.itemsize
+    real = weight.dtype.type
+    inverse = real(1) / plan.weights[b, 0]
+    pull = plan.weights_over_sigma2[b, 0]
+    zero, inverses, pulls = splat(real(0)), splat(inverse), splat(pull)
+    top, greatest = zero, real(0)
+    whole = block.wide // lanes * lanes
+    for r in range(block.high):
+        at, place = r * block.line, (b * n + block.i0 + r) * m + block.j0
+        for j in range(0, whole, lanes):
+            k = load(kernels, place + j) * inverses
+            top = at_least(top, k)
+            store(weight, at + j, k * pulls * load(pairs, place + j))
+            store(minus_k, at + j, zero - k)
+        for j in range(whole, block.padded):
+            k = c = real(0)
+            if j < block.wide:
+                k, c = kernels[b, block.i0 + r, block.j0 + j] * inverse, pairs[b, block.i0 + r, block.j0 + j]
+            greatest = max(greatest, k)
+            weight[at + j], minus_k[at + j] = k * pull * c, -k
+    for lane in range(lanes):
+        greatest = max(greatest, lane_of(top, lane))
+    near_tiles[:] = -greatest <= near
+
+
+def _make_kernel_values(less_baseline, pulls):
+    """`kernel_values` without moments and shifts, compiled for each pair of flags: it is the inmost loop."""
+
+    @inner
+    def kernel_values_for(block, plan, skip_diagonal, steps, g, v, values):
+        b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
+        weights, weights_over_sigma2 = plan.weights, plan.weights_over_sigma2
+        d2, weight, totals, row_sums = values.d2, values.weight, values.totals, values.row_sums
+        keep, add, outer = steps.keep_totals, steps.value, steps.outer
+        count = scale.shape[1]
+        lanes = BYTES // d2.itemsize
+        zero = splat(d2.dtype.type(0))
+        v_at = b * v.shape[1] * v.shape[3] + block.j0
+        c0, w0, p0 = splat(-scale[b, 0]), splat(weights[b, 0]), splat(weights_over_sigma2[b, 0])
+        for r in range(block.high):
+            row_total = zero
+            gr = splat(g[b, block.i0 + r, 0]) if outer else zero
+            first, stop = left_out(block, skip_diagonal, r)
+            for j in range(first_column(block.diagonal, r, 2 * lanes), block.padded, lanes):
+                at = r * line + j
+                q = load(d2, at)
+                t = q * c0
+                k = exp2(t)
+                km1 = k
+                if less_baseline:
+                    km1 = exp2m1(t)
+                mixed = k * w0
+                if less_baseline and baseline[b, 0]:
+                    mixed = km1 * w0
+                k_over_sigma2 = k * p0
+                for s in range(1, count):
+                    if squarings[b, s] == 0:
+                        t = zero - q * splat(scale[b, s])
+                        k = exp2(t)
+                        if less_baseline:
+                            km1 = exp2m1(t)
+                    else:
+                        # k^2 - 1 = (k - 1) k + (k - 1)
+                        if less_baseline:
+                            km1 = fma(km1, k, km1)
+                        k = k * k
+                        if squarings[b, s] == 2:
+                            if less_baseline:
+                                km1 = fma(km1, k, km1)
+                            k = k * k
+                    if less_baseline and baseline[b, s]:
+                        mixed = fma(splat(weights[b, s]), km1, mixed)
+                    else:
+                        mixed = fma(splat(weights[b, s]), k, mixed)
+                    if pulls:
+                        k_over_sigma2 = fma(splat(weights_over_sigma2[b, s]), k, k_over_sigma2)
+                if less_baseline and first < j + lanes and j < stop:
+                    mixed = cleared(mixed, first - j, stop - j)
+                if keep:
+                    store(totals, at, mixed)
+                elif add:
+                    row_total = fma(mixed, load(v, v_at + j), row_total)
+                if pulls:
+                    c = gr * load(v, v_at + j) if outer else load(weight, at)
+                    store(weight, at, k_over_sigma2 * c)
+            row_sums[r] = total(row_total)
+
+    return kernel_values_for
+
+
+_values, _values_km1, _values_pull, _values_km1_pull = (
+    _make_kernel_values(less_baseline, pulls) for pulls in (False, True) for less_baseline in (False, True)
+)
+
+
+@inner
+def _headroom(weights, weights_over_sigma2):
+    """log2 of the greatest sum of weights, rounded up, or 0."""
+    total = other_total = 0.0
+    for s in range(len(weights)):
+        total += abs(np.float64(weights[s]))
+        other_total += abs(np.float64(weights_over_sigma2[s]))
+    return np.ceil(np.log2(max(1.0, total, other_total)))
+
+
+@inner
+def _values_general(block, plan, modes, steps, v, shift, values, parameters):
+    """`kernel_values` with shifts, or with the moments of the bandwidths."""
+    b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
+    less_baseline, times = modes.less_baseline, 2.0 if modes.symmetric else 1.0
+    weights, weights_over_sigma2 = plan.weights, plan.weights_over_sigma2
+    d2, weight, totals, row_sums, moments = values
+    keep, want_value, want_pull, want_parameters = steps.keep_totals, steps.value, steps.pull, steps.parameters
+    real = d2.dtype.type
+    count = scale.shape[1]
+    lanes = BYTES // d2.itemsize
+    limit = 127 if d2.itemsize == 4 else 1023
+    # so that no weighted sum leaves the range: padding, and points of weight 0, are multiplied by 0
+    most = splat(real(max(0.0, limit - _headroom(weights[b], weights_over_sigma2[b]))))
+    least = splat(real(-limit))
+    zero = splat(real(0))
+    v_at = b * v.shape[1] * v.shape[3] + block.j0
+    shifted = shift.shape[1] > 0
+    for r in range(block.high):
+        if r % ROWS == 0:
+            moments[:] = 0
+        row_total = zero
+        first, stop = left_out(block, modes.skip_diagonal, r)
+        for j in range(first_column(block.diagonal, r, 2 * lanes), block.padded, lanes):
+            at = r * line + j
+            q = load(d2, at)
+            c = zero
+            if want_pull or want_parameters:
+                c = load(weight, at)
+            mixed = k_over_sigma2 = k = km1 = zero
+            for s in range(count):
+                scaled = zero - q * splat(scale[b, s])
+                if shifted:
+                    t = scaled - splat(shift[b, block.i0 + r, s])
+                    t = zero - at_least(zero - t, zero - most)
+                    k = exp2(t)
+                    km1 = exp2m1(t) if less_baseline else k
+                elif squarings[b, s] == 0:
+                    k = exp2(scaled)
+                    km1 = exp2m1(scaled) if less_baseline else k
+                else:
+                    old = k
+                    k = k * k
+                    km1 = fma(km1, old, km1) if less_baseline else k
+                    if squarings[b, s] == 2:
+                        old = k
+                        k = k * k
+                        km1 = fma(km1, old, km1) if less_baseline else k
+                summed = km1 if baseline[b, s] else k
+                mixed = fma(splat(weights[b, s]), summed, mixed)
+                k_over_sigma2 = fma(splat(weights_over_sigma2[b, s]), k, k_over_sigma2)
+                if want_parameters:
+                    at_s = 2 * s * lanes
+                    store(moments, at_s, fma(c, summed, load(moments, at_s)))
+                    # clamped, so that an infinite distance times its kernel is 0
+                    store(moments, at_s + lanes, fma(c * k, at_least(scaled, least), load(moments, at_s + lanes)))
+            if less_baseline and first < j + lanes and j < stop:
+                mixed = cleared(mixed, first - j, stop - j)
+            if keep:
+                store(totals, at, mixed)
+            elif want_value:
+                row_total = fma(mixed, load(v, v_at + j), row_total)
+            if want_pull:
+                store(weight, at, k_over_sigma2 * c)
+        row_sums[r] = total(row_total)
+        if want_parameters and (r % ROWS == ROWS - 1 or r == block.high - 1):
+            for s in range(2 * count):
+                parameters[s] += times * np.float64(total(load(moments, s * lanes)))
+
+
+@inner
+def kernel_values(block, plan, modes, steps, given, values, parameters):
+    """The other Values of a block from d2, where c = g_r v_j or in weight; adds moments to parameters.
+
+    given are g as rows, v as columns, and shifts.
+    """
+    skip_diagonal, (g, v, shift) = modes.skip_diagonal, given
+    if steps.general:
+        _values_general(block, plan, modes, steps, v, shift, values, parameters)
+    elif steps.pull and modes.less_baseline:
+        _values_km1_pull(block, plan, skip_diagonal, steps, g, v, values)
+    elif steps.pull:
+        _values_pull(block, plan, skip_diagonal, steps, g, v, values)
+    elif modes.less_baseline:
+        _values_km1(block, plan, skip_diagonal, steps, g, v, values)
+    else:
+        _values(block, plan, skip_diagonal, steps, g, v, values)
+
+
+@inner
+def add_diagonal(chunk, plan, rows, modes, steps, value, parameters):
+    """The pairs (i, i) of a symmetric sweep: the distance of a point to itself is 0, or NaN.
+
+    chunk is (b, number, start, stop), rows are those of x, g and v.
+    """
+    (b, number, start, stop), (x, g, v) = chunk, rows
+    real = x.dtype.type
+    for i in range(start, stop):
+        nothing = real(0)
+        if not plan.finite:
+            for k in range(x.shape[2]):
+                nothing += real(0) * x[b, i, k]
+        for s in range(plan.scale.shape[1]):
+            kernel = nothing if modes.less_baseline and plan.baseline[b, s] else nothing + real(1)
+            if steps.value:
+                value[b, i, 0] += np.float64(kernel * plan.weights[b, s] * v[b, i, 0])
+            if steps.parameters:
+                parameters[b, number, 2 * s] += np.float64(kernel * g[b, i, 0] * v[b, i, 0])
