@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,17 +46,11 @@ class Call:
     @property
     def options(self) -> dict[str, Any]:
         """What the operators take besides; the CPU kernels and the reference have one precision."""
-        return {"precision": self._operators_precision()} if self.operators else {}
-
-    def modes(self, **options: Any) -> dict[str, Any]:
-        """The backend's options: those that all backends take, and its precision."""
-        return {**options, **self.options}
-
-    def _operators_precision(self) -> str:
+        if not self.operators:
+            return {}
         # float64 is float64 in every mode, and only GPU kernels read it
-        if self.compute == self.xp.float64:
-            return "highest"
-        return self.precision or self.backend.torch_precision()
+        wide = self.compute == self.xp.float64
+        return {"precision": "highest" if wide else self.precision or self.backend.torch_precision()}
 
     @property
     def scalar_dtype(self) -> Any:
@@ -194,6 +189,15 @@ def _as_float64(values: Any) -> np.ndarray:
     return np.array(values.tolist() if checks.is_tensor(values) else values, dtype=np.float64)
 
 
+class Prepared(NamedTuple):
+    """A call, its point sets and bandwidths in the backend's form, and the backend's options."""
+
+    call: Call
+    points: list[Any]
+    bandwidths: tuple[Any, Any]
+    options: dict[str, Any]
+
+
 def prepare(
     points: dict[str, Array],
     sigma: Sigma,
@@ -202,37 +206,47 @@ def prepare(
     backend: Backend | None,
     others: dict[str, tuple[int, ...]] | None = None,
     estimator: Estimator | None = None,
-) -> Call:
-    """The call of a function on point sets (..., N, D), checked.
+) -> Prepared:
+    """Check the arguments of a function on point sets (..., N, D), and bring them to the backend's form.
 
     others: the batch dimensions of further arguments, by name; estimator: of the means over the pairs of x and y.
     """
-    sigma, weights = checks.as_floats(sigma), weights if weights is None else checks.as_floats(weights)
-    key = call = None
-    if checks.floats(sigma) and (weights is None or checks.floats(weights)) and not checks.compiling():
-        try:
-            kinds = [checks.kind(array) for array in points.values()]
-            key = (
-                *kinds,
-                *points,
-                *(others.items() if others else ()),
-                sigma,
-                weights,
-                precision,
-                backend,
-                estimator,
-            )
-            call = _kept.get(key)
-        except (AttributeError, RuntimeError, TypeError):
-            # no array, one without a shape, or an unhashable option, to be refused below; or a size that is a symbol
-            key = None
+    arrays = under_autocast(*points.values())
+    key: Any = None
+    call = None
+    try:
+        kinds = [
+            (type(array), (_FACTS_OF_ARRAY if type(array) is np.ndarray else _FACTS_OF_TENSOR)(array))
+            for array in arrays
+        ]
+        numbers = (_key(sigma), _key(weights))
+        key = (*kinds, *points, *(others.items() if others else ()), *numbers, precision, backend, estimator)
+        call = _kept.get(key)
+    except (AttributeError, RuntimeError, TypeError):
+        # no array, one without a shape, or an unhashable option, to be refused below; or a size that is a symbol
+        key = None
     if call is None:
-        call = _checked(points, sigma, weights, precision, backend, others or {}, estimator)
-        if key is not None:
+        names = dict(zip(points, arrays, strict=True))
+        call = _checked(
+            names, checks.as_floats(sigma), checks.as_floats(weights), precision, backend, others, estimator
+        )
+        if key is not None and not checks.compiling() and call.sigma and (weights is None or call.weights):
             if len(_kept) >= _MOST_KEPT:
                 _kept.clear()
             _kept[key] = call
-    return call
+    return Prepared(call, [call.operand(a) for a in arrays], call.bandwidths(sigma, weights), call.options)
+
+
+# all that checks of points look at
+_FACTS_OF_ARRAY = attrgetter("shape", "dtype")
+_FACTS_OF_TENSOR = attrgetter("shape", "dtype", "device", "layout")
+
+
+def _key(numbers: Any) -> Any:
+    """Numbers in a form that can be looked up; 1, 1.0 and True are equal there, but for their types."""
+    if type(numbers) in (list, tuple):
+        return *numbers, *map(type, numbers)
+    return numbers if type(numbers) is float or numbers is None else (numbers, type(numbers))
 
 
 def _checked(
@@ -241,7 +255,7 @@ def _checked(
     weights: Sigma | None,
     precision: Precision | None,
     backend: Backend | None,
-    others: dict[str, tuple[int, ...]],
+    others: dict[str, tuple[int, ...]] | None,
     estimator: Estimator | None,
 ) -> Call:
     (name, first), *rest = points.items()
@@ -251,7 +265,7 @@ def _checked(
     if estimator is not None:
         checks.estimator(estimator, points["x"], points["y"], bool(others))
     named = [(name, tuple(array.shape[:-2])) for name, array in points.items()]
-    batch = checks.batch_shape([*named, *others.items()])
+    batch = checks.batch_shape([*named, *(others or {}).items()])
     checks.bandwidths(sigma, weights, batch)
     checks.precision(precision)
     checks.backend(backend, first)
@@ -297,10 +311,11 @@ def _tuple(values: Any) -> tuple[float, ...] | None:
 
 def under_autocast(*arrays: Array) -> Sequence[Any]:
     """Halves as float32 where torch.autocast is on, as torch's own distances and exponentials take them."""
-    if not checks.is_tensor(arrays[0]):
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(arrays[0], torch.Tensor):
         return arrays
-    torch, device = sys.modules["torch"], arrays[0].device.type
+    device = arrays[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return arrays
     halves = (torch.float16, torch.bfloat16)
-    return [a.float() if checks.is_tensor(a) and a.dtype in halves else a for a in arrays]
+    return [a.float() if isinstance(a, torch.Tensor) and a.dtype in halves else a for a in arrays]

@@ -7,7 +7,6 @@ NumPy arrays, so nothing here waits for a device or breaks a graph.
 import math
 import sys
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +37,8 @@ def floats(values: Any) -> bool:
 
 def as_floats(values: Any) -> Any:
     """Numbers of Python and NumPy, alone or in a sequence, as a float or a tuple of floats; all else as it is."""
+    if values is None:
+        return None
     if floats(values):
         return tuple(values) if type(values) is list else values
     if compiling():
@@ -72,15 +73,6 @@ def _as_float(value: Any) -> Any:
         return float(value)
     except OverflowError:
         return value
-
-
-_facts_of_array = attrgetter("shape", "dtype")
-_facts_of_tensor = attrgetter("shape", "dtype", "device", "layout")
-
-
-def kind(array: Array) -> Any:
-    """All that checks of points look at."""
-    return type(array), (_facts_of_array if type(array) is np.ndarray else _facts_of_tensor)(array)
 
 
 def on_cpu(array: Array) -> bool:

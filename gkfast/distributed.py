@@ -113,9 +113,8 @@ def mmd2(
     all_x, all_y = (_Gather.apply(t.detach(), size, group) for t, size in zip((x, y), sizes, strict=True))
     checks.estimator(estimator, all_x, all_y, False)
     first = tuple(sum(size[: dist.get_rank(group)]) for size in sizes)
-    call = prepare({"x": x, "y": y}, sigma, weights, None, None)
-    x, y, all_x, all_y = map(call.operand, (x, y, all_x, all_y))
-    bandwidths, kernel_weights = call.bandwidths(sigma, weights)
+    call, (x, y), (bandwidths, kernel_weights), options = prepare({"x": x, "y": y}, sigma, weights, None, None)
+    all_x, all_y = map(call.operand, (all_x, all_y))
     # the same on every process
     baseline = call.backend.baselines(all_x, all_y, bandwidths)
     biased = estimator == "biased"
@@ -123,7 +122,7 @@ def mmd2(
     def sums(rows: Tensor, columns: Tensor, within: bool = False) -> Tensor:
         """Over all pairs of K - sum_s w_s baseline_s; within: rows are the first columns, and meet themselves."""
         operands = (rows, columns, columns.new_ones(len(columns), 1), bandwidths, kernel_weights, None, baseline)
-        total: Tensor = call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=within)).double().sum()
+        total: Tensor = call.backend.rbf_matmul(*operands, skip_diagonal=within, **options).double().sum()
         if within and biased:
             total = total + len(rows) * weighted_sum(kernel_weights, 1 - baseline)
         return total

@@ -105,21 +105,22 @@ def rbf(
     array([[1.    , 0.6065],
            [0.6065, 1.    ]])
     """
-    x, y = under_autocast(x, y)
-    call = prepare({"x": x} if y is None else {"x": x, "y": y}, sigma, weights, precision, backend)
-    operands = (call.operand(x), call.operand(y), *call.bandwidths(sigma, weights))
+    points = {"x": x} if y is None else {"x": x, "y": y}
+    call, of_points, bandwidths, options = prepare(points, sigma, weights, precision, backend)
+    operands = (*of_points, *[None] * (y is None), *bandwidths)
     if out is None:
-        return call.result(call.backend.rbf(*operands, **call.options))
+        return call.result(call.backend.rbf(*operands, **options))
+    x, y = under_autocast(x, y)
     shape = (*call.batch, x.shape[-2], (x if y is None else y).shape[-2])
     differentiable = call.tensors and sys.modules["torch"].is_grad_enabled()
     needs_gradient = differentiable and any(checks.is_tensor(a) and a.requires_grad for a in operands)
     checks.out(out, shape, (x, y, sigma, weights), needs_gradient)
     if call.operators and call.compute == call.dtype:
-        call.backend.rbf_out(*operands, out, **call.options)
+        call.backend.rbf_out(*operands, out, **options)
     elif call.xp is np and call.compute == call.dtype:
         call.backend.rbf(*operands, out=out.reshape(math.prod(call.batch), *shape[-2:]))
     else:
-        out[...] = call.result(call.backend.rbf(*operands, **call.options))
+        out[...] = call.result(call.backend.rbf(*operands, **options))
     return out
 
 
@@ -173,9 +174,12 @@ def rbf_matmul(
         checks.points(name, sample)
     has_columns = checks.right_hand_side(v, y)
     v = v if has_columns else v[..., None]
-    call = prepare(points, sigma, weights, precision, backend, {"v": tuple(v.shape[:-2])})
-    operands = (call.operand(x), call.operand(y), call.operand(v), *call.bandwidths(sigma, weights))
-    result = call.result(call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=False)), call.scalar_dtype)
+    found = prepare(points, sigma, weights, precision, backend, {"v": tuple(v.shape[:-2])})
+    call, operands = found.call, (found.points[0], found.points[-1])
+    sums = call.backend.rbf_matmul(
+        *operands, call.operand(v), *found.bandwidths, skip_diagonal=False, **found.options
+    )
+    result = call.result(sums, call.scalar_dtype)
     return result if has_columns else result[..., 0]
 
 
@@ -321,18 +325,16 @@ def _density(
         checks.vector("data_weights", data_weights, data.shape[-2], "data", data)
         data, data_weights = _without_effect(data, data_weights)
         others["data_weights"] = tuple(data_weights.shape[:-1])
-    call = prepare({"x": x, "data": data}, sigma, weights, others=others, **options)
+    call, (at, rows), bandwidths, _ = prepare({"x": x, "data": data}, sigma, weights, others=others, **options)
     checks.positive_weights(weights)
-    sigma, weights = call.bandwidths(sigma, weights)
-    rows = call.operand(data)
     if data_weights is None:
         share = call.xp.full(rows.shape[:-1], 1 / data.shape[-2], dtype=call.xp.float64, **call.beside(rows))
     else:
         a = call.double(call.operand(data_weights, 1))
         share = a / a.sum(-1)[..., None]
-    log_weights, greatest = _log_normalisers(call, sigma, weights, x.shape[-1], rows)
+    log_weights, greatest = _log_normalisers(call, *bandwidths, x.shape[-1], rows)
     constant = greatest - call.xp.log1p(-share) if leave_one_out else greatest
-    return call, (call.operand(x), rows, sigma, log_weights, share), constant
+    return call, (at, rows, bandwidths[0], log_weights, share), constant
 
 
 def _log_normalisers(call: Call, sigma: Any, weights: Any, dims: int, like: Array) -> tuple[Any, Any]:
@@ -423,7 +425,7 @@ def kernel_means(
     s = _samples(kernel_means, (1, 1, 1), x, y, estimator, x_weights, y_weights, **options)
     if not isinstance(s, Samples):
         return KernelMeans(*s)
-    sums = s.call.backend.kernel_sums(*s.operands, drop=s.drop, **s.call.options)
+    sums = s.call.backend.kernel_sums(*s.operands, drop=s.drop, **s.options)
     means = [sums[..., k] * (s.scale[k] if type(s.scale) is tuple else s.scale[..., k]) for k in range(3)]
     found = [s.call.result(mean, s.call.scalar_dtype) for mean in means]
     xp: Any = sys.modules["torch"] if s.call.tensors else np
@@ -492,12 +494,14 @@ def mmd2(
     0.7869
     """
     options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
     s = _samples(mmd2, (1, 1, -2), x, y, estimator, x_weights, y_weights, **options)
     if not isinstance(s, Samples):
         return s
+    if s.call.operators and s.drop > 0:
+        # in the caller's form already
+        return s.call.backend.mmd2(s.scale, *s.operands, drop=s.drop, **s.options)
     scale = s.call.numbers(s.scale) if type(s.scale) is tuple else s.scale
-    values = s.call.backend.mmd2(scale, *s.operands, drop=s.drop, **s.call.options)
+    values = s.call.backend.mmd2(scale, *s.operands, drop=s.drop, **s.options)
     if s.drop == 0:
         x, y, a, b, _, weights = s.operands
         values = squared_norm(values, x, y, weights, a, b)
@@ -517,6 +521,7 @@ class Samples(NamedTuple):
     drop: int
     # the coefficients of xx, yy, xy over the sums of their pairs' weights: three numbers, or (..., 3) float64
     scale: Any
+    options: dict[str, Any]
 
 
 def _samples(
@@ -533,6 +538,7 @@ def _samples(
     weighted = x_weights is not None or y_weights is not None
     others = {}
     if weighted:
+        x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
         checks.two_point_sets("x", x, "y", y)
         checks.estimator(estimator, x, y, weighted)
     if x_weights is not None:
@@ -541,16 +547,15 @@ def _samples(
     if y_weights is not None:
         y, y_weights = _checked_weights("y", y, y_weights, estimator)
         others["y_weights"] = tuple(y_weights.shape[:-1])
-    call = prepare({"x": x, "y": y}, others=others, estimator=estimator, **options)
+    points = {"x": x, "y": y}
+    call, (x, y), bandwidths, modes = prepare(points, others=others, estimator=estimator, **options)
     if estimator == "linear":
-        return _linear(function, x, y, **options)
+        return _linear(function, points["x"], points["y"], **options)
     drop = _DROP[estimator]
-    operands = (call.operand(x), call.operand(y))
-    bandwidths = call.bandwidths(options["sigma"], options["weights"])
     if not weighted:
         scale = _scale(coefficients, drop, x.shape[-2], y.shape[-2])
-        return Samples(call, (*operands, None, None, *bandwidths), drop, scale)
-    a, b = _row_weights(call, x_weights, operands[0]), _row_weights(call, y_weights, operands[1])
+        return Samples(call, (x, y, None, None, *bandwidths), drop, scale, modes)
+    a, b = _row_weights(call, x_weights, x), _row_weights(call, y_weights, y)
     wide_a, wide_b = call.double(a), call.double(b)
     total_a, total_b = wide_a.sum(-1), wide_b.sum(-1)
     xx, yy, xy = total_a * total_a, total_b * total_b, total_a * total_b
@@ -559,7 +564,7 @@ def _samples(
     if drop >= 2:
         xy = xy - (wide_a * wide_b).sum(-1)
     scale = call.xp.stack([c / total for c, total in zip(coefficients, (xx, yy, xy), strict=True)], -1)
-    return Samples(call, (*operands, a, b, *bandwidths), drop, scale)
+    return Samples(call, (x, y, a, b, *bandwidths), drop, scale, modes)
 
 
 @lru_cache(maxsize=256)
@@ -695,15 +700,14 @@ def witness(
             checks.vector(f"{name}_weights", own, sample.shape[-2], name, sample)
             samples[name], row_weights[name] = _without_effect(sample, own)
             others[f"{name}_weights"] = tuple(own.shape[:-1])
-    call = prepare({"points": points, **samples}, sigma, weights, precision, backend, others)
-    at, sigma_weights = call.operand(points), call.bandwidths(sigma, weights)
-    x, y = (call.operand(sample) for sample in samples.values())
-    baseline = call.backend.baselines(at, call.xp.concatenate([x, y], -2), sigma_weights[0])
+    found = prepare({"points": points, **samples}, sigma, weights, precision, backend, others)
+    call, (at, x, y) = found.call, found.points
+    baseline = call.backend.baselines(at, call.xp.concatenate([x, y], -2), found.bandwidths[0])
 
     def mean(rows: Array, own: Array | None) -> Array:
         a = _row_weights(call, own, rows)
-        operands = (at, rows, a[..., None], *sigma_weights, None, baseline)
-        sums = call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=False))
+        operands = (at, rows, a[..., None], *found.bandwidths, None, baseline)
+        sums = call.backend.rbf_matmul(*operands, skip_diagonal=False, **found.options)
         return call.double(sums[..., 0]) / call.double(a).sum(-1)[..., None]
 
     return call.result(mean(x, row_weights["x"]) - mean(y, row_weights["y"]), call.scalar_dtype)

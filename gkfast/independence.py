@@ -72,22 +72,18 @@ def hsic(
     # the batch of both; bandwidths are of each
     of_x = prepare({"x": x}, sigma_x, x_kernel_weights, precision, backend, {"y": tuple(y.shape[:-2])})
     of_y = prepare({"y": y}, sigma_y, y_kernel_weights, precision, backend, {"x": tuple(x.shape[:-2])})
-    n, unbiased, xp = x.shape[-2], estimator == "unbiased", of_x.xp
-    x, y = (call.double(call.operand(rows)) for call, rows in ((of_x, x), (of_y, y)))
-    one = xp.ones((*x.shape[:-1], 1), dtype=xp.float64, **of_x.beside(x))
+    call, n, unbiased = of_x.call, x.shape[-2], estimator == "unbiased"
+    xp, x, y = call.xp, call.double(of_x.points[0]), call.double(of_y.points[0])
+    one = xp.ones((*x.shape[:-1], 1), dtype=xp.float64, **call.beside(x))
 
     def row_sums(points: Array, sigma: Any, weights: Any) -> Array:
         operands = (points, points, one, sigma, weights)
-        return of_x.backend.rbf_matmul(*operands, **of_x.modes(skip_diagonal=unbiased))[..., 0]
+        return call.backend.rbf_matmul(*operands, skip_diagonal=unbiased, **of_x.options)[..., 0]
 
-    bandwidths_x, bandwidths_y = (
-        of_x.bandwidths(sigma_x, x_kernel_weights),
-        of_y.bandwidths(sigma_y, y_kernel_weights),
-    )
-    rows_x, rows_y = row_sums(x, *bandwidths_x), row_sums(y, *bandwidths_y)
-    unit, together = of_x.numbers((1.0,)), 0.0
-    for s, v in of_x.each(*bandwidths_x, x):
-        for t, w in of_y.each(*bandwidths_y, y):
+    rows_x, rows_y = row_sums(x, *of_x.bandwidths), row_sums(y, *of_y.bandwidths)
+    unit, together = call.numbers((1.0,)), 0.0
+    for s, v in call.each(*of_x.bandwidths, x):
+        for t, w in of_y.call.each(*of_y.bandwidths, y):
             z = xp.concatenate([x / s[..., None, None], y / t[..., None, None]], -1)
             together = together + v * w * row_sums(z, unit, unit).sum(-1)
     across, apart = (rows_x * rows_y).sum(-1), rows_x.sum(-1) * rows_y.sum(-1)
@@ -95,4 +91,4 @@ def hsic(
         value = (together + apart / ((n - 1) * (n - 2)) - 2 * across / (n - 2)) / (n * (n - 3))
     else:
         value = together / n**2 - 2 * across / n**3 + apart / n**4
-    return of_x.result(value, of_x.scalar_dtype)
+    return call.result(value, call.scalar_dtype)

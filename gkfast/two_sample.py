@@ -97,17 +97,17 @@ def mmd_test(
     x, y = under_autocast(x, y)
     checks.two_point_sets("x", x, "y", y)
     checks.permutation_test(estimator, permutations, seed, x, y)
-    call = prepare({"x": x, "y": y}, sigma, weights, precision, backend)
-    xp, n, m = call.xp, x.shape[-2], y.shape[-2]
     x, y, sigma, weights = (checks.detached(value) for value in (x, y, sigma, weights))
-    z = xp.concatenate([call.operand(x), call.operand(y)], -2)
-    sigmas, kernel_weights = (checks.detached(numbers) for numbers in call.bandwidths(sigma, weights))
+    call, points, bandwidths, options = prepare({"x": x, "y": y}, sigma, weights, precision, backend)
+    xp, n, m = call.xp, x.shape[-2], y.shape[-2]
+    z = xp.concatenate(points, -2)
+    sigmas, kernel_weights = map(checks.detached, bandwidths)
     baseline = call.backend.baselines(z, z, sigmas)
 
     def times_kernel(columns: Array) -> Array:
         # without the diagonal, which every relabelling leaves where it is
         operands = (z, z, call.operand(columns), sigmas, kernel_weights, None, baseline)
-        return call.double(call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=True)))
+        return call.double(call.backend.rbf_matmul(*operands, skip_diagonal=True, **options))
 
     row_sums = times_kernel(xp.ones((n + m, 1), dtype=call.compute, **call.beside(z)))[..., 0]
     total = row_sums.sum(-1)[..., None]
@@ -226,10 +226,9 @@ def mmd2_and_variance(
     x, y = under_autocast(x, y)
     checks.two_point_sets("x", x, "y", y)
     checks.variance_of_mmd2(variance, estimator, x, y)
-    call = prepare({"x": x, "y": y}, sigma, weights, precision, backend)
+    call, points, (sigmas, kernel_weights), _ = prepare({"x": x, "y": y}, sigma, weights, precision, backend)
     n, m = x.shape[-2], y.shape[-2]
-    x, y = call.double(call.operand(x)), call.double(call.operand(y))
-    sigmas, kernel_weights = call.bandwidths(sigma, weights)
+    x, y = map(call.double, points)
     baseline = call.backend.baselines(x, y, sigmas)
     bandwidths = (sigmas, kernel_weights, baseline)
     xx, yy = _sums(call, x, x, bandwidths, True), _sums(call, y, y, bandwidths, True)
@@ -273,7 +272,7 @@ def _sums(call: Call, x: Array, y: Array, bandwidths: tuple[Any, Any, Array], sk
 
     def rows(sigma: Array, weights: Array, baseline: Array) -> Array:
         operands = (x, y, one, sigma, weights, None, baseline)
-        return call.backend.rbf_matmul(*operands, **call.modes(skip_diagonal=skip_diagonal))[..., 0]
+        return call.backend.rbf_matmul(*operands, skip_diagonal=skip_diagonal, **call.options)[..., 0]
 
     sums = rows(*numbers, baseline)
     # k_s k_t is the Gaussian of 1 / sigma^2 = 1 / sigma_s^2 + 1 / sigma_t^2, without squares, which may overflow

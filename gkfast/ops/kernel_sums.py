@@ -1,17 +1,18 @@
 """The sums behind kernel means and MMD^2, with their gradients in the same sweep."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, kernels, plain
+from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, kernels
 from gkfast.ops.rbf_matmul import rbf_matmul, tile_change
 from gkfast.ops.tiling import Tile, add, tiles, vjp_by_tiles
-from gkfast.ops.torch_private import transforms
+from gkfast.ops.torch_private import eager
 
 # one combination for each of the three sums
 _EACH = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -32,7 +33,7 @@ class Baselines(Operator):
     @torch.no_grad()
     def __call__(self, *arguments: Argument, **options: Any) -> Tensor:
         x, y, sigma = arguments
-        if not torch.compiler.is_dynamo_compiling() and not transforms() and plain(arguments):
+        if eager(arguments):
             found: Tensor = self.on_cpu(arguments, options)
             return found
         from gkfast.kernels import reference
@@ -158,22 +159,34 @@ class Combinations(Operator):
         return values + [Output((*self.rows, *slot.axes), k) for k, slot in enumerate(self.slots) if k > 0]
 
     def __call__(self, *arguments: Argument, **options: Any) -> Tensor:
-        found: Any = super().__call__(*arguments, **options, wants=None)
-        value: Tensor = found if isinstance(found, Tensor) else found[0]
-        return value
+        scale, *points, sigma, weights = arguments
+        numbers = (scale, sigma, weights)
+        graph = torch.is_grad_enabled()
+        if type(scale) is type(sigma) is type(weights) is tuple and eager(points):
+            if graph and any([t is not None and t.requires_grad for t in points]):
+                # skips apply's look at forward's signature, which costs more than a small kernel
+                swept: Tensor = super(torch.autograd.Function, _Swept).apply(self, numbers, options, *points)
+                return swept
+            return self.swept(numbers, points, options, (False,) * 4)[0]
+        wants = [graph and isinstance(a, Tensor) and a.requires_grad for a in arguments[1:]]
+        found: Tensor = self.dispatched(arguments, {**options, "wants": wants})[0]
+        return found
 
-    def flat(self, arguments: Sequence[Argument], options: Options) -> tuple[Any, ...]:
-        if options["wants"] is None:
-            graph = torch.is_grad_enabled()
-            options = {
-                **options,
-                "wants": [graph and isinstance(a, Tensor) and a.requires_grad for a in arguments[1:]],
-            }
-        return super().flat(arguments, options)
-
-    def kernel_options(self, device: str, options: Options) -> Options:
-        found = {name: options[name] for name in ("drop", "less_baselines", *["precision"] * (device == "cuda"))}
-        return {**found, "wants": tuple(options["wants"] or [False] * 6)}
+    def swept(
+        self, numbers: tuple[Any, ...], points: Sequence[Any], options: Options, wants: Sequence[bool]
+    ) -> list[Any]:
+        """The values, and the gradients to points and their weights, of ordinary CPU tensors."""
+        batch = points[0].shape[:-2]
+        count, axes = batch.numel(), len(batch)
+        scale, sigma, weights = _arrays(numbers, count)
+        arrays = [t if t is None else t.detach().numpy().reshape((count, *t.shape[axes:])) for t in points]
+        baseline = _cpu().baselines(arrays[0], arrays[1], sigma) if options["less_baselines"] else None
+        operands = (scale, *arrays, sigma, weights, baseline)
+        found = _cpu().kernel_sums_with_gradients(*operands, drop=options["drop"], wants=(*wants, False, False))
+        first = 1 if self.rows else 2
+        return [
+            r if r is None else torch.from_numpy(r.reshape(batch + r.shape[first:])) for r in (found[0], *found[2:6])
+        ]
 
     def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
         scale, *tensors = operands
@@ -183,14 +196,6 @@ class Combinations(Operator):
             return _call_kernel(device, scale, tensors, options)
         values, sums, *found = _call_kernel(device, scale[:, None], tensors, options)
         return values[:, 0], sums, *[None if d is None else d[:, 0] for d in found]
-
-    def eager(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Tensor:
-        # those of (scale, x, y, a, b, sigma, weights), behind the Function's own two
-        options = {**options, "wants": ctx.needs_input_grad[3:]}
-        found = self.on_cpu(arguments, options)
-        ctx.save_for_backward(*self.save(ctx, arguments, options, found))
-        value: Tensor = found[0]
-        return value
 
     def save(self, ctx: Any, arguments: Sequence[Argument], options: Options, result: Any) -> list[Any]:
         _, sums, *gradients = result
@@ -205,7 +210,7 @@ class Combinations(Operator):
             return [None] * self.count
         weight, saved, wants, of_tensors = g[0], ctx.saved_tensors, ctx.options["wants"], needed[1:]
         sums, own = saved[self.count], saved[self.count + 1 :]
-        if torch.is_grad_enabled() or (of_tensors != wants and _lacking(of_tensors, wants)):
+        if torch.is_grad_enabled() or any(need and not want for need, want in zip(of_tensors, wants, strict=True)):
             # gradients must themselves be differentiable, or a transform asks for one that was not foreseen
             scale, *tensors = self.restored(ctx, saved)[: self.count]
             options = {**ctx.options, "wants": list(of_tensors)}
@@ -214,7 +219,7 @@ class Combinations(Operator):
         else:
             gradients = [None] * 6
             for k, d in zip([k for k in range(6) if wants[k]], own, strict=True):
-                gradients[k] = self._times(weight, d) if of_tensors[k] else None
+                gradients[k] = self.times(weight, d) if of_tensors[k] else None
         of_scale = weight[..., None] * (sums[..., None, :] if self.rows else sums) if needed[0] else None
         return [of_scale, *gradients]
 
@@ -237,7 +242,7 @@ class Combinations(Operator):
         rows = range(g.shape[-1])
         return torch.stack([sum(g[..., r] * scale[3 * r + k] for r in rows) for k in range(3)], -1)
 
-    def _times(self, g: Tensor, gradients: Tensor) -> Tensor:
+    def times(self, g: Tensor, gradients: Tensor) -> Tensor:
         """g gradients, summed over combinations; gradients to bandwidths may stay on the CPU."""
         if g.device != gradients.device or g.dtype != gradients.dtype:
             g = g.to(gradients)
@@ -245,8 +250,46 @@ class Combinations(Operator):
         return product.sum(g.ndim - 1) if self.rows else product
 
 
-def _lacking(needed: Sequence[bool], wants: Sequence[bool]) -> bool:
-    return any(need and not want for need, want in zip(needed, wants, strict=True))
+class _Swept(torch.autograd.Function):
+    """A call on ordinary CPU tensors: forward computes the gradients, backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, operator: Combinations, numbers: tuple[Any, ...], options: Options, *points: Tensor | None
+    ) -> Tensor:
+        wants = ctx.needs_input_grad[3:]
+        value, *gradients = operator.swept(numbers, points, options, wants)
+        ctx.save_for_backward(*points, *gradients)
+        ctx.call = operator, numbers, options
+        found: Tensor = value
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        operator, numbers, options = ctx.call
+        if not torch.is_grad_enabled():
+            found = [operator.times(g, d) if need else None for d, need in zip(saved[4:], needed, strict=True)]
+            return None, None, None, *found
+        # gradients must themselves be differentiable
+        scale, sigma, weights = numbers
+        wants = [*needed, False, False]
+        value = operator.dispatched((scale, *saved[:4], sigma, weights), {**options, "wants": wants})[0]
+        places = [t for t, need in zip(saved, needed, strict=False) if need]
+        again = iter(torch.autograd.grad(value, places, g, create_graph=True))
+        return None, None, None, *[next(again) if need else None for need in needed]
+
+
+@cache
+def _cpu() -> Any:
+    return kernels("cpu")
+
+
+@lru_cache(maxsize=256)
+def _arrays(numbers: tuple[tuple[float, ...], ...], count: int) -> list[np.ndarray]:
+    """scale (B, R, 3), sigma (B, S) and weights (B, S) of numbers."""
+    scale, *others = (np.repeat(np.array(values)[None], count, 0) for values in numbers)
+    return [scale.reshape(count, -1, 3), *others]
 
 
 def _filled(scale: Tensor, like: Tensor) -> Tensor:

@@ -32,12 +32,9 @@ from gkfast.ops.tiling import add, vjp
 from gkfast.ops.torch_private import (
     below_autograd,
     constant_when_compiled,
-    dispatch_keys,
-    dispatch_modes,
+    eager,
     forward_mode_enabled,
-    func_transforms,
-    profiler_enabled,
-    tracing_state,
+    plain,
     transforms,
     unwrap_dead_wrappers,
 )
@@ -50,11 +47,6 @@ library = torch.library.Library("gkfast", "DEF")
 # what the dispatcher has been given for CUDA, by operator: tests without a GPU call it
 gpu_kernels: dict[str, Callable[..., Any]] = {}
 
-# dispatch keys of an ordinary CPU tensor, in and out of inference mode
-with torch.inference_mode():
-    _PLAIN = {dispatch_keys(torch.empty(0, device="cpu")).raw_repr()}
-_PLAIN.add(dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
-
 # arguments that may be Python numbers: a tuple of floats, the same for every problem of the batch
 _NUMBERS = frozenset({"scale", "sigma", "weights", "log_weights"})
 
@@ -66,16 +58,9 @@ def torch_precision() -> str:
     return torch.get_float32_matmul_precision()
 
 
-def plain(arguments: Sequence[Argument]) -> bool:
-    """Ordinary CPU tensors, and no mode, transform, trace or profiler is active: the dispatcher may be skipped."""
-    if dispatch_modes() or func_transforms() or tracing_state() or profiler_enabled():
-        return False
-    return {dispatch_keys(a).raw_repr() for a in arguments if a is not None and type(a) is not tuple} <= _PLAIN
-
-
 def visible(tensor: Tensor) -> bool:
     """Whether the numbers in a tensor may be read: it is on the CPU, and nothing is traced or transformed."""
-    return not torch.compiler.is_dynamo_compiling() and not transforms() and plain((tensor,))
+    return eager((tensor,))
 
 
 def differentiated(*arguments: Argument) -> bool:
@@ -154,8 +139,8 @@ class Operator:
         results = ", ".join(["Tensor"] * len(self.outputs))
         library.define(f"{self.name}({', '.join(kinds)}) -> {f'({results})' if self.several else results}")
         torch.library.register_fake(f"gkfast::{self.name}", self._fake, lib=library)
-        library.impl(self.name, partial(self._dispatched, self.on_cpu), "CPU")
-        gpu_kernels[self.name] = partial(self._dispatched, self.on_gpu)
+        library.impl(self.name, partial(self._by_kernel, self.on_cpu), "CPU")
+        gpu_kernels[self.name] = partial(self._by_kernel, self.on_gpu)
         library.impl(self.name, gpu_kernels[self.name], "CUDA")
 
     def differentiate(self) -> None:
@@ -168,25 +153,27 @@ class Operator:
         library.impl(self.name, self.function.apply, "FuncTorchDynamicLayerFrontMode")
 
     def __call__(self, *arguments: Argument, **options: Any) -> Any:
+        if not eager(arguments):
+            return self.dispatched(arguments, options)
+        if torch.is_grad_enabled():
+            for a in arguments:
+                if a is not None and type(a) is not tuple and a.requires_grad:
+                    arguments += (None,) * (self.count - len(arguments))
+                    return _apply(_Eager, self, options, *arguments)
+        return self.on_cpu(arguments, options)
+
+    def dispatched(self, arguments: Sequence[Argument], options: Options) -> Any:
+        """The call in the forms of torch: an operator of the dispatcher, or its Function."""
+        inputs = self.flat(arguments, options)
         # in a graph that is being traced the operator stands for itself
         if torch.compiler.is_dynamo_compiling():
-            return getattr(torch.ops.gkfast, self.name)(*self.flat(arguments, options))
+            return getattr(torch.ops.gkfast, self.name)(*inputs)
         if transforms():
-            return self.function.apply(*self.flat(arguments, options))
-        if len(arguments) < self.count:
-            arguments += (None,) * (self.count - len(arguments))
-        graph = torch.is_grad_enabled()
-        if plain(arguments):
-            if graph:
-                for a in arguments:
-                    if a is not None and type(a) is not tuple and a.requires_grad:
-                        # skips apply's look at forward's signature, which costs more than a small kernel
-                        return super(torch.autograd.Function, _Eager).apply(self, options, *arguments)
-            return self.on_cpu(arguments, options)
+            return self.function.apply(*inputs)
         # unwrap tensors left by a torch.func transform that has ended, as Function.apply does
-        inputs = unwrap_dead_wrappers(self.flat(arguments, options))
-        if graph and any(a is not None and a.requires_grad for a in inputs[: self.count]):
-            return super(torch.autograd.Function, self.function).apply(*inputs)  # type: ignore[misc]
+        inputs = unwrap_dead_wrappers(inputs)
+        if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in inputs[: self.count]):
+            return _apply(self.function, *inputs)
         return self.run(inputs)
 
     def run(self, inputs: Sequence[Any]) -> Any:
@@ -239,7 +226,7 @@ class Operator:
         numbers = tuple([arguments[k] if type(arguments[k]) is tuple else () for k in self.numbers])
         operands = list(_arrays(self, numbers, count))
         for k in self.places:
-            a = arguments[k]
+            a = arguments[k] if k < len(arguments) else None
             if a is not None:
                 operands[k] = a.detach().numpy().reshape((count, *a.shape[axes:]))
         if () in numbers:
@@ -276,7 +263,7 @@ class Operator:
         like = None if output.like is None else arguments[output.like]
         return result.to(like) if result is not None and isinstance(like, Tensor) else result
 
-    def _dispatched(self, kernel: Callable[..., Any], *inputs: Any) -> Any:
+    def _by_kernel(self, kernel: Callable[..., Any], *inputs: Any) -> Any:
         """The dispatcher takes no None: a result that is not wanted is empty."""
         found = kernel(self.arguments(inputs), self.chosen(inputs))
         if not self.several:
@@ -451,6 +438,11 @@ class Gradient(Operator):
 
 def _wanted(gradients: Sequence[Any], wants: Sequence[bool]) -> list[Any]:
     return [d if want else None for d, want in zip(gradients, wants, strict=True)]
+
+
+def _apply(function: Any, *inputs: Any) -> Any:
+    """function.apply, which first looks at forward's signature: that costs more than a small kernel."""
+    return super(torch.autograd.Function, function).apply(*inputs)
 
 
 def _function(operator: Operator) -> Any:

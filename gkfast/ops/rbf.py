@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, kernels, plain
+from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, kernels
 from gkfast.ops.rbf_matmul import about_their_mean, double
-from gkfast.ops.torch_private import keeps_graph, version
+from gkfast.ops.torch_private import keeps_graph, plain, version
 
 
 class Rbf(Operator):

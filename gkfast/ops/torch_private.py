@@ -5,7 +5,7 @@ torch without one of them is refused on import, by its name.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -52,6 +52,27 @@ _find("torch.autograd.forward_ad", "_current_level")
 def transforms() -> bool:
     """Whether a transform of torch.func or forward mode is under way, outside of a graph that is being traced."""
     return func_transforms() or forward_ad._current_level >= 0
+
+
+# dispatch keys of an ordinary CPU tensor, in and out of inference mode
+with torch.inference_mode():
+    _PLAIN = {dispatch_keys(torch.empty(0, device="cpu")).raw_repr()}
+_PLAIN.add(dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
+
+
+def plain(arguments: Sequence[Any]) -> bool:
+    """Ordinary CPU tensors, and no mode, transform, trace or profiler is active: the dispatcher may be skipped.
+
+    Among the tensors there may be None, and numbers in a tuple.
+    """
+    if dispatch_modes() or func_transforms() or tracing_state() or profiler_enabled():
+        return False
+    return {dispatch_keys(a).raw_repr() for a in arguments if a is not None and type(a) is not tuple} <= _PLAIN
+
+
+def eager(arguments: Sequence[Any]) -> bool:
+    """`plain`, and outside of forward mode and of a graph that is being traced."""
+    return not torch.compiler.is_dynamo_compiling() and forward_ad._current_level < 0 and plain(arguments)
 
 
 def constant_when_compiled(function: Function) -> Function:
