@@ -4,7 +4,6 @@ The kernels' own arguments are checked by gkfast.checks.
 """
 
 import math
-import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import Any
@@ -56,9 +55,10 @@ def number(
     name: str, value: Any, remedy: str, *, most: float = math.inf, open_below: bool = False, open_above: bool = False
 ) -> float:
     """The finite number between 0 and `most`, as Python's; either end may be left out."""
-    if _is_real(value) and (value > 0 if open_below else value >= 0) and value <= sys.float_info.max:
+    if _is_real(value):
         converted = float(value)
-        if converted < most if open_above else converted <= most:
+        low = converted > 0 if open_below else converted >= 0
+        if low and math.isfinite(converted) and (converted < most if open_above else converted <= most):
             return converted
     if most == math.inf:
         rule = "a finite number above 0" if open_below else "a finite number of at least 0"
