@@ -267,6 +267,8 @@ def _checked(
     named = [(name, tuple(array.shape[:-2])) for name, array in points.items()]
     batch = checks.batch_shape([*named, *(others or {}).items()])
     checks.bandwidths(sigma, weights, batch)
+    checks.have_values("sigma", sigma, first)
+    checks.have_values("weights", weights, first)
     checks.precision(precision)
     checks.backend(backend, first)
     tensors = checks.is_tensor(first)

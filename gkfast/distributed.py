@@ -21,7 +21,7 @@ import torch.distributed.nn
 from torch import Tensor
 
 import gkfast
-from gkfast import checks
+from gkfast import checks, nn_checks
 from gkfast.arguments import prepare, weighted_sum
 from gkfast.checks import Estimator, Sigma
 from gkfast.squared_norm import squared_norm
@@ -53,7 +53,7 @@ def gather(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     >>> gkfast.distributed.gather(torch.ones(2, 3)).shape  # one process: nothing to gather
     torch.Size([2, 3])
     """
-    checks.module_tensor("x", x)
+    nn_checks.module_tensor("x", x)
     checks.points("x", x)
     if not _many(group):
         return x
@@ -103,10 +103,10 @@ def mmd2(
     >>> round(gkfast.distributed.mmd2(x, y, 1.0).item(), 4)  # one process: gkfast.mmd2
     0.7869
     """
-    checks.module_tensor("x", x)
+    nn_checks.module_tensor("x", x)
     checks.two_point_sets("x", x, "y", y)
     checks.separable(estimator, x)
-    checks.one_sample_per_row("y", y, "gkfast.mmd2")
+    nn_checks.one_sample_per_row("y", y, "gkfast.mmd2")
     if not _many(group):
         return gkfast.mmd2(x, y, sigma, estimator=estimator, weights=weights)
     sizes = _sizes(x, group), _sizes(y, group)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import gkfast
-from gkfast import checks
+from gkfast import checks, nn_checks
 from gkfast.arguments import under_autocast
 from gkfast.checks import Estimator
 
@@ -94,14 +94,14 @@ class RBF(torch.nn.Module):
         learnable: bool = True,
     ) -> None:
         super().__init__()
-        values = checks.constants("sigma", sigma)
+        values = nn_checks.constants("sigma", sigma)
         if dims is not None:
-            values, dims = checks.ard(values, dims, weights)
+            values, dims = nn_checks.ard(values, dims, weights)
         self.dims = dims
-        self.weights = checks.weights_of_kernels(weights, len(values))
+        self.weights = nn_checks.weights_of_kernels(weights, len(values))
         self.given = [math.log(s) for s in values]
         log_sigma = torch.tensor(self.given, dtype=torch.float64)
-        if checks.switch("learnable", learnable):
+        if nn_checks.switch("learnable", learnable):
             self.log_sigma = torch.nn.Parameter(log_sigma)
         else:
             self.register_buffer("log_sigma", log_sigma)
@@ -127,8 +127,8 @@ class RBF(torch.nn.Module):
         """The kernel matrix (..., N, M) of x (..., N, D) and y (..., M, D), by default x itself."""
         for name, points in (("x", x), ("y", y)):
             if points is not None:
-                checks.module_tensor(name, points)
-        checks.not_on_meta("RBF", self.log_sigma.is_meta and not x.is_meta)
+                nn_checks.module_tensor(name, points)
+        nn_checks.not_on_meta("RBF", self.log_sigma.is_meta and not x.is_meta)
         if self.dims is None:
             return gkfast.rbf(x, y, self.sigma[None], weights=self.weights)
         return self._per_dimension(x, y, self.dims)
@@ -138,7 +138,7 @@ class RBF(torch.nn.Module):
         checks.points("x", x)
         if y is not None:
             checks.two_point_sets("x", x, "y", y)
-        checks.coordinates("x", x, dims)
+        nn_checks.coordinates("x", x, dims)
         # a quotient in half precision would move the points
         compute = torch.float32 if x.dtype.itemsize == 2 else x.dtype
         sigma = self.sigma.to(x.device, compute)
@@ -164,12 +164,12 @@ class _Bandwidth(torch.nn.Module):
 
     def __init__(self, sigma: Bandwidth, scales: Sequence[float], momentum: float) -> None:
         super().__init__()
-        rule_or_numbers = checks.found_or_given(sigma)
+        rule_or_numbers = nn_checks.found_or_given(sigma)
         self.rule = rule_or_numbers if isinstance(rule_or_numbers, str) else None
         self.given = [0.0] if isinstance(rule_or_numbers, str) else rule_or_numbers
-        numbers = checks.constants("scales", scales)
+        numbers = nn_checks.constants("scales", scales)
         self.scales = [1.0] if self.rule is None else numbers
-        self.momentum = checks.share("momentum", momentum)
+        self.momentum = nn_checks.share("momentum", momentum)
         self.register_buffer("running", torch.tensor(self.given, dtype=torch.float64))
         # a buffer moves with the module: a copy from the host would wait, and no graph could capture it
         self.register_buffer("factors", torch.tensor(self.scales, dtype=torch.float64), persistent=False)
@@ -197,7 +197,7 @@ class _Bandwidth(torch.nn.Module):
         if x.is_meta:
             # only shapes are wanted
             return x.new_empty(len(self.given) if self.rule is None else len(self.scales), dtype=torch.float64)
-        checks.not_on_meta("the loss", self.running.is_meta)
+        nn_checks.not_on_meta("the loss", self.running.is_meta)
         if self.rule is None:
             return self.running
         if self.running.device != x.device:
@@ -276,7 +276,7 @@ class _Bandwidth(torch.nn.Module):
 def _samples(x_name: str, x: Tensor, y_name: str, y: Tensor, function: str) -> tuple[Tensor, Tensor]:
     """Two samples (N, D) and (M, D), cast as under autocast; messages name the `function` that takes batches."""
     for name, sample in ((x_name, x), (y_name, y)):
-        checks.one_sample_per_row(name, sample, function)
+        nn_checks.one_sample_per_row(name, sample, function)
     x, y = under_autocast(x, y)
     checks.two_point_sets(x_name, x, y_name, y)
     return x, y
@@ -325,8 +325,8 @@ class MMDLoss(torch.nn.Module):
         root: bool = False,
     ) -> None:
         super().__init__()
-        self.root = checks.switch("root", root)
-        checks.loss_estimator(estimator, self.root)
+        self.root = nn_checks.switch("root", root)
+        nn_checks.loss_estimator(estimator, self.root)
         self.bandwidth = _Bandwidth(sigma, scales, momentum)
         self.estimator = estimator
 
@@ -382,8 +382,8 @@ class RepulsiveLoss(torch.nn.Module):
 
     def __init__(self, sigma: float | Sequence[float] = 1.0, *, lower: float = 0.25, upper: float = 4.0) -> None:
         super().__init__()
-        self.sigma = checks.constants("sigma", sigma)
-        self.lower, self.upper = checks.squared_bounds(lower, upper)
+        self.sigma = nn_checks.constants("sigma", sigma)
+        self.lower, self.upper = nn_checks.squared_bounds(lower, upper)
 
     def critic(self, real: Tensor, fake: Tensor) -> Tensor:
         """The critic's loss, of features of real (N, D) and generated (M, D) samples; float32 for halves."""
@@ -502,8 +502,8 @@ class ArticleRegularizer(torch.nn.Module):
 
     def __init__(self, sigma: float = 1.0, *, form: Literal["log_ratio", "literal"] = "log_ratio") -> None:
         super().__init__()
-        checks.term_form(form)
-        self.sigma = checks.one_constant("sigma", sigma)
+        nn_checks.term_form(form)
+        self.sigma = nn_checks.one_constant("sigma", sigma)
         self.form = form
         self.ratio = KDERatioLoss(self.sigma)
 

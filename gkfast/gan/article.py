@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 import gkfast
-from gkfast.checks import bandwidths, constants, same_kind
+from gkfast.checks import bandwidths, same_kind
 from gkfast.gan import checks, objectives
 from gkfast.gan.checkpoint import Checkpoints, Signals
 from gkfast.gan.config import Recipe
 from gkfast.gan.objectives import Objective
 from gkfast.gan.train import Result, Training
+from gkfast.nn_checks import constants
 
 
 def compute_distance(x: Tensor, y: Tensor | None = None, sigma: float = 1.0) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 import gkfast
 import gkfast.checks
 import gkfast.distributed
+import gkfast.nn_checks
 from gkfast.gan import checks
 from gkfast.nn import ArticleRegularizer, KDERatioLoss, mean_weights
 from gkfast.ops.torch_private import dispatch_modes, tracing_state, transforms
@@ -131,7 +132,7 @@ def mmd(fake: Tensor, real: Tensor, sigma: float | Sequence[float]) -> Tensor:
     Scale-free: data and bandwidths multiplied by one number leave it as it is. O(N) memory. gkfast.nn.MMDLoss also
     finds the bandwidths itself.
     """
-    sigmas = gkfast.checks.constants("sigma", sigma)
+    sigmas = gkfast.nn_checks.constants("sigma", sigma)
     checks.samples(fake=fake, real=real)
     return gkfast.distributed.mmd2(fake, real, sigmas, weights=mean_weights(sigmas))
 
@@ -242,7 +243,7 @@ def gan_loss(
                 raise ValueError(f"{name} must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {remedy}")
     checks.samples(**{name: value for name, value in (("fake", fake), ("real", real)) if value is not None})
     if sigma is not None:
-        sigma = gkfast.checks.one_constant("sigma", sigma)
+        sigma = gkfast.nn_checks.one_constant("sigma", sigma)
     loss = F.binary_cross_entropy(d, y.to(d))
     if lam == 0:
         return loss
