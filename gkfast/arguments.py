@@ -214,7 +214,10 @@ def prepare(
     arrays = under_autocast(*points.values())
     key: Any = None
     call = None
+    torch = sys.modules.get("torch")
     try:
+        if torch is not None and torch.compiler.is_compiling():
+            raise TypeError
         kinds = [
             (type(array), (_FACTS_OF_ARRAY if type(array) is np.ndarray else _FACTS_OF_TENSOR)(array))
             for array in arrays

@@ -339,21 +339,24 @@ def _density(
 
 def _log_normalisers(call: Call, sigma: Any, weights: Any, dims: int, like: Array) -> tuple[Any, Any]:
     """log(w_s / sum w) - D / 2 log(2 pi sigma_s^2) less the greatest, and the greatest, a number or (..., 1)."""
-    common = 0.5 * dims * math.log(2 * math.pi)
-    if type(sigma) is tuple and type(weights) is tuple:
-        total = math.log(sum(weights)) + common
-        numbers = [math.log(w) - total - dims * math.log(s) for s, w in zip(sigma, weights, strict=True)]
-        return tuple([number - max(numbers) for number in numbers]), max(numbers)
-    xp = call.xp
-    s, w = (call.double(call.array(values)) for values in (sigma, weights))
-    if xp is not np and s.device != w.device:
-        # numbers beside a bandwidth that is on the device, or the other way round
-        s, w = (n.to(w.device if checks.on_cpu(s) else s.device) for n in (s, w))
+    xp, widths = call.xp, [sigma, weights]
+    if checks.is_tensor(sigma) and checks.is_tensor(weights) and sigma.device != weights.device:
+        widths = [n.to(weights.device if checks.on_cpu(sigma) else sigma.device) for n in widths]
+    # of each bandwidth a number, which goes with tensors of any device, or (...,)
+    s, w = (n if type(n) is tuple else [call.double(n)[..., k] for k in range(n.shape[-1])] for n in widths)
+
+    def log(value: Any) -> Any:
+        return math.log(value) if isinstance(value, float) else xp.log(value)
+
     # weights in tensors are not checked
     with np.errstate(divide="ignore", invalid="ignore") if xp is np else nullcontext():
-        logs = xp.log(w / w.sum(-1)[..., None]) - dims * xp.log(s) - common
-    greatest = checks.detached(xp.amax(logs, -1))[..., None]
-    return logs - greatest, greatest if xp is np else greatest.to(like.device)
+        rest = log(sum(w)) + 0.5 * dims * math.log(2 * math.pi)
+        logs = [log(weight) - rest - dims * log(width) for weight, width in zip(w, s, strict=True)]
+    if all(isinstance(each, float) for each in logs) and call.operators:
+        return tuple([each - max(logs) for each in logs]), max(logs)
+    stacked = xp.stack(logs, -1)
+    greatest = checks.detached(xp.amax(stacked, -1))[..., None]
+    return stacked - greatest, greatest if xp is np else greatest.to(like.device)
 
 
 def kernel_means(

@@ -41,8 +41,10 @@ class Baselines(Operator):
         batch = x.shape[:-2]
         mean_square = reference.mean_square_distance(*(t.reshape(batch.numel(), *t.shape[-2:]) for t in (x, y)))
         mean_square = mean_square.reshape(batch)
-        if type(sigma) is tuple:
-            return torch.stack([mean_square <= one * one for one in sigma], -1).double()
+        if type(sigma) is tuple or (sigma.device != x.device and not any(sigma.stride()[:-1])):
+            # numbers go along as arguments; a copy would wait for the device, and no graph could capture it
+            values = sigma if type(sigma) is tuple else sigma[(0,) * (sigma.ndim - 1)].double()
+            return torch.stack([mean_square <= one * one for one in values], -1).double()
         return (mean_square[..., None] <= sigma.to(mean_square).square()).double()
 
 

@@ -251,10 +251,10 @@ class Operator:
             elif a is not None:
                 # kernels read bandwidths by their strides, and those on the CPU without waiting
                 a = a.detach() if slot.name in _NUMBERS else a.contiguous()
-                a = a.reshape(batch.numel(), *a.shape[len(batch) :])
+                a = a.reshape((batch.numel(), *a.shape[len(batch) :]))
             operands.append(a)
         found = self.call_kernel("cuda", operands, self.kernel_options("cuda", options))
-        found = [r if r is None else r.reshape(*batch, *r.shape[1:]) for r in found]
+        found = [r if r is None else r.reshape(batch + r.shape[1:]) for r in found]
         found = [self._like(r, arguments, output) for r, output in zip(found, self.outputs, strict=True)]
         return tuple(found) if self.several else found[0]
 

@@ -32,7 +32,7 @@ class Rbf(Operator):
         if ctx.k is not None and not keeps_graph():
             # as saved tensors are let go
             ctx.k = None
-        if k is None or torch.is_grad_enabled() or not plain(g):
+        if k is None or g[0] is None or torch.is_grad_enabled() or not plain(g):
             return super().backward(ctx, g, needed)
         arguments = self.restored(ctx, ctx.saved_tensors)
         k = k.reshape(arguments[0].shape[:-2].numel(), *k.shape[-2:]).numpy()
