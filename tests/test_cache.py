@@ -83,7 +83,8 @@ import sys, numpy, gkfast
 from gkfast.kernels.cpu import bandwidths, compiled
 dtypes = [numpy.float32, numpy.float64]
 for dtype in dtypes[:: int(sys.argv[1])]:
-    bandwidths.make_plan.pointer(numpy.dtype(dtype))
+    for loop in bandwidths.PACKING:
+        loop.pointer(numpy.dtype(dtype))
 x = numpy.arange(600.0).reshape(200, 3) ** 0.5
 for dtype in dtypes:
     print(float(gkfast.rbf(x.astype(dtype), x[:50].astype(dtype), 2.0).sum()))

@@ -1,7 +1,7 @@
-"""Compiled code that calls compiled code by its address: at once, or in pieces on several threads.
+"""Compiled code that calls compiled code by a pointer: at once, or in pieces on several threads.
 
-A function that compiled code calls by its name is compiled again with each caller. By its address it is compiled
-once, and as an argument the address does not end up in the cache on disk.
+A function that compiled code calls by its name is compiled again with each caller. By a pointer it is compiled once,
+and as an argument the pointer does not end up in the cache on disk.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _pointer_to(dispatcher: Any, *arguments: Any) -> int:
-    """Where its code for arguments of these types begins, compiled or loaded if need be."""
+    """The address of the dispatcher's code for arguments of these types, compiled or loaded if need be."""
     signature = tuple(dispatcher.typeof_pyval(argument) for argument in arguments)
     dispatcher.compile(signature)
     code = dispatcher.overloads[signature]

@@ -1,4 +1,7 @@
-"""How everything here is compiled: without the GIL, with NumPy's rules for division, kept on disk (disk.py)."""
+"""Numba's njit for this folder: without the GIL, with NumPy's rules for division, kept on disk (disk.py).
+
+Two methods of Numba's dispatchers are replaced, get_call_template and compile: see `compiled`.
+"""
 
 import logging
 import threading
@@ -66,7 +69,7 @@ def compiled_here() -> int:
 
 
 def _tell_once() -> None:
-    """Why the first call takes so long, as soon as something has been compiled and more may have to be."""
+    """Logs once why the first call takes long, after the first compilation."""
     global _told
     if not _told and not _depth and compiled_here():
         _told = True
