@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -355,8 +354,12 @@ def _log_normalisers(call: Call, sigma: Any, weights: Any, dims: int, like: Arra
     if all(isinstance(each, float) for each in logs) and call.operators:
         return tuple([each - max(logs) for each in logs]), max(logs)
     stacked = xp.stack(logs, -1)
-    greatest = checks.detached(xp.amax(stacked, -1))[..., None]
-    return stacked - greatest, greatest if xp is np else greatest.to(like.device)
+    greatest = checks.detached(xp.amax(stacked, -1))
+    differences = stacked - greatest[..., None]
+    if greatest.ndim == 0:
+        # a number goes with tensors of any device
+        return differences, greatest
+    return differences, greatest[..., None] if xp is np else greatest[..., None].to(like.device)
 
 
 def kernel_means(
@@ -570,7 +573,6 @@ def _samples(
     return Samples(call, (x, y, a, b, *bandwidths), drop, scale, modes)
 
 
-@lru_cache(maxsize=256)
 def _scale(coefficients: tuple[int, int, int], drop: int, n: int, m: int) -> tuple[float, ...]:
     """The coefficients over the numbers of pairs.
 

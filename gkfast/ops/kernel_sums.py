@@ -41,11 +41,16 @@ class Baselines(Operator):
         batch = x.shape[:-2]
         mean_square = reference.mean_square_distance(*(t.reshape(batch.numel(), *t.shape[-2:]) for t in (x, y)))
         mean_square = mean_square.reshape(batch)
-        if type(sigma) is tuple or (sigma.device != x.device and not any(sigma.stride()[:-1])):
+        if type(sigma) is tuple or (sigma.device != x.device and _shared(sigma)):
             # numbers go along as arguments; a copy would wait for the device, and no graph could capture it
             values = sigma if type(sigma) is tuple else sigma[(0,) * (sigma.ndim - 1)].double()
             return torch.stack([mean_square <= one * one for one in values], -1).double()
         return (mean_square[..., None] <= sigma.to(mean_square).square()).double()
+
+
+def _shared(numbers: Tensor) -> bool:
+    """Whether those of all problems are the same ones in memory."""
+    return all(size == 1 or stride == 0 for size, stride in zip(numbers.shape[:-1], numbers.stride(), strict=False))
 
 
 baselines = Baselines()
@@ -291,7 +296,7 @@ def _cpu() -> Any:
 def _arrays(numbers: tuple[tuple[float, ...], ...], count: int) -> list[np.ndarray]:
     """scale (B, R, 3), sigma (B, S) and weights (B, S) of numbers."""
     scale, *others = (np.repeat(np.array(values)[None], count, 0) for values in numbers)
-    return [scale.reshape(count, -1, 3), *others]
+    return [scale.reshape(count, scale.shape[1] // 3, 3), *others]
 
 
 def _filled(scale: Tensor, like: Tensor) -> Tensor:

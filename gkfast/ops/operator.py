@@ -202,12 +202,23 @@ class Operator:
         return dict(zip(self.option_names, inputs[self.count + len(self.numbers) :], strict=True))
 
     def as_tensors(self, arguments: Sequence[Argument]) -> list[Any]:
-        """Numbers as float64 tensors of the call's batch: on the CPU, where kernels read them without waiting."""
+        """Numbers as float64 tensors of the call's batch, beside those that are tensors.
+
+        Else on the CPU, where kernels read them without waiting.
+        """
         batch = arguments[self.x].shape[:-2]
-        found = [
-            _on_host(a, s, batch) if type(a) is tuple else a for s, a in zip(self.slots, arguments, strict=False)
-        ]
-        return found + list(arguments[len(found) :])
+        given = [arguments[k] for k in self.numbers if isinstance(arguments[k], Tensor)]
+        found = list(arguments)
+        for k, slot in enumerate(self.slots):
+            a = arguments[k]
+            if type(a) is tuple and given and given[0].device.type != "cpu":
+                # filled there: a copy would wait
+                found[k] = torch.stack([given[0].new_full((), n, dtype=torch.float64) for n in a]).expand(
+                    *batch, len(a)
+                )
+            elif type(a) is tuple:
+                found[k] = _on_host(a, slot, batch)
+        return found
 
     # kernels
 
@@ -346,7 +357,8 @@ class Operator:
 
     def constants(self, results: Sequence[Any], wants: Sequence[bool]) -> list[Tensor]:
         """The results without a derivative."""
-        return [t for t, want in zip(results[len(results) - len(wants) :], wants, strict=True) if not want]
+        own = zip(results[len(results) - len(wants) :], wants, strict=True)
+        return [t for t, want in own if not want and t is not None]
 
     def backward(self, ctx: Any, g: Sequence[Tensor | None], needed: Sequence[bool]) -> Sequence[Tensor | None]:
         """The gradients, for what a Function has saved."""
