@@ -195,8 +195,8 @@ def store_sums(
     inside = strip < strips
     lead = strip * _STRIP == i0
     if ASKED.TOTAL:
-        total = tl.sum(f.to(tl.float64) * value, 0)
-        _store_in_first(sums.total + first + strip, total, lead, inside, more, ASKED.PANEL)
+        own = sums.total + first + strip
+        _store_in_first(own, tl.sum(f.to(tl.float64) * value, 0), lead, inside, more, ASKED.PANEL)
     if ASKED.MOMENTS:
         sum_k *= f[:, None]
         sum_kd2 *= f[:, None]
@@ -252,7 +252,8 @@ def mix(
 ):  # fmt: skip
     """Of a tile: sum_s w_s k_s, or of k_s - baseline_s; sum_s w_s / sigma_s^2 k_s; sum_k, sum_kd2 with its share."""
     total = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
-    k, km1, k_over_sigma2 = total, total, total
+    k_over_sigma2 = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
+    k, km1 = total, total
     for s in range(1 if TABLE.SP == 1 else S):
         if ASKED.SHIFT > 0:
             k, km1 = _shifted(
