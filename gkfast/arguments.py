@@ -230,9 +230,7 @@ def prepare(
         key = None
     if call is None:
         names = dict(zip(points, arrays, strict=True))
-        call = _checked(
-            names, checks.as_floats(sigma), checks.as_floats(weights), precision, backend, others, estimator
-        )
+        call = _checked(names, sigma, weights, precision, backend, others, estimator)
         if key is not None and not checks.compiling() and call.sigma and (weights is None or call.weights):
             if len(_kept) >= _MOST_KEPT:
                 _kept.clear()
@@ -249,6 +247,8 @@ def _key(numbers: Any) -> Any:
     """Numbers in a form that can be looked up; 1, 1.0 and True are equal there, but for their types."""
     if type(numbers) in (list, tuple):
         return *numbers, *map(type, numbers)
+    if type(numbers) is np.ndarray and numbers.ndim == 0:
+        return numbers.item(), numbers.dtype
     return numbers if type(numbers) is float or numbers is None else (numbers, type(numbers))
 
 
@@ -308,7 +308,8 @@ def _backend(first: Array, backend: Backend | None) -> tuple[ModuleType, bool]:
 
 
 def _tuple(values: Any) -> tuple[float, ...] | None:
-    """Numbers as a tuple; None for an array or tensor."""
+    """Numbers as a tuple of floats; None for an array or tensor."""
+    values = checks.as_floats(values)
     if not checks.floats(values):
         return None
     return (values,) if type(values) is float else tuple(values)

@@ -594,7 +594,7 @@ def _linear(function: Callable[..., Any], x: Array, y: Array, sigma: Sigma, weig
         # those of a problem are those of its pairs
         if isinstance(numbers, (list, tuple)):
             return [entry[..., None] if getattr(entry, "ndim", 0) else entry for entry in numbers]
-        return numbers[..., None, :] if getattr(numbers, "ndim", 0) > 1 else numbers
+        return numbers[..., None, :] if getattr(numbers, "ndim", 0) else numbers
 
     options |= {"sigma": for_each(sigma), "weights": for_each(weights), "estimator": "u_statistic"}
     found = function(pairs(x), pairs(y), **options)

@@ -221,10 +221,18 @@ def test_equal_bandwidths_share_one_cached_call():
     for call in (gkfast.rbf, gkfast.mmd2):
         for library in (lambda points: points, torch.Tensor.numpy):
             arguments._kept.clear()
-            for sigma in ([1.0, 2.0], (1, 2), [1, 2.0], range(1, 3), [np.float64(1), np.int32(2)]):
-                call(library(x), library(y), sigma)
-            for sigma in (2.0, 2, np.float32(2), np.int64(2), np.array(2.0), np.array(2)):
-                call(library(x), library(y), sigma, weights=np.float64(0.5))
-            assert len(arguments._kept) == 2
+
+            def calls(call=call, library=library):
+                for sigma in ([1.0, 2.0], (1, 2), [1, 2.0], range(1, 3), [np.float64(1), np.int32(2)]):
+                    call(library(x), library(y), sigma)
+                for sigma in (2.0, 2, np.float32(2), np.int64(2), np.array(2.0), np.array(2)):
+                    call(library(x), library(y), sigma, weights=np.float64(0.5))
+
+            calls()
+            assert len({*arguments._kept.values()}) == 2
+            kept = len(arguments._kept)
+            calls()
+            # checked once
+            assert len(arguments._kept) == kept == 11
             with pytest.raises(TypeError, match="sigma must be a number or a sequence of numbers, got True"):
                 call(library(x), library(y), True)
