@@ -27,7 +27,9 @@ FIGURES = {
     "functions": Figure((61, 65), 15, f"functions with more than {FEW} positional parameters, GPU kernels apart"),
     "gpu_kernels": Figure((6, 6), 2, f"jit functions of kernels/gpu with more than {MANY} parameters"),
     "ops": Figure((1673, 1773), 950, "lines of gkfast/ops"),
-    "functional": Figure((914, 1135), 700, "lines of functional.py with arguments.py and squared_norm.py"),
+    "functional": Figure(
+        (914, 1135), 700, "lines of functional.py with density.py, arguments.py and squared_norm.py"
+    ),
     # 12_000 is the aim: the bar goes down with the count
     "total": Figure((13_774, 16_129), 16_129, "lines of gkfast/ and kernels/ without hsic*.py"),
     "hsic": Figure((0, 0), None, "lines of hsic*.py"),
@@ -167,7 +169,7 @@ def count(root: Path = HERE) -> dict[str, int]:
         "gpu_kernels": len(gpu_kernels),
         "ops": sum(n for p, n in lines.items() if p.parts[:2] == ("gkfast", "ops")),
         "functional": sum(
-            lines.get(Path("gkfast", f"{n}.py"), 0) for n in ("functional", "arguments", "squared_norm")
+            lines.get(Path("gkfast", f"{n}.py"), 0) for n in ("functional", "density", "arguments", "squared_norm")
         ),
         "total": sum(lines.values()) - hsic,
         "hsic": hsic,

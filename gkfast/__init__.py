@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gkfast.bandwidth import mean_sigma as mean_sigma
     from gkfast.bandwidth import median_sigma as median_sigma
+    from gkfast.density import log_density as log_density
+    from gkfast.density import score as score
     from gkfast.functional import kernel_means as kernel_means
-    from gkfast.functional import log_density as log_density
     from gkfast.functional import mmd2 as mmd2
     from gkfast.functional import rbf as rbf
     from gkfast.functional import rbf_matmul as rbf_matmul
-    from gkfast.functional import score as score
     from gkfast.functional import witness as witness
     from gkfast.independence import hsic as hsic
     from gkfast.two_sample import mmd2_and_variance as mmd2_and_variance
@@ -24,13 +24,25 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "bandwidth": "mean_sigma median_sigma",
-    "functional": "kernel_means log_density mmd2 rbf rbf_matmul score witness",
+    "density": "log_density score",
+    "functional": "kernel_means mmd2 rbf rbf_matmul witness",
     "independence": "hsic",
     "two_sample": "mmd2_and_variance mmd_test",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)
-_MODULES = ("bandwidth", "distributed", "functional", "gan", "independence", "kernels", "nn", "ops", "two_sample")
+_MODULES = (
+    "bandwidth",
+    "density",
+    "distributed",
+    "functional",
+    "gan",
+    "independence",
+    "kernels",
+    "nn",
+    "ops",
+    "two_sample",
+)
 
 
 def __getattr__(name: str) -> Any:

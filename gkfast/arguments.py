@@ -42,6 +42,8 @@ class Call:
     precision: Precision | None
     # whether the backend is the operators, which take any batch dimensions
     operators: bool
+    # whether the point sets are in the backend's form as they are
+    as_given: bool
 
     @property
     def options(self) -> dict[str, Any]:
@@ -79,12 +81,10 @@ class Call:
 
     def bandwidths(self, sigma: Sigma, weights: Sigma | None) -> tuple[Any, Any]:
         """sigma and weights as the backend takes them."""
+        if self.operators and self.sigma is not None and self.weights is not None:
+            return self.sigma, self.weights
         found = self.numbers(self.sigma) if self.sigma is not None else self._given(sigma, True)
-        if self.weights is not None:
-            return found, self.numbers(self.weights)
-        if weights is not None:
-            return found, self._given(weights, False)
-        return found, self.numbers((1.0,) * (len(found) if type(found) is tuple else found.shape[-1]))
+        return found, self.numbers(self.weights) if self.weights is not None else self._given(weights, False)
 
     def numbers(self, values: tuple[float, ...]) -> Any:
         """Numbers as the backend takes them."""
@@ -193,7 +193,7 @@ class Prepared(NamedTuple):
     """A call, its point sets and bandwidths in the backend's form, and the backend's options."""
 
     call: Call
-    points: list[Any]
+    points: Sequence[Any]
     bandwidths: tuple[Any, Any]
     options: dict[str, Any]
 
@@ -231,11 +231,12 @@ def prepare(
     if call is None:
         names = dict(zip(points, arrays, strict=True))
         call = _checked(names, sigma, weights, precision, backend, others, estimator)
-        if key is not None and not checks.compiling() and call.sigma and (weights is None or call.weights):
+        if key is not None and not checks.compiling() and call.sigma and call.weights:
             if len(_kept) >= _MOST_KEPT:
                 _kept.clear()
             _kept[key] = call
-    return Prepared(call, [call.operand(a) for a in arrays], call.bandwidths(sigma, weights), call.options)
+    of_backend = arrays if call.as_given else [call.operand(a) for a in arrays]
+    return Prepared(call, of_backend, call.bandwidths(sigma, weights), call.options)
 
 
 # all that checks of points look at
@@ -287,9 +288,21 @@ def _checked(
         wide = True
     if precision is None and checks.on_cpu(first):
         precision = "highest"
-    known = {"sigma": _tuple(sigma), "weights": None if weights is None else _tuple(weights)}
-    of_caller = {"batch": batch, "dtype": first.dtype, "tensors": tensors, **known, "precision": precision}
-    return Call(xp=xp, compute=xp.float64 if wide else xp.float32, backend=module, operators=operators, **of_caller)
+    compute = xp.float64 if wide else xp.float32
+    as_given = operators and first.dtype == compute and all(a.shape[:-2] == batch for a in points.values())
+    return Call(
+        batch=batch,
+        dtype=first.dtype,
+        tensors=tensors,
+        xp=xp,
+        compute=compute,
+        backend=module,
+        sigma=_tuple(sigma),
+        weights=(1.0,) * checks.count_of(sigma, batch) if weights is None else _tuple(weights),
+        precision=precision,
+        operators=operators,
+        as_given=as_given,
+    )
 
 
 def _backend(first: Array, backend: Backend | None) -> tuple[ModuleType, bool]:
@@ -325,3 +338,22 @@ def under_autocast(*arrays: Array) -> Sequence[Any]:
         return arrays
     halves = (torch.float16, torch.bfloat16)
     return [a.float() if isinstance(a, torch.Tensor) and a.dtype in halves else a for a in arrays]
+
+
+def without_effect(rows: Array, weights: Array) -> tuple[Array, Array]:
+    """Rows of weight 0 that are not finite as copies of the heaviest row: no sum then meets 0 times NaN.
+
+    The derivative with respect to the weight of such a row is 0.
+    """
+    if rows.shape[-2] == 0:
+        return rows, weights
+    xp: Any = sys.modules["torch"] if checks.is_tensor(rows) else np
+    odd = (weights == 0) & ~xp.isfinite(rows).all(-1)
+    if xp is np and not odd.any():
+        return rows, weights
+    heaviest = weights.argmax(-1)[..., None, None]
+    batch = checks.batch_shape([("rows", tuple(rows.shape[:-2])), ("weights", tuple(weights.shape[:-1]))])
+    whole = xp.broadcast_to(rows, (*batch, *rows.shape[-2:]))
+    places = xp.broadcast_to(heaviest, (*batch, 1, rows.shape[-1]))
+    copy = np.take_along_axis(whole, places, -2) if xp is np else whole.gather(-2, places)
+    return xp.where(odd[..., None], copy, whole), xp.where(odd, xp.zeros_like(weights), weights)

@@ -178,7 +178,7 @@ def two_point_sets(x_name: str, x: Array, y_name: str, y: Array) -> None:
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(
             f"{y_name} must have as many coordinates as {x_name} ({x.shape[-1]}), got {y.shape[-1]}; "
-            f"both are (..., rows, D){_flattened(x_name, x.shape, y_name, y.shape)}"
+            f"both are (..., rows, D){flattened(x_name, x.shape, y_name, y.shape)}"
         )
     batch_shape(((x_name, x.shape[:-2]), (y_name, y.shape[:-2])))
 
@@ -208,7 +208,7 @@ def batch_shape(named: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]
     return tuple(found)
 
 
-def _flattened(x_name: str, x: tuple[int, ...], y_name: str, y: tuple[int, ...]) -> str:
+def flattened(x_name: str, x: tuple[int, ...], y_name: str, y: tuple[int, ...]) -> str:
     """What to add where points may have been meant to be images."""
     names = [f"{name}.flatten(1)" for name, shape in ((x_name, x), (y_name, y)) if len(shape) > 2]
     return f"; for images (N, C, H, W) use {' and '.join(names)}" if names else ""
@@ -222,6 +222,11 @@ def bandwidths(sigma: Sigma, weights: Sigma | None, batch: tuple[int, ...] | Non
             f"weights must have one entry per bandwidth ({count}), got {_numbers('weights', weights, batch)}; "
             f"leave it out for all ones"
         )
+
+
+def count_of(sigma: Sigma, batch: tuple[int, ...]) -> int:
+    """How many bandwidths each problem has."""
+    return _numbers("sigma", sigma, batch)
 
 
 def _numbers(name: str, value: Sigma, batch: tuple[int, ...] | None) -> int:
@@ -501,11 +506,6 @@ def _span(tensor: Any) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
-def max_points(value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
-        raise ValueError(f"max_points must be a whole number of at least 2, got {value!r}; 2000 is the default")
-
-
 def permutation_test(estimator: object, permutations: object, seed: object, x: Array, y: Array) -> None:
     """The arguments of a permutation test."""
     if not isinstance(estimator, str) or estimator not in ("unbiased", "biased"):
@@ -526,20 +526,6 @@ def permutation_test(estimator: object, permutations: object, seed: object, x: A
         raise ValueError(
             f"seed must be a whole number not below 0, a numpy.random.Generator or None, got {seed!r}; "
             f"None draws a fresh one"
-        )
-
-
-def separable(estimator: object, x: Array) -> None:
-    """What can be summed row by row on several processes."""
-    if not isinstance(estimator, str) or estimator not in ("unbiased", "biased"):
-        raise ValueError(
-            f"estimator must be unbiased or biased on several processes, got {estimator!r}; the others pair rows by "
-            f"their order: call gkfast.mmd2 on gathered rows"
-        )
-    if x.ndim != 2:
-        raise ValueError(
-            f"x must have shape (N, D) on several processes, got {tuple(x.shape)}; gather batches instead"
-            f"{_flattened('x', x.shape, 'x', ())}"
         )
 
 

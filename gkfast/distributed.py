@@ -105,7 +105,7 @@ def mmd2(
     """
     nn_checks.module_tensor("x", x)
     checks.two_point_sets("x", x, "y", y)
-    checks.separable(estimator, x)
+    _separable(estimator, x)
     nn_checks.one_sample_per_row("y", y, "gkfast.mmd2")
     if not _many(group):
         return gkfast.mmd2(x, y, sigma, estimator=estimator, weights=weights)
@@ -134,6 +134,20 @@ def mmd2(
         value = squared_norm(value, all_x, all_y, kernel_weights)
     # the value of all; the gradient of this process's share, as often as there are losses to be summed
     return value + dist.get_world_size(group) * (own - own.detach())
+
+
+def _separable(estimator: object, x: Tensor) -> None:
+    """What can be summed row by row on several processes."""
+    if not isinstance(estimator, str) or estimator not in ("unbiased", "biased"):
+        raise ValueError(
+            f"estimator must be unbiased or biased on several processes, got {estimator!r}; the others pair rows by "
+            f"their order: call gkfast.mmd2 on gathered rows"
+        )
+    if x.ndim != 2:
+        raise ValueError(
+            f"x must have shape (N, D) on several processes, got {tuple(x.shape)}; gather batches instead"
+            f"{checks.flattened('x', x.shape, 'x', ())}"
+        )
 
 
 def _own_share(

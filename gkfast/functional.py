@@ -12,13 +12,12 @@ returned in float32, and under torch.autocast they count as float32.
 import math
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gkfast import checks
-from gkfast.arguments import Call, prepare, under_autocast
+from gkfast.arguments import Call, prepare, under_autocast, without_effect
 from gkfast.checks import Array, Backend, Estimator, Precision, Sigma
 from gkfast.squared_norm import squared_norm
 
@@ -180,186 +179,6 @@ def rbf_matmul(
     )
     result = call.result(sums, call.scalar_dtype)
     return result if has_columns else result[..., 0]
-
-
-def log_density(
-    x: Array,
-    data: Array,
-    sigma: Sigma,
-    *,
-    weights: Sigma | None = None,
-    data_weights: Array | None = None,
-    leave_one_out: bool = False,
-    precision: Precision | None = None,
-    backend: Backend | None = None,
-) -> Array:
-    """Logarithm of the Gaussian kernel density estimate (Parzen window) of `data` at `x`.
-
-    .. code-block:: text
-
-        log p(x_i) = log sum_s w_s sum_j a_j (2 pi sigma_s^2)^(-D/2) exp(-|x_i - data_j|^2 / (2 sigma_s^2))
-
-    with w and a normalised to sum to one. With leave_one_out, row i of x leaves row i of data out, and a is
-    normalised over the others.
-
-    Parameters
-    ----------
-    x : array of shape (..., N, D)
-        Where the density is wanted; see `rbf` for sigma, precision, backend, dtypes and errors.
-    data : array of shape (..., M, D)
-        The sample; at least one row (two with leave_one_out).
-    weights : S positive numbers, or an array or tensor of shape (..., S), optional
-        Weights of the bandwidths; equal by default.
-    data_weights : array of shape (..., M), optional
-        Weights of the rows of data, not negative; equal by default. A row of weight 0 counts for nothing, whatever
-        its coordinates.
-    leave_one_out : bool
-        Needs N = M.
-
-    Returns
-    -------
-    array of shape (..., N)
-        In natural logarithms of probability per unit of x to the power D; float32 for half-precision input.
-
-    Notes
-    -----
-    A log-sum-exp: finite however far x is from the data. Exponents |x_i - data_j|^2 / (2 sigma_s^2) may reach
-    thousands; they are computed in float64 for every dtype, but for float32 values of which no derivative is wanted:
-    those are right to 3e-6 of 1 + the mean exponent + |log p| unless `precision` is "highest". On a GPU `precision`
-    holds for derivatives too.
-    O(N M (D + S)) time, O(N + M) memory besides copies of the data. Gradients of every order; the first is `score`.
-
-    References
-    ----------
-    E. Parzen, "On estimation of a probability density function and mode", 1962, eq. (1.4).
-
-    Examples
-    --------
-    >>> import numpy, gkfast
-    >>> gkfast.log_density(numpy.zeros((1, 1)), numpy.zeros((5, 1)), 1.0).round(6)
-    array([-0.918939])
-    """
-    options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    call, operands, constant = _density(x, data, data_weights, leave_one_out, **options)
-    modes = call.options
-    if call.xp is np:
-        modes = {"in_float64": precision == "highest"}
-    elif call.operators:
-        # gradients begin with the value, and want it better than float32 can be
-        modes["value_only"] = not call.backend.differentiated(*operands)
-        if precision is None and checks.on_cpu(x):
-            modes["precision"] = "high"
-    found = call.backend.log_density(*operands, leave_one_out=leave_one_out, **modes)
-    return call.result(found + constant, call.scalar_dtype)
-
-
-def score(
-    x: Array,
-    data: Array,
-    sigma: Sigma,
-    *,
-    weights: Sigma | None = None,
-    data_weights: Array | None = None,
-    leave_one_out: bool = False,
-    precision: Precision | None = None,
-    backend: Backend | None = None,
-) -> Array:
-    """Gradient at `x` of `log_density`: the mean-shift vector over sigma squared.
-
-    .. code-block:: text
-
-        score(x_i) = sum_s sum_j p_sij (data_j - x_i) / sigma_s^2
-
-    where p_sij, which sums to one over s and j, is the share of data row j and bandwidth s in the density at x_i.
-
-    Parameters are those of `log_density`.
-
-    Returns
-    -------
-    array of shape (..., N, D)
-        In inverse units of x; float32 for half-precision input, whose range distance / sigma^2 may leave.
-
-    Notes
-    -----
-    O(N M (D + S)) time and O(N D + M D) memory; on the CPU computed in float64 for every dtype, on a GPU if
-    `precision` is "highest"; gradients of every order.
-
-    References
-    ----------
-    D. Comaniciu and P. Meer, "Mean shift: a robust approach toward feature space analysis", 2002, eq. (17).
-
-    Examples
-    --------
-    >>> import numpy, gkfast
-    >>> gkfast.score(numpy.array([[1.0]]), numpy.array([[0.0]]), 2.0)
-    array([[-0.25]])
-    """
-    options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    call, operands, _ = _density(x, data, data_weights, leave_one_out, **options)
-    found = call.backend.score(*operands, leave_one_out=leave_one_out, **call.options)
-    return call.result(found, call.scalar_dtype)
-
-
-def _density(
-    x: Array,
-    data: Array,
-    data_weights: Array | None,
-    leave_one_out: bool,
-    *,
-    sigma: Sigma,
-    weights: Any,
-    **options: Any,
-) -> tuple[Call, tuple[Any, ...], Any]:
-    """The operands of the log-sum-exp, and a constant (or one for each row) to be added to it.
-
-    The constant is the largest log normaliser, which inside the sum would round the exponents, minus log(1 - a_i)
-    where row i is left out.
-    """
-    x, data, data_weights = under_autocast(x, data, data_weights)
-    checks.two_point_sets("x", x, "data", data)
-    checks.some_rows("data", data, 1, "a density")
-    checks.leave_one_out(leave_one_out, x, data)
-    others = {}
-    if data_weights is not None:
-        checks.vector("data_weights", data_weights, data.shape[-2], "data", data)
-        data, data_weights = _without_effect(data, data_weights)
-        others["data_weights"] = tuple(data_weights.shape[:-1])
-    call, (at, rows), bandwidths, _ = prepare({"x": x, "data": data}, sigma, weights, others=others, **options)
-    checks.positive_weights(weights)
-    if data_weights is None:
-        share = call.xp.full(rows.shape[:-1], 1 / data.shape[-2], dtype=call.xp.float64, **call.beside(rows))
-    else:
-        a = call.double(call.operand(data_weights, 1))
-        share = a / a.sum(-1)[..., None]
-    log_weights, greatest = _log_normalisers(call, *bandwidths, x.shape[-1], rows)
-    constant = greatest - call.xp.log1p(-share) if leave_one_out else greatest
-    return call, (at, rows, bandwidths[0], log_weights, share), constant
-
-
-def _log_normalisers(call: Call, sigma: Any, weights: Any, dims: int, like: Array) -> tuple[Any, Any]:
-    """log(w_s / sum w) - D / 2 log(2 pi sigma_s^2) less the greatest, and the greatest, a number or (..., 1)."""
-    xp, widths = call.xp, [sigma, weights]
-    if checks.is_tensor(sigma) and checks.is_tensor(weights) and sigma.device != weights.device:
-        widths = [n.to(weights.device if checks.on_cpu(sigma) else sigma.device) for n in widths]
-    # of each bandwidth a number, which goes with tensors of any device, or (...,)
-    s, w = (n if type(n) is tuple else [call.double(n)[..., k] for k in range(n.shape[-1])] for n in widths)
-
-    def log(value: Any) -> Any:
-        return math.log(value) if isinstance(value, float) else xp.log(value)
-
-    # weights in tensors are not checked
-    with np.errstate(divide="ignore", invalid="ignore") if xp is np else nullcontext():
-        rest = log(sum(w)) + 0.5 * dims * math.log(2 * math.pi)
-        logs = [log(weight) - rest - dims * log(width) for weight, width in zip(w, s, strict=True)]
-    if all(isinstance(each, float) for each in logs) and call.operators:
-        return tuple([each - max(logs) for each in logs]), max(logs)
-    stacked = xp.stack(logs, -1)
-    greatest = checks.detached(xp.amax(stacked, -1))
-    differences = stacked - greatest[..., None]
-    if greatest.ndim == 0:
-        # a number goes with tensors of any device
-        return differences, greatest
-    return differences, greatest[..., None] if xp is np else greatest[..., None].to(like.device)
 
 
 def kernel_means(
@@ -609,26 +428,7 @@ def _linear(function: Callable[..., Any], x: Array, y: Array, sigma: Sigma, weig
 def _checked_weights(name: str, rows: Array, weights: Array, estimator: Estimator) -> tuple[Array, Array]:
     checks.vector(f"{name}_weights", weights, rows.shape[-2], name, rows)
     checks.pairs_of_weights(f"{name}_weights", weights, estimator)
-    return _without_effect(rows, weights)
-
-
-def _without_effect(rows: Array, weights: Array) -> tuple[Array, Array]:
-    """Rows of weight 0 that are not finite as copies of the heaviest row: no sum then meets 0 times NaN.
-
-    The derivative with respect to the weight of such a row is 0.
-    """
-    if rows.shape[-2] == 0:
-        return rows, weights
-    xp: Any = sys.modules["torch"] if checks.is_tensor(rows) else np
-    odd = (weights == 0) & ~xp.isfinite(rows).all(-1)
-    if xp is np and not odd.any():
-        return rows, weights
-    heaviest = weights.argmax(-1)[..., None, None]
-    batch = checks.batch_shape([("rows", tuple(rows.shape[:-2])), ("weights", tuple(weights.shape[:-1]))])
-    whole = xp.broadcast_to(rows, (*batch, *rows.shape[-2:]))
-    places = xp.broadcast_to(heaviest, (*batch, 1, rows.shape[-1]))
-    copy = np.take_along_axis(whole, places, -2) if xp is np else whole.gather(-2, places)
-    return xp.where(odd[..., None], copy, whole), xp.where(odd, xp.zeros_like(weights), weights)
+    return without_effect(rows, weights)
 
 
 def _row_weights(call: Call, weights: Array | None, rows: Array) -> Array:
@@ -703,7 +503,7 @@ def witness(
         own = row_weights[name]
         if own is not None:
             checks.vector(f"{name}_weights", own, sample.shape[-2], name, sample)
-            samples[name], row_weights[name] = _without_effect(sample, own)
+            samples[name], row_weights[name] = without_effect(sample, own)
             others[f"{name}_weights"] = tuple(own.shape[:-1])
     found = prepare({"points": points, **samples}, sigma, weights, precision, backend, others)
     call, (at, x, y) = found.call, found.points

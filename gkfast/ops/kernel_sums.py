@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ class Sums(Operator):
     tensors = "x: N D, y: M D, a?: N, b?: M, sigma: S, weights: S"
     result = "3"
     result_float64 = True
-    options = MappingProxyType({"drop": "int", "less_baselines": "bool"})
+    options = "int drop, bool less_baselines"
     gradients = "x y a b sigma weights"
 
     def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
@@ -156,7 +155,7 @@ class Combinations(Operator):
         # rows: the axis that counts combinations, or none of a single one
         self.name, self.rows = name, tuple(rows.split())
         self.tensors = f"scale: {rows} 3, {Sums.tensors}"
-        self.options = {**Sums.options, "wants": "bool[]"}
+        self.options = f"{Sums.options}, bool[] wants"
         super().__init__()
         self.define()
         self.differentiate()

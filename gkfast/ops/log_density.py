@@ -1,7 +1,6 @@
 """The log-sum-exp behind a density, and its gradient at x, the score."""
 
 from collections.abc import Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,14 +20,16 @@ class LogDensity(Operator):
     tensors = "x: N D, y: M D, sigma: S, log_weights: S, data_weights: M"
     result = "N"
     result_float64 = True
-    options = MappingProxyType({"leave_one_out": "bool", "value_only": "bool"})
-    saves_result = True
+    options = "bool leave_one_out, bool value_only"
 
     def kernel_options(self, device: str, options: Options) -> Options:
         leave_one_out, precision = options["leave_one_out"], options["precision"]
         if device == "cuda":
             return {"leave_one_out": leave_one_out, "precision": precision}
         return {"leave_one_out": leave_one_out, "in_float64": precision == "highest" or not options["value_only"]}
+
+    def save(self, ctx: Any, arguments: Sequence[Argument], options: Options, result: Any) -> list[Any]:
+        return [*super().save(ctx, arguments, options, result), result]
 
     def gradients_of(
         self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]

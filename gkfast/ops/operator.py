@@ -18,9 +18,8 @@ tensors, an autograd Function where a gradient is wanted, and torch's dispatcher
 modes, profilers and GPUs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,14 +104,12 @@ class Operator:
     result: str
     # whether the result is float64 where x is float32
     result_float64 = False
-    # schema types by name; "precision" is every operator's
-    options: Mapping[str, str] = MappingProxyType({})
+    # as in the schema; "str precision" is every operator's
+    options = ""
     # tensors to which the kernel `<name>_backward` gives gradients, in its order
     gradients = ""
     # the operator that gives them
     gradient: "Gradient"
-    # whether backward and `change` get the result, behind the tensors
-    saves_result = False
 
     def __init__(self) -> None:
         self.slots = _slots(self.tensors)
@@ -121,12 +118,13 @@ class Operator:
         self.x = self.names.index("x")
         self.numbers = [k for k, name in enumerate(self.names) if name in _NUMBERS]
         self.places = [k for k, name in enumerate(self.names) if name not in _NUMBERS]
-        self.option_names = [*self.options, "precision"]
+        self.option_kinds = [*self.options.split(", "), "str precision"] if self.options else ["str precision"]
+        self.option_names = [kind.split()[1] for kind in self.option_kinds]
         # how many inputs of the schema are no tensors
         self.others = len(self.numbers) + len(self.option_names)
         self.outputs = self.declared_outputs()
         # whether results are a tuple, the last of them wanted or not by the option `wants`
-        self.several = "wants" in self.options or not self.outputs
+        self.several = "wants" in self.option_names or not self.outputs
 
     def declared_outputs(self) -> list[Output]:
         return [Output(tuple(self.result.split()), None if self.result_float64 else self.x)]
@@ -135,7 +133,7 @@ class Operator:
         """Make the operator and its kernels known to torch's dispatcher."""
         kinds = [f"{slot.kind} {slot.name}" for slot in self.slots]
         kinds += [f"float[] {self.names[k]}_numbers" for k in self.numbers]
-        kinds += [f"{kind} {name}" for name, kind in self.options.items()] + ["str precision"]
+        kinds += self.option_kinds
         results = ", ".join(["Tensor"] * len(self.outputs))
         library.define(f"{self.name}({', '.join(kinds)}) -> {f'({results})' if self.several else results}")
         torch.library.register_fake(f"gkfast::{self.name}", self._fake, lib=library)
@@ -188,7 +186,12 @@ class Operator:
     def flat(self, arguments: Sequence[Argument], options: Options) -> tuple[Any, ...]:
         tensors = [None if type(a) is tuple else a for a in arguments] + [None] * (self.count - len(arguments))
         numbers = [arguments[k] if type(arguments[k]) is tuple else () for k in self.numbers]
-        return (*tensors, *numbers, *[options[name] for name in self.options], options.get("precision", "highest"))
+        return (
+            *tensors,
+            *numbers,
+            *[options[name] for name in self.option_names[:-1]],
+            options.get("precision", "highest"),
+        )
 
     def arguments(self, inputs: Sequence[Any]) -> list[Argument]:
         found = list(inputs[: self.count])
@@ -207,24 +210,18 @@ class Operator:
         Else on the CPU, where kernels read them without waiting.
         """
         batch = arguments[self.x].shape[:-2]
-        given = [arguments[k] for k in self.numbers if isinstance(arguments[k], Tensor)]
+        beside = next((arguments[k] for k in self.numbers if isinstance(arguments[k], Tensor)), None)
         found = list(arguments)
         for k, slot in enumerate(self.slots):
-            a = arguments[k]
-            if type(a) is tuple and given and given[0].device.type != "cpu":
-                # filled there: a copy would wait
-                found[k] = torch.stack([given[0].new_full((), n, dtype=torch.float64) for n in a]).expand(
-                    *batch, len(a)
-                )
-            elif type(a) is tuple:
-                found[k] = _on_host(a, slot, batch)
+            if type(found[k]) is tuple:
+                found[k] = _tensor(found[k], slot, batch, beside)
         return found
 
     # kernels
 
     def kernel_options(self, device: str, options: Options) -> Options:
         """The options of the kernel: those of the CPU have one precision."""
-        return options if device == "cuda" else {name: options[name] for name in self.options}
+        return options if device == "cuda" else {name: options[name] for name in self.option_names[:-1]}
 
     def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
         """The results, for operands with one batch dimension: arrays on the CPU, tensors on a GPU."""
@@ -258,7 +255,7 @@ class Operator:
         operands: list[Any] = []
         for slot, a in zip(self.slots, arguments, strict=True):
             if type(a) is tuple:
-                a = _on_host(a, slot, [batch.numel()])
+                a = _tensor(a, slot, [batch.numel()])
             elif a is not None:
                 # kernels read bandwidths by their strides, and those on the CPU without waiting
                 a = a.detach() if slot.name in _NUMBERS else a.contiguous()
@@ -336,8 +333,7 @@ class Operator:
         ctx.set_materialize_grads(False)
         numbers = [arguments[k] for k in self.numbers]
         ctx.numbers = [a if type(a) is tuple else None for a in numbers]
-        saved = [*[arguments[k] for k in self.places], *[None if type(a) is tuple else a for a in numbers]]
-        return [*saved, result] if self.saves_result else saved
+        return [*[arguments[k] for k in self.places], *[None if type(a) is tuple else a for a in numbers]]
 
     def restored(self, ctx: Any, saved: Sequence[Any]) -> list[Argument]:
         """The arguments of a call, and what else was saved."""
@@ -395,7 +391,7 @@ class Gradient(Operator):
         self.of = of
         self.name = name or f"{of.name}_backward"
         self.tensors = f"g: {of.result}, {of.tensors}"
-        self.options = {**of.options, "wants": "bool[]"}
+        self.options = f"{of.options}, bool[] wants".lstrip(", ")
         # of the tensors with a gradient, among those of the value
         self.given = [of.names.index(name) for name in of.gradients.split()]
         super().__init__()
@@ -517,11 +513,16 @@ def kernels(device: str) -> Any:
     return gpu
 
 
-def _on_host(numbers: tuple[float, ...], slot: Slot, batch: Sequence[int]) -> Tensor:
+def _tensor(numbers: tuple[float, ...], slot: Slot, batch: Sequence[int], beside: Tensor | None = None) -> Tensor:
     """Numbers for each problem of the batch, (..., S), or (..., R, 3) where the slot has two axes."""
     shape = (len(numbers) // 3, 3) if len(slot.axes) == 2 else (len(numbers),)
-    # the device named, since torch.set_default_device may say otherwise
-    return torch.tensor(numbers, dtype=torch.float64, device="cpu").reshape(shape).expand(*batch, *shape)
+    if beside is None or beside.device.type == "cpu":
+        # the device named, since torch.set_default_device may say otherwise
+        found = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    else:
+        # filled there: a copy would wait
+        found = torch.stack([beside.new_full((), number, dtype=torch.float64) for number in numbers])
+    return found.reshape(shape).expand(*batch, *shape)
 
 
 @lru_cache(maxsize=256)

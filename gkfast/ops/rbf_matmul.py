@@ -1,7 +1,6 @@
 """K @ v, and the change of K @ v that all second derivatives are made of."""
 
 from collections.abc import Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ class RbfMatmul(Operator):
     name = "rbf_matmul"
     tensors = "x: N D, y: M D, v: M E, sigma: S, weights: S, shift?: N S, baseline?: S"
     result = "N E"
-    options = MappingProxyType({"skip_diagonal": "bool"})
+    options = "bool skip_diagonal"
     gradients = "x y v sigma weights"
 
     def vmap(self, info: Any, in_dims: Sequence[Any], *inputs: Any) -> tuple[Any, Any]:
