@@ -17,11 +17,14 @@ from triton import knobs
 from triton.runtime.interpreter import GridExecutor
 from triton.runtime.jit import JITFunction
 
+from gkfast import ops
 from gkfast.kernels import gpu
 from gkfast.kernels.gpu import bandwidths, bf16_pieces
 from gkfast.ops.operator import gpu_kernels
 
 pytestmark = pytest.mark.interpreter
+# the function kernel_sums of the package has the module's name
+SUMS = importlib.import_module("gkfast.ops.kernel_sums")
 
 
 class Launches(TorchDispatchMode):
@@ -91,19 +94,24 @@ def test_kernels_launch_as_often_as_they_promise(name, monkeypatch):
     assert not found.torch
 
 
-@pytest.mark.parametrize("name", ["kernel_sums", "rbf_backward", "rbf_matmul", "rbf_matmul_backward"])
+@pytest.mark.parametrize("name", ["mmd2", "rbf_backward", "rbf_matmul", "rbf_matmul_backward"])
 def test_operators_launch_nothing_beside(name, monkeypatch):
     x, y = sample(1, 64, 64, 6, torch.float32)
     v, a, g = columns(1, 64, 1, torch.float32), torch.rand(1, 64).to(DEVICE), columns(1, 64, 64, torch.float32)
-    modes = (None, False, None)
-    arguments = {
-        "kernel_sums": (no_scale()[:, 0], x, y, a, a, ONE, ONE, 1, ONE, [True, True] + [False] * 4),
-        "rbf_backward": (g, x, y, ONE, ONE, [True] * 2 + [False] * 2),
-        "rbf_matmul": (x, y, v, ONE, ONE, *modes),
-        "rbf_matmul_backward": (v, x, y, v, ONE, ONE, *modes, [True] * 3 + [False] * 2),
+    sums = {"drop": 1, "less_baselines": False, "wants": [True, True] + [False] * 4}
+    operator, arguments, options = {
+        "mmd2": (SUMS._mmd2, (no_scale()[:, 0], x, y, a, a, ONE, ONE), sums),
+        "rbf_backward": (ops.rbf_backward, (g, x, y, ONE, ONE), {"wants": [True] * 2 + [False] * 2}),
+        "rbf_matmul": (ops.rbf_matmul, (x, y, v, ONE, ONE), {"skip_diagonal": False}),
+        "rbf_matmul_backward": (
+            ops.rbf_matmul_backward,
+            (v, x, y, v, ONE, ONE),
+            {"skip_diagonal": False, "wants": [True] * 3 + [False] * 2},
+        ),
     }[name]
+    inputs = operator.flat(arguments, options)
     with Launches(monkeypatch) as found:
-        gpu_kernels[name](*arguments, "highest")
+        gpu_kernels[name](*inputs)
     assert found.triton == (1 if name == "rbf_matmul" else 2)
     assert not found.torch
 
@@ -148,32 +156,28 @@ def test_bandwidths_compile_no_kernel_anew():
 
 def test_operators_agree_with_the_cpu():
     """The operators' GPU functions against their CPU functions, wanted and unwanted, with strided arguments."""
-    kernel_sums, log_density, rbf_matmul = (
-        importlib.import_module(f"gkfast.ops.{name}") for name in ("kernel_sums", "log_density", "rbf_matmul")
-    )
     x, y = (t.mT.contiguous().mT for t in sample(1, 9, 7, 3, torch.float32))
     v, g, a, b = torch.rand(1, 7, 2), torch.rand(1, 9, 2), torch.rand(1, 9), torch.rand(1, 7)
     scale, shift = torch.rand(1, 2, 3).double(), torch.rand(1, 9, 1)
-    sums = (scale, x, y, a, b, ONE, ONE, 1, ONE)
-    pairs = [
-        (rbf_matmul._rbf_matmul_gpu, rbf_matmul._rbf_matmul_cpu, (x, y, v, ONE, ONE, shift, False, None, "highest")),
-        (log_density._log_density_gpu, log_density._log_density_cpu, (x, y, ONE, ONE, b, False, False, "highest")),
+    points, one = (x, y, a, b, ONE, ONE), {"leave_one_out": False, "value_only": False}
+    calls = [
+        (ops.rbf_matmul, (x, y, v, ONE, ONE, shift), {"skip_diagonal": False}),
+        (ops.rbf_matmul, (x, y, v, (1.0,), (1.0,), shift), {"skip_diagonal": False}),
+        (ops.log_density, (x, y, ONE, ONE, b), one),
     ]
     for wants in ([True] * 6, [False, True, False, True, False, True]):
-        backward = (g, x, y, v, ONE, ONE, shift, True, ONE, wants[:5], "highest")
-        pairs += [
-            (rbf_matmul._rbf_matmul_backward_gpu, rbf_matmul._rbf_matmul_backward_cpu, backward),
-            (kernel_sums._kernel_sums_gpu, kernel_sums._kernel_sums_cpu, (*sums, wants, "highest")),
-            (kernel_sums._kernel_sums_gpu, kernel_sums._kernel_sums_cpu, (scale[:, 0], *sums[1:], wants, "highest")),
-            (
-                kernel_sums._with_gradients_gpu,
-                kernel_sums._with_gradients_cpu,
-                (scale[:, 0], *sums[1:], wants, "highest"),
-            ),
-        ]
-    for on_gpu, on_cpu, arguments in pairs:
-        moved = [t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in arguments]
-        ours, theirs = on_gpu(*moved), on_cpu(*(t.cpu() if isinstance(t, torch.Tensor) else t for t in arguments))
+        backward, sums = {"skip_diagonal": True, "wants": wants[:5]}, {"drop": 1, "wants": wants}
+        calls.append((ops.rbf_matmul_backward, (g, x, y, v, ONE, ONE, shift, ONE), backward))
+        for less in (True, False):
+            options = {**sums, "less_baselines": less}
+            calls.append((SUMS._kernel_sums, (scale, *points), options))
+            calls.append((SUMS._mmd2, (scale[:, 0], *points), options))
+            calls.append((ops.kernel_sums_with_gradients, (scale[:, 0], *points), options))
+    for operator, arguments, options in calls:
+        inputs = operator.flat(arguments, options)
+        moved = [t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in inputs]
+        there = [t.cpu() if isinstance(t, torch.Tensor) else t for t in inputs]
+        ours, theirs = gpu_kernels[operator.name](*moved), getattr(torch.ops.gkfast, operator.name)(*there)
         if isinstance(ours, torch.Tensor):
             ours, theirs = (ours,), (theirs,)
         for found, expected in zip(ours, theirs, strict=True):

@@ -50,6 +50,12 @@ def test_parameters_are_counted(checkout):
     assert [s.place for s in gpu_kernels] == ["kernels/gpu/b.py:2 kernel"]
 
 
+def test_the_picture_of_the_imports_is_that_of_the_code():
+    assert (
+        house.picture(house.imports(house.sources(house.HERE))) in (house.HERE / "docs/architecture.md").read_text()
+    )
+
+
 def test_the_link_to_the_kernels_is_not_counted_again(checkout, tmp_path):
     checkout({"gkfast/a.py": "x = 1\n", "kernels/b.py": "y = 1\n"})
     (tmp_path / "gkfast" / "kernels").symlink_to("../kernels")
