@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gkfast import checks
-from gkfast.checks import Array, Backend, Estimator, Precision, Sigma
+from gkfast.checks import Array, Backend, Precision, Sigma
 
 # calls that are kept: a training repeats its few shapes and bandwidths, and checks them once
 _MOST_KEPT = 256
@@ -205,7 +205,7 @@ def prepare(
     precision: Precision | None,
     backend: Backend | None,
     others: dict[str, tuple[int, ...]] | None = None,
-    estimator: Estimator | None = None,
+    estimator: Any = ...,
 ) -> Prepared:
     """Check the arguments of a function on point sets (..., N, D), and bring them to the backend's form.
 
@@ -260,13 +260,13 @@ def _checked(
     precision: Precision | None,
     backend: Backend | None,
     others: dict[str, tuple[int, ...]] | None,
-    estimator: Estimator | None,
+    estimator: Any,
 ) -> Call:
     (name, first), *rest = points.items()
     checks.points(name, first)
     for other_name, other in rest:
         checks.two_point_sets(name, first, other_name, other)
-    if estimator is not None:
+    if estimator is not ...:
         checks.estimator(estimator, points["x"], points["y"], bool(others))
     named = [(name, tuple(array.shape[:-2])) for name, array in points.items()]
     batch = checks.batch_shape([*named, *(others or {}).items()])

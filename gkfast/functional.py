@@ -413,7 +413,11 @@ def _linear(function: Callable[..., Any], x: Array, y: Array, sigma: Sigma, weig
         # those of a problem are those of its pairs
         if isinstance(numbers, (list, tuple)):
             return [entry[..., None] if getattr(entry, "ndim", 0) else entry for entry in numbers]
-        return numbers[..., None, :] if getattr(numbers, "ndim", 0) else numbers
+        if not getattr(numbers, "ndim", 0):
+            return numbers
+        # one axis more than the batch of pairs, whose shape is then no other's
+        shape = (*numbers.shape[:-1], 1, numbers.shape[-1])
+        return numbers.reshape((*[1] * (max(x.ndim, y.ndim) - len(shape)), *shape))
 
     options |= {"sigma": for_each(sigma), "weights": for_each(weights), "estimator": "u_statistic"}
     found = function(pairs(x), pairs(y), **options)

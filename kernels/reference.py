@@ -164,7 +164,7 @@ def mmd2(
     """scale_xx xx + scale_yy yy + scale_xy xy of the sums of K - sum_s w_s baseline_s, (B,). See gkfast.mmd2."""
     baseline = baselines(x, y, sigma) if baseline is None else baseline
     sums = _three_sums(lambda p, q: rbf_less(p, q, sigma, weights, baseline), x, y, a, b, drop)
-    return (scale * sums).sum(-1)
+    return (scale.to(sums.device) * sums).sum(-1)
 
 
 def hsic(kx: Tensor, ky: Tensor, unbiased: bool) -> Tensor:
