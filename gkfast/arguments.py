@@ -44,6 +44,8 @@ class Call:
     operators: bool
     # whether the point sets are in the backend's form as they are
     as_given: bool
+    # of an estimator, one over the number of pairs in its means xx, yy and xy
+    share_of_pair: Any
 
     @property
     def options(self) -> dict[str, Any]:
@@ -302,7 +304,17 @@ def _checked(
         precision=precision,
         operators=operators,
         as_given=as_given,
+        share_of_pair=None if estimator is ... else _share_of_pair(estimator, *points.values()),
     )
+
+
+# which diagonals an estimator leaves out: 1 those of xx and yy, 2 that of xy as well
+DROP = {"biased": 0, "unbiased": 1, "u_statistic": 2, "linear": 2}
+
+
+def _share_of_pair(estimator: str, x: Array, y: Array) -> tuple[float, ...]:
+    n, m, drop = x.shape[-2], y.shape[-2], DROP[estimator]
+    return 1 / (n * n - n * (drop >= 1)), 1 / (m * m - m * (drop >= 1)), 1 / (n * m - n * (drop >= 2))
 
 
 def _backend(first: Array, backend: Backend | None) -> tuple[ModuleType, bool]:

@@ -167,6 +167,8 @@ def _density(
 
 def _log_normalisers(call: Call, sigma: Any, weights: Any, dims: int, like: Array) -> tuple[Any, Any]:
     """log(w_s / sum w) - D / 2 log(2 pi sigma_s^2) less the greatest, and the greatest, a number or (..., 1)."""
+    # numbers as they are, not in the backend's form
+    sigma, weights = call.sigma or sigma, call.weights or weights
     xp, widths = call.xp, [sigma, weights]
     if checks.is_tensor(sigma) and checks.is_tensor(weights) and sigma.device != weights.device:
         widths = [n.to(weights.device if checks.on_cpu(sigma) else sigma.device) for n in widths]
@@ -180,8 +182,8 @@ def _log_normalisers(call: Call, sigma: Any, weights: Any, dims: int, like: Arra
     with np.errstate(divide="ignore", invalid="ignore") if xp is np else nullcontext():
         rest = log(sum(w)) + 0.5 * dims * math.log(2 * math.pi)
         logs = [log(weight) - rest - dims * log(width) for weight, width in zip(w, s, strict=True)]
-    if all(isinstance(each, float) for each in logs) and call.operators:
-        return tuple([each - max(logs) for each in logs]), max(logs)
+    if all(isinstance(each, float) for each in logs):
+        return call.numbers(tuple([each - max(logs) for each in logs])), max(logs)
     stacked = xp.stack(logs, -1)
     greatest = checks.detached(xp.amax(stacked, -1))
     differences = stacked - greatest[..., None]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gkfast import checks
-from gkfast.arguments import Call, prepare, under_autocast, without_effect
+from gkfast.arguments import DROP, Call, prepare, under_autocast, without_effect
 from gkfast.checks import Array, Backend, Estimator, Precision, Sigma
 from gkfast.squared_norm import squared_norm
 
@@ -247,7 +247,7 @@ def kernel_means(
         x, x_weights = _twice("x", x, x_weights)
     if single[1]:
         y, y_weights = _twice("y", y, y_weights)
-    s = _samples(kernel_means, (1, 1, 1), x, y, estimator, x_weights, y_weights, **options)
+    s = _samples(kernel_means, 1.0, x, y, estimator, x_weights, y_weights, **options)
     if not isinstance(s, Samples):
         return KernelMeans(*s)
     sums = s.call.backend.kernel_sums(*s.operands, drop=s.drop, **s.options)
@@ -319,7 +319,7 @@ def mmd2(
     0.7869
     """
     options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    s = _samples(mmd2, (1, 1, -2), x, y, estimator, x_weights, y_weights, **options)
+    s = _samples(mmd2, -2.0, x, y, estimator, x_weights, y_weights, **options)
     if not isinstance(s, Samples):
         return s
     if s.call.operators and s.drop > 0:
@@ -331,10 +331,6 @@ def mmd2(
         x, y, a, b, _, weights = s.operands
         values = squared_norm(values, x, y, weights, a, b)
     return s.call.result(values, s.call.scalar_dtype)
-
-
-# which diagonals an estimator leaves out: 1 those of xx and yy, 2 that of xy as well
-_DROP = {"biased": 0, "unbiased": 1, "u_statistic": 2}
 
 
 class Samples(NamedTuple):
@@ -351,7 +347,7 @@ class Samples(NamedTuple):
 
 def _samples(
     function: Callable[..., Any],
-    coefficients: tuple[int, int, int],
+    between: float,
     x: Array,
     y: Array,
     estimator: Estimator,
@@ -359,7 +355,7 @@ def _samples(
     y_weights: Array | None,
     **options: Any,
 ) -> Any:
-    """Two samples; of the linear estimator the function's result itself."""
+    """Two samples, the mean between them times `between`; of the linear estimator the function's result itself."""
     weighted = x_weights is not None or y_weights is not None
     others = {}
     if weighted:
@@ -376,10 +372,11 @@ def _samples(
     call, (x, y), bandwidths, modes = prepare(points, others=others, estimator=estimator, **options)
     if estimator == "linear":
         return _linear(function, points["x"], points["y"], **options)
-    drop = _DROP[estimator]
+    drop = DROP[estimator]
     if not weighted:
-        scale = _scale(coefficients, drop, x.shape[-2], y.shape[-2])
-        return Samples(call, (x, y, None, None, *bandwidths), drop, scale, modes)
+        # outside of the sums: 1/N and 1/M rounded in float32 would not cancel in MMD^2
+        xx, yy, xy = call.share_of_pair
+        return Samples(call, (x, y, None, None, *bandwidths), drop, (xx, yy, between * xy), modes)
     a, b = _row_weights(call, x_weights, x), _row_weights(call, y_weights, y)
     wide_a, wide_b = call.double(a), call.double(b)
     total_a, total_b = wide_a.sum(-1), wide_b.sum(-1)
@@ -388,17 +385,8 @@ def _samples(
         xx, yy = xx - (wide_a * wide_a).sum(-1), yy - (wide_b * wide_b).sum(-1)
     if drop >= 2:
         xy = xy - (wide_a * wide_b).sum(-1)
-    scale = call.xp.stack([c / total for c, total in zip(coefficients, (xx, yy, xy), strict=True)], -1)
+    scale = call.xp.stack([1 / xx, 1 / yy, between / xy], -1)
     return Samples(call, (x, y, a, b, *bandwidths), drop, scale, modes)
-
-
-def _scale(coefficients: tuple[int, int, int], drop: int, n: int, m: int) -> tuple[float, ...]:
-    """The coefficients over the numbers of pairs.
-
-    Outside the sums: 1/N and 1/M rounded in float32 would not cancel in MMD^2.
-    """
-    totals = (n * n - n * (drop >= 1), m * m - m * (drop >= 1), n * m - n * (drop >= 2))
-    return tuple([c / total for c, total in zip(coefficients, totals, strict=True)])
 
 
 def _linear(function: Callable[..., Any], x: Array, y: Array, sigma: Sigma, weights: Any, **options: Any) -> Any:

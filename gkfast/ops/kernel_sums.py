@@ -1,5 +1,6 @@
 """The sums behind kernel means and MMD^2, with their gradients in the same sweep."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -198,9 +199,11 @@ class Combinations(Operator):
         scale, *tensors = operands
         if device == "cuda" and scale.device != tensors[0].device:
             scale = _filled(scale, tensors[0])
+        # numbers come as (B, 3 R)
+        scale = scale.reshape(len(scale), math.prod(scale.shape[1:]) // 3, 3)
+        values, sums, *found = _call_kernel(device, scale, tensors, options)
         if self.rows:
-            return _call_kernel(device, scale, tensors, options)
-        values, sums, *found = _call_kernel(device, scale[:, None], tensors, options)
+            return values, sums, *found
         return values[:, 0], sums, *[None if d is None else d[:, 0] for d in found]
 
     def save(self, ctx: Any, arguments: Sequence[Argument], options: Options, result: Any) -> list[Any]:
@@ -231,6 +234,7 @@ class Combinations(Operator):
 
     def jvp(self, ctx: Any, saved: Sequence[Any], tangents: Sequence[Any]) -> Any:
         scale, *tensors = self.as_tensors(self.restored(ctx, saved)[: self.count])
+        scale = scale.unflatten(-1, (-1, 3)) if self.rows and scale.ndim < tensors[0].ndim else scale
         sums, (tscale, *tangents) = saved[self.count], tangents
         total: Any = 0.0
         if tscale is not None:

@@ -69,6 +69,10 @@ def differentiated(*arguments: Argument) -> bool:
     return not torch.compiler.is_dynamo_compiling() and transforms()
 
 
+# bandwidths may have it
+_NOT_IN_NUMPY = frozenset({torch.bfloat16})
+
+
 class Slot(NamedTuple):
     """One declared tensor: "shift?: N S" is optional, with rows of K and then bandwidths behind the batch."""
 
@@ -117,7 +121,6 @@ class Operator:
         self.count = len(self.slots)
         self.x = self.names.index("x")
         self.numbers = [k for k, name in enumerate(self.names) if name in _NUMBERS]
-        self.places = [k for k, name in enumerate(self.names) if name not in _NUMBERS]
         self.option_kinds = [*self.options.split(", "), "str precision"] if self.options else ["str precision"]
         self.option_names = [kind.split()[1] for kind in self.option_kinds]
         # how many inputs of the schema are no tensors
@@ -211,11 +214,7 @@ class Operator:
         """
         batch = arguments[self.x].shape[:-2]
         beside = next((arguments[k] for k in self.numbers if isinstance(arguments[k], Tensor)), None)
-        found = list(arguments)
-        for k, slot in enumerate(self.slots):
-            if type(found[k]) is tuple:
-                found[k] = _tensor(found[k], slot, batch, beside)
-        return found
+        return [_tensor(a, batch, beside) if type(a) is tuple else a for a in arguments]
 
     # kernels
 
@@ -231,20 +230,19 @@ class Operator:
         """By the CPU kernel; more: what the dispatcher does not know of."""
         batch = arguments[self.x].shape[:-2]
         count, axes = batch.numel(), len(batch)
-        numbers = tuple([arguments[k] if type(arguments[k]) is tuple else () for k in self.numbers])
-        operands = list(_arrays(self, numbers, count))
-        for k in self.places:
-            a = arguments[k] if k < len(arguments) else None
-            if a is not None:
-                operands[k] = a.detach().numpy().reshape((count, *a.shape[axes:]))
-        if () in numbers:
-            for k in self.numbers:
-                a = arguments[k]
-                if isinstance(a, Tensor):
-                    operands[k] = a.detach().double().numpy().reshape((count, *a.shape[axes:]))
-        found = self.call_kernel("cpu", operands, {**self.kernel_options("cpu", options), **more})
+        operands: list[Any] = []
+        for a in arguments:
+            if type(a) is tuple:
+                a = _array(a, count)
+            elif a is not None:
+                a = a.detach() if a.dtype in _NOT_IN_NUMPY else a.detach().numpy().reshape((count, *a.shape[axes:]))
+            operands.append(a)
+        given = [k for k in self.numbers if type(arguments[k]) is not tuple]
+        for k in given:
+            operands[k] = arguments[k].detach().double().numpy().reshape((count, *arguments[k].shape[axes:]))
+        found = self.call_kernel("cpu", operands, self.kernel_options("cpu", options) | more)
         found = [r if r is None else torch.from_numpy(r.reshape(batch + r.shape[1:])) for r in found]
-        if () in numbers:
+        if given:
             # gradients to bandwidths are float64
             found = [self._like(r, arguments, output) for r, output in zip(found, self.outputs, strict=True)]
         return tuple(found) if self.several else found[0]
@@ -255,7 +253,7 @@ class Operator:
         operands: list[Any] = []
         for slot, a in zip(self.slots, arguments, strict=True):
             if type(a) is tuple:
-                a = _tensor(a, slot, [batch.numel()])
+                a = _tensor(a, [batch.numel()])
             elif a is not None:
                 # kernels read bandwidths by their strides, and those on the CPU without waiting
                 a = a.detach() if slot.name in _NUMBERS else a.contiguous()
@@ -331,18 +329,14 @@ class Operator:
         """Keep for backward what needs no gradient; what must be saved as tensors."""
         ctx.options = options
         ctx.set_materialize_grads(False)
-        numbers = [arguments[k] for k in self.numbers]
-        ctx.numbers = [a if type(a) is tuple else None for a in numbers]
-        return [*[arguments[k] for k in self.places], *[None if type(a) is tuple else a for a in numbers]]
+        ctx.numbers = [(k, arguments[k]) for k in self.numbers if type(arguments[k]) is tuple]
+        return [None if type(a) is tuple else a for a in arguments]
 
     def restored(self, ctx: Any, saved: Sequence[Any]) -> list[Argument]:
         """The arguments of a call, and what else was saved."""
         found = list(saved)
-        for k, a in zip((*self.places, *self.numbers), saved, strict=False):
-            found[k] = a
-        for k, a in zip(self.numbers, ctx.numbers, strict=True):
-            if a is not None:
-                found[k] = a
+        for k, numbers in ctx.numbers:
+            found[k] = numbers
         return found
 
     def eager(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
@@ -513,24 +507,18 @@ def kernels(device: str) -> Any:
     return gpu
 
 
-def _tensor(numbers: tuple[float, ...], slot: Slot, batch: Sequence[int], beside: Tensor | None = None) -> Tensor:
-    """Numbers for each problem of the batch, (..., S), or (..., R, 3) where the slot has two axes."""
-    shape = (len(numbers) // 3, 3) if len(slot.axes) == 2 else (len(numbers),)
+def _tensor(numbers: tuple[float, ...], batch: Sequence[int], beside: Tensor | None = None) -> Tensor:
+    """Numbers for each problem of the batch, (..., S)."""
     if beside is None or beside.device.type == "cpu":
         # the device named, since torch.set_default_device may say otherwise
         found = torch.tensor(numbers, dtype=torch.float64, device="cpu")
     else:
         # filled there: a copy would wait
         found = torch.stack([beside.new_full((), number, dtype=torch.float64) for number in numbers])
-    return found.reshape(shape).expand(*batch, *shape)
+    return found.expand(*batch, len(numbers))
 
 
 @lru_cache(maxsize=256)
-def _arrays(operator: Operator, numbers: tuple[tuple[float, ...], ...], count: int) -> list[Any]:
-    """The operands of a CPU kernel with the numbers in place, for each of B = count problems."""
-    operands: list[Any] = [None] * operator.count
-    for k, values in zip(operator.numbers, numbers, strict=True):
-        if values:
-            shape = (1, len(values)) if len(operator.slots[k].axes) == 1 else (1, len(values) // 3, 3)
-            operands[k] = np.repeat(np.array(values).reshape(shape), count, 0)
-    return operands
+def _array(numbers: tuple[float, ...], count: int) -> np.ndarray:
+    """As `_tensor`, for the kernels of the CPU: (B, S)."""
+    return np.repeat(np.array(numbers)[None], count, 0)

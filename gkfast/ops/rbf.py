@@ -20,12 +20,16 @@ class Rbf(Operator):
     gradients = "x y sigma weights"
 
     def save(self, ctx: Any, arguments: Sequence[Argument], options: Options, result: Any) -> list[Any]:
+        ctx.k = None
+        return super().save(ctx, arguments, options, result)
+
+    def eager(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
+        result = super().eager(ctx, arguments, options)
         # of one bandwidth K is what its gradients are made of. save_for_backward would forbid its change in place;
         # the version counter tells whether it is intact
-        ctx.k = None
-        if type(arguments[2]) is tuple and len(arguments[2]) == 1 and plain((result,)):
+        if type(arguments[2]) is tuple and len(arguments[2]) == 1:
             ctx.k, ctx.version = result.detach(), version(result)
-        return super().save(ctx, arguments, options, result)
+        return result
 
     def backward(self, ctx: Any, g: Sequence[Tensor | None], needed: Sequence[bool]) -> Sequence[Tensor | None]:
         k = ctx.k if ctx.k is not None and version(ctx.k) == ctx.version else None
