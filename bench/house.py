@@ -30,7 +30,7 @@ FIGURES = {
     "gpu_kernels": Figure((6, 6), 2, f"jit functions of kernels/gpu with more than {MANY} parameters"),
     "ops": Figure((1673, 1773), 1430, "lines of gkfast/ops", 950),
     "functional": Figure(
-        (914, 1135), 1160, "lines of functional.py with density.py, arguments.py and squared_norm.py", 700
+        (914, 1135), 1165, "lines of functional.py with density.py, arguments.py and squared_norm.py", 700
     ),
     # bars above their aims go down with the count
     "total": Figure((13_774, 16_129), 15_720, "lines of gkfast/ and kernels/ without independence.py", 12_000),

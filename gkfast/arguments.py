@@ -214,26 +214,14 @@ def prepare(
     others: the batch dimensions of further arguments, by name; estimator: of the means over the pairs of x and y.
     """
     arrays = under_autocast(*points.values())
-    key: Any = None
-    call = None
-    torch = sys.modules.get("torch")
-    try:
-        if torch is not None and torch.compiler.is_compiling():
-            raise TypeError
-        kinds = [
-            (type(array), (_FACTS_OF_ARRAY if type(array) is np.ndarray else _FACTS_OF_TENSOR)(array))
-            for array in arrays
-        ]
-        numbers = (_key(sigma), _key(weights))
-        key = (*kinds, *points, *(others.items() if others else ()), *numbers, precision, backend, estimator)
-        call = _kept.get(key)
-    except (AttributeError, RuntimeError, TypeError):
-        # no array, one without a shape, or an unhashable option, to be refused below; or a size that is a symbol
-        key = None
+    key = call = None
+    if not _compiling():
+        more = (*points, *(others.items() if others else ()), precision, backend, estimator)
+        key, call = _look_up(arrays, sigma, weights, more)
     if call is None:
         names = dict(zip(points, arrays, strict=True))
         call = _checked(names, sigma, weights, precision, backend, others, estimator)
-        if key is not None and not checks.compiling() and call.sigma and call.weights:
+        if key is not None and call.sigma and call.weights:
             if len(_kept) >= _MOST_KEPT:
                 _kept.clear()
             _kept[key] = call
@@ -246,7 +234,25 @@ _FACTS_OF_ARRAY = attrgetter("shape", "dtype")
 _FACTS_OF_TENSOR = attrgetter("shape", "dtype", "device", "layout")
 
 
-def _key(numbers: Any) -> Any:
+def _compiling() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
+
+
+def _look_up(
+    arrays: Sequence[Array], sigma: Sigma, weights: Sigma | None, others: tuple[Any, ...]
+) -> tuple[Any, Call | None]:
+    """What a call is kept by, None where it cannot be, and the call if it was kept."""
+    try:
+        kinds = [(type(a), (_FACTS_OF_ARRAY if type(a) is np.ndarray else _FACTS_OF_TENSOR)(a)) for a in arrays]
+        key = (*kinds, _as_key(sigma), _as_key(weights), *others)
+        return key, _kept.get(key)
+    except (AttributeError, RuntimeError, TypeError):
+        # no array, one without a shape, or an unhashable option, to be refused; or a size that is a symbol
+        return None, None
+
+
+def _as_key(numbers: Any) -> Any:
     """Numbers in a form that can be looked up; 1, 1.0 and True are equal there, but for their types."""
     if type(numbers) in (list, tuple):
         return *numbers, *map(type, numbers)

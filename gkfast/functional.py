@@ -63,9 +63,9 @@ def rbf(
     out : array of shape (..., N, M), optional
         Contiguous array of the dtype of x that receives K, with memory of its own; no gradient is then recorded.
     precision : {"highest", "high", "medium"}, optional
-        Of GPU kernels for float32 and half-precision data, see Notes; None follows
-        ``torch.get_float32_matmul_precision()``. For float64 data, and on the CPU, it changes nothing, but for
-        float32 values of `log_density`.
+        How GPU kernels multiply float32 and half data, see Notes; None follows
+        ``torch.get_float32_matmul_precision()``. Ignored for float64 and on the CPU, except that "highest" makes
+        `log_density` compute float32 input in float64.
     backend : {"reference", "cpu", "gpu"}, optional
         None picks by type and device.
 
@@ -87,14 +87,12 @@ def rbf(
     distances that rounding would harm are sums of squared differences, so neither an offset nor far clusters cost
     digits. A kernel below the normal numbers of its dtype (1.2e-38 in float32) is 0. K_ii is exactly sum_s weights_s
     for finite x_i.
-    On a GPU, where pairs are many, "high" and "medium" allow K 2e-4 and 4e-2, sums and gradients 1e-4 and 2e-2 of
-    their norm, log densities 2^-14 and 2^-6 of the greatest exponent: for bandwidths of the data's scale, more where
-    (x - centre)^2 / sigma^2 is large, and five times as much for gradients of MMD^2. Gradients have the precision of
-    the value; the kernels' second derivatives, and forward mode, the highest.
-    NaN stays in the entries concerned. O(N M (D + S)) time; memory is the result's, which on the CPU is kept for
-    backward where there is one bandwidth; it may be changed in place. Gradients to x, y, sigma and weights, of every
-    order; those to sigma and weights have the shape given. A sigma in a tensor is not checked, since that would wait
-    for the device: where it is not positive, every result that it has a part in is NaN.
+    On a GPU "high" and "medium" err by 2e-4 and 4e-2 in K, 1e-4 and 2e-2 of the norm in sums and gradients
+    (kernels/gpu/README.md has the table). Second derivatives and forward mode have the highest precision.
+    NaN stays in the entries concerned. O(N M (D + S)) time. Memory: the result; on the CPU with one bandwidth
+    backward reuses it. You may modify it in place (backward then recomputes). Gradients to x, y, sigma and weights,
+    of every order; those to sigma and weights have the shape given. A sigma in a tensor is not checked, since that
+    would wait for the device: where it is not positive, every result that it has a part in is NaN.
 
     Examples
     --------
