@@ -11,6 +11,13 @@ from .memory import as_contiguous, new_result
 from .points import as_points
 from .sweep import add_chunks, make_task, parameters_of, sum_rows
 
+# for gradients to points or not, to bandwidths or not
+_TOLERANCES = {
+    (False, False): ("sum",),
+    (True, False): ("sum", "gradient"),
+    (False, True): ("sum", "gradient", "parameter"),
+    (True, True): ("sum", "gradient", "parameter"),
+}
 # numbers of a gradient that are combined at a time, and stay in the cache meanwhile
 _AT_A_TIME = 1024
 
@@ -35,38 +42,35 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
     a or b None: all ones. Where baseline (B, S) is given, sum_s weights_s baseline_s is taken from K. A pair within a
     set is visited once for both its ends, a pair between the sets once for all gradients.
     """
-    baseline = NO_BASELINE if baseline is None else baseline
+    (batch, n, dims), m, count, combinations = x.shape, y.shape[1], sigma.shape[1], scale.shape[1]
+    want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
+    want_points, want_parameters = want_x or want_y, want_sigma or want_weights
     if a is None or b is None:
         # without a column: the compiled function makes ones
-        a, b = (np.empty((len(x), 0), x.dtype) if u is None else u for u in (a, b))
-    samples = as_contiguous(x), as_contiguous(y), as_contiguous(a), as_contiguous(b)
-    bandwidths = as_contiguous(sigma), as_contiguous(weights), as_contiguous(baseline)
-    want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
-    want_parameters = want_sigma or want_weights
-    (batch, n, dims), m, count = x.shape, y.shape[1], sigma.shape[1]
-    combinations = scale.shape[1]
-    sizes = (n * dims * want_x, m * dims * want_y, n * want_a, m * want_b)
-    gradients = [new_result((batch, combinations, size), x.dtype) for size in sizes]
-    wanted = (want_x, want_y, want_a, want_b, want_parameters)
-    work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
-    tolerances = ("sum", "gradient") if want_x or want_y or want_parameters else ("sum",)
-    if want_parameters:
-        tolerances = (*tolerances, "parameter")
-    limit = limits(x.dtype, n * m, dims, *tolerances)
+        none = np.empty((batch, 0), x.dtype)
+        a, b = none if a is None else a, none if b is None else b
+    # to Numba a read-only array is another type
+    samples = tuple([u if u.flags.carray else as_contiguous(u) for u in (x, y, a, b)])
+    numbers = (sigma, weights, NO_BASELINE if baseline is None else baseline, scale)
+    *bandwidths, scale = [u if u.flags.carray else as_contiguous(u) for u in numbers]
+    gradients = [np.empty((batch, combinations, 0), x.dtype)] * 4
+    for k, like in enumerate(samples):
+        if wants[k]:
+            gradients[k] = new_result((batch, combinations, like[0].size if batch else 0), x.dtype)
+    limit = limits(x.dtype, n * m, dims, *_TOLERANCES[bool(want_points), bool(want_parameters)])
     values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3))
     order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
     results = (values, sums, order, parameters, tuple(gradients))
-    arguments = (samples, bandwidths, as_contiguous(scale), (drop, wanted), limit, results)
-    _kernel_sums(x.dtype, work, *arguments)
-    dx, dy, da, db = (
-        d.reshape(batch, combinations, *like.shape[1:]) if want else None
-        for d, like, want in zip(gradients, samples, wants, strict=False)
-    )
+    wanted = (drop, (want_x, want_y, want_a, want_b, want_parameters))
+    work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
+    _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, wanted, limit, results)
+    for k, like in enumerate(samples):
+        gradients[k] = gradients[k].reshape(batch, combinations, *like.shape[1:]) if wants[k] else None
     dsigma = dweights = None
     if want_parameters:
         of_each = zip(*(parameters_of(order, sigma, weights, sums) for sums in parameters), strict=True)
         dsigma, dweights = (np.einsum("brk,kbs->brs", scale, np.stack(d)) for d in of_each)
-    return values, sums, dx, dy, da, db, dsigma if want_sigma else None, dweights if want_weights else None
+    return values, sums, *gradients, dsigma if want_sigma else None, dweights if want_weights else None
 
 
 @inner
