@@ -352,7 +352,8 @@ def under_autocast(*arrays: Array) -> Sequence[Any]:
     if torch is None or not isinstance(arrays[0], torch.Tensor):
         return arrays
     device = arrays[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    available = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    if not available or not torch.is_autocast_enabled(device):
         return arrays
     halves = (torch.float16, torch.bfloat16)
     return [a.float() if isinstance(a, torch.Tensor) and a.dtype in halves else a for a in arrays]
