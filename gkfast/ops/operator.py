@@ -226,21 +226,21 @@ class Operator:
         """The results, for operands with one batch dimension: arrays on the CPU, tensors on a GPU."""
         return (getattr(kernels(device), self.name)(*operands, **options),)
 
-    def on_cpu(self, arguments: Sequence[Argument], options: Options, **more: Any) -> Any:
-        """By the CPU kernel; more: what the dispatcher does not know of."""
+    def on_cpu(self, arguments: Sequence[Argument], options: Options) -> Any:
+        """By the CPU kernel."""
         batch = arguments[self.x].shape[:-2]
         count, axes = batch.numel(), len(batch)
         operands: list[Any] = []
         for a in arguments:
             if type(a) is tuple:
-                a = _array(a, count)
+                a = array_of(a, count)
             elif a is not None:
                 a = a.detach() if a.dtype in _NOT_IN_NUMPY else a.detach().numpy().reshape((count, *a.shape[axes:]))
             operands.append(a)
         given = [k for k in self.numbers if type(arguments[k]) is not tuple]
         for k in given:
             operands[k] = arguments[k].detach().double().numpy().reshape((count, *arguments[k].shape[axes:]))
-        found = self.call_kernel("cpu", operands, self.kernel_options("cpu", options) | more)
+        found = self.call_kernel("cpu", operands, self.kernel_options("cpu", options))
         found = [r if r is None else torch.from_numpy(r.reshape(batch + r.shape[1:])) for r in found]
         if given:
             # gradients to bandwidths are float64
@@ -519,6 +519,6 @@ def _tensor(numbers: tuple[float, ...], batch: Sequence[int], beside: Tensor | N
 
 
 @lru_cache(maxsize=256)
-def _array(numbers: tuple[float, ...], count: int) -> np.ndarray:
+def array_of(numbers: tuple[float, ...], count: int) -> np.ndarray:
     """As `_tensor`, for the kernels of the CPU: (B, S)."""
     return np.repeat(np.array(numbers)[None], count, 0)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, kernels
+from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels
 from gkfast.ops.rbf_matmul import about_their_mean, double
 from gkfast.ops.torch_private import keeps_graph, plain, version
 
@@ -27,7 +27,8 @@ class Rbf(Operator):
         result = super().eager(ctx, arguments, options)
         # of one bandwidth K is what its gradients are made of. save_for_backward would forbid its change in place;
         # the version counter tells whether it is intact
-        if type(arguments[2]) is tuple and len(arguments[2]) == 1:
+        sigma, weights = arguments[2:]
+        if type(sigma) is type(weights) is tuple and len(sigma) == 1:
             ctx.k, ctx.version = result.detach(), version(result)
         return result
 
@@ -38,10 +39,16 @@ class Rbf(Operator):
             ctx.k = None
         if k is None or g[0] is None or torch.is_grad_enabled() or not plain(g):
             return super().backward(ctx, g, needed)
-        arguments = self.restored(ctx, ctx.saved_tensors)
-        k = k.reshape(arguments[0].shape[:-2].numel(), *k.shape[-2:]).numpy()
-        found: Sequence[Tensor | None] = self.gradient.on_cpu((*g, *arguments), {"wants": needed}, k=k)
-        return found
+        x, y, sigma, weights = self.restored(ctx, ctx.saved_tensors)
+        count = x.shape[:-2].numel()
+        matrices = [t if t is None else t.detach().numpy().reshape((count, *t.shape[-2:])) for t in (g[0], x, y)]
+        numbers = [array_of(values, count) for values in (sigma, weights)]
+        stored = k.numpy().reshape((count, *k.shape[-2:]))
+        found = kernels("cpu").rbf_backward(*matrices, *numbers, wants=needed, k=stored)
+        return [
+            d if d is None else torch.from_numpy(d.reshape(t.shape))
+            for d, t in zip(found, (x, y, None, None), strict=True)
+        ]
 
     def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
         """How K changes when x, y, sigma, weights move along the directions tx, ty, tsigma, tweights.
