@@ -405,7 +405,7 @@ def _linear(function: Callable[..., Any], x: Array, y: Array, sigma: Sigma, weig
         shape = (*numbers.shape[:-1], 1, numbers.shape[-1])
         return numbers.reshape((*[1] * (max(x.ndim, y.ndim) - len(shape)), *shape))
 
-    options |= {"sigma": for_each(sigma), "weights": for_each(weights), "estimator": "u_statistic"}
+    options = {**options, "sigma": for_each(sigma), "weights": for_each(weights), "estimator": "u_statistic"}
     found = function(pairs(x), pairs(y), **options)
 
     def mean(values: Array) -> Array:
@@ -499,7 +499,7 @@ def witness(
     call, (at, x, y) = found.call, found.points
     baseline = call.backend.baselines(at, call.xp.concatenate([x, y], -2), found.bandwidths[0])
 
-    def mean(rows: Array, own: Array | None) -> Array:
+    def mean(rows: Array, own: Any) -> Array:
         a = _row_weights(call, own, rows)
         operands = (at, rows, a[..., None], *found.bandwidths, None, baseline)
         sums = call.backend.rbf_matmul(*operands, skip_diagonal=False, **found.options)

@@ -70,7 +70,7 @@ def positional(name):
     names = ARGUMENTS[name].split()
 
     def call(*tensors):
-        return FUNCTIONS[name](**{"y": None} | dict(zip(names, tensors, strict=True)))
+        return FUNCTIONS[name](**{"y": None, **dict(zip(names, tensors, strict=True))})
 
     return call
 

@@ -50,7 +50,7 @@ class LogDensity(Operator):
         ones = (1.0,) * (len(log_weights) if type(log_weights) is tuple else log_weights.shape[-1])
         dx, dy, da, dsigma, dw = rbf_matmul_backward(*points, sigma, ones, shift, **options)
         found = [dx, dy, dsigma, dw, da[..., 0] if needed[4] else None]
-        return [d.to(a) if need else None for d, a, need in zip(found, arguments, needed, strict=False)]
+        return [d.to(a) if need else None for d, a, need in zip(found, arguments[:5], needed[:5], strict=True)]
 
     def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
         """The shares sum to one, so log p changes by the mean change of the exponents."""
