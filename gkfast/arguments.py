@@ -83,8 +83,6 @@ class Call:
 
     def bandwidths(self, sigma: Sigma, weights: Sigma | None) -> tuple[Any, Any]:
         """sigma and weights as the backend takes them."""
-        if self.operators and self.sigma is not None and self.weights is not None:
-            return self.sigma, self.weights
         found = self.numbers(self.sigma) if self.sigma is not None else self._given(sigma, True)
         return found, self.numbers(self.weights) if self.weights is not None else self._given(weights, False)
 
@@ -278,7 +276,7 @@ def _checked(
         checks.estimator(estimator, points["x"], points["y"], bool(others))
     named = [(name, tuple(array.shape[:-2])) for name, array in points.items()]
     batch = checks.batch_shape([*named, *(others or {}).items()])
-    checks.bandwidths(sigma, weights, batch)
+    count = checks.bandwidths(sigma, weights, batch)
     checks.have_values("sigma", sigma, first)
     checks.have_values("weights", weights, first)
     checks.precision(precision)
@@ -306,7 +304,7 @@ def _checked(
         compute=compute,
         backend=module,
         sigma=_tuple(sigma),
-        weights=(1.0,) * checks.count_of(sigma, batch) if weights is None else _tuple(weights),
+        weights=(1.0,) * count if weights is None else _tuple(weights),
         precision=precision,
         operators=operators,
         as_given=as_given,

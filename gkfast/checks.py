@@ -214,19 +214,18 @@ def flattened(x_name: str, x: tuple[int, ...], y_name: str, y: tuple[int, ...]) 
     return f"; for images (N, C, H, W) use {' and '.join(names)}" if names else ""
 
 
-def bandwidths(sigma: Sigma, weights: Sigma | None, batch: tuple[int, ...] | None = None) -> None:
-    """sigma is one or more positive numbers, weights as many finite ones; those of a batch may be (..., S)."""
+def bandwidths(sigma: Sigma, weights: Sigma | None, batch: tuple[int, ...] | None = None) -> int:
+    """sigma is one or more positive numbers, weights as many finite ones; those of a batch may be (..., S).
+
+    How many each problem has.
+    """
     count = _numbers("sigma", sigma, batch)
     if weights is not None and _numbers("weights", weights, batch) != count:
         raise ValueError(
             f"weights must have one entry per bandwidth ({count}), got {_numbers('weights', weights, batch)}; "
             f"leave it out for all ones"
         )
-
-
-def count_of(sigma: Sigma, batch: tuple[int, ...]) -> int:
-    """How many bandwidths each problem has."""
-    return _numbers("sigma", sigma, batch)
+    return count
 
 
 def _numbers(name: str, value: Sigma, batch: tuple[int, ...] | None) -> int:

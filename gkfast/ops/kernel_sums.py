@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache, partial
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, kernels
+from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels
 from gkfast.ops.rbf_matmul import rbf_matmul, tile_change
 from gkfast.ops.tiling import Tile, add, tiles, vjp_by_tiles
 from gkfast.ops.torch_private import eager
@@ -128,10 +127,12 @@ def _pair_change(
 
 
 def _call_kernel(device: str, scale: Any, operands: Sequence[Any], options: Options) -> Sequence[Any]:
-    less_baselines = options.pop("less_baselines")
     x, y, _, _, sigma, _ = operands
-    own = (kernels("cpu").baselines if device == "cpu" else baselines)(x, y, sigma) if less_baselines else None
-    found: Sequence[Any] = kernels(device).kernel_sums_with_gradients(scale, *operands, own, **options)
+    subtracted = None
+    if options["less_baselines"]:
+        subtracted = (kernels("cpu").baselines if device == "cpu" else baselines)(x, y, sigma)
+    rest = {name: value for name, value in options.items() if name != "less_baselines"}
+    found: Sequence[Any] = kernels(device).kernel_sums_with_gradients(scale, *operands, subtracted, **rest)
     return found
 
 
@@ -171,7 +172,7 @@ class Combinations(Operator):
         graph = torch.is_grad_enabled()
         if type(scale) is type(sigma) is type(weights) is tuple and eager(points):
             if graph and any([t is not None and t.requires_grad for t in points]):
-                # skips apply's look at forward's signature, which costs more than a small kernel
+                # as `_apply` does
                 swept: Tensor = super(torch.autograd.Function, _Swept).apply(self, numbers, options, *points)
                 return swept
             return self.swept(numbers, points, options, (False,) * 4)[0]
@@ -185,11 +186,13 @@ class Combinations(Operator):
         """The values, and the gradients to points and their weights, of ordinary CPU tensors."""
         batch = points[0].shape[:-2]
         count, axes = batch.numel(), len(batch)
-        scale, sigma, weights = _arrays(numbers, count)
+        scale, sigma, weights = (array_of(values, count) for values in numbers)
+        scale = scale.reshape(count, scale.shape[1] // 3, 3)
+        cpu = kernels("cpu")
         arrays = [t if t is None else t.detach().numpy().reshape((count, *t.shape[axes:])) for t in points]
-        baseline = _cpu().baselines(arrays[0], arrays[1], sigma) if options["less_baselines"] else None
+        baseline = cpu.baselines(arrays[0], arrays[1], sigma) if options["less_baselines"] else None
         operands = (scale, *arrays, sigma, weights, baseline)
-        found = _cpu().kernel_sums_with_gradients(*operands, drop=options["drop"], wants=(*wants, False, False))
+        found = cpu.kernel_sums_with_gradients(*operands, drop=options["drop"], wants=(*wants, False, False))
         first = 1 if self.rows else 2
         return [
             r if r is None else torch.from_numpy(r.reshape(batch + r.shape[first:])) for r in (found[0], *found[2:6])
@@ -222,15 +225,19 @@ class Combinations(Operator):
         if torch.is_grad_enabled() or any(need and not want for need, want in zip(of_tensors, wants, strict=True)):
             # gradients must themselves be differentiable, or a transform asks for one that was not foreseen
             scale, *tensors = self.restored(ctx, saved)[: self.count]
-            options = {**ctx.options, "wants": list(of_tensors)}
-            sums, *found = kernel_sums_with_gradients(self._of_sums(weight.double(), scale), *tensors, **options)
-            gradients: list[Any] = [d if need else None for d, need in zip(found, of_tensors, strict=True)]
+            gradients: list[Any]
+            sums, *gradients = self.differentiable(weight, scale, tensors, {**ctx.options, "wants": list(of_tensors)})
         else:
             gradients = [None] * 6
             for k, d in zip([k for k in range(6) if wants[k]], own, strict=True):
                 gradients[k] = self.times(weight, d) if of_tensors[k] else None
         of_scale = weight[..., None] * (sums[..., None, :] if self.rows else sums) if needed[0] else None
         return [of_scale, *gradients]
+
+    def differentiable(self, g: Tensor, scale: Argument, tensors: Sequence[Argument], options: Options) -> list[Any]:
+        """The sums, and the gradients of sum g . values that are wanted, by an operator with derivatives."""
+        sums, *found = kernel_sums_with_gradients(self._of_sums(g.double(), scale), *tensors, **options)
+        return [sums, *(d if want else None for d, want in zip(found, options["wants"], strict=True))]
 
     def jvp(self, ctx: Any, saved: Sequence[Any], tangents: Sequence[Any]) -> Any:
         scale, *tensors = self.as_tensors(self.restored(ctx, saved)[: self.count])
@@ -283,23 +290,8 @@ class _Swept(torch.autograd.Function):
             return None, None, None, *found
         # gradients must themselves be differentiable
         scale, sigma, weights = numbers
-        wants = [*needed, False, False]
-        value = operator.dispatched((scale, *saved[:4], sigma, weights), {**options, "wants": wants})[0]
-        places = [t for t, need in zip(saved, needed, strict=False) if need]
-        again = iter(torch.autograd.grad(value, places, g, create_graph=True))
-        return None, None, None, *[next(again) if need else None for need in needed]
-
-
-@cache
-def _cpu() -> Any:
-    return kernels("cpu")
-
-
-@lru_cache(maxsize=256)
-def _arrays(numbers: tuple[tuple[float, ...], ...], count: int) -> list[np.ndarray]:
-    """scale (B, R, 3), sigma (B, S) and weights (B, S) of numbers."""
-    scale, *others = (np.repeat(np.array(values)[None], count, 0) for values in numbers)
-    return [scale.reshape(count, scale.shape[1] // 3, 3), *others]
+        options = {**options, "wants": [*needed, False, False]}
+        return None, None, None, *operator.differentiable(g, scale, [*saved[:4], sigma, weights], options)[1:5]
 
 
 def _filled(scale: Tensor, like: Tensor) -> Tensor:

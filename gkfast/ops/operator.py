@@ -69,10 +69,6 @@ def differentiated(*arguments: Argument) -> bool:
     return not torch.compiler.is_dynamo_compiling() and transforms()
 
 
-# bandwidths may have it
-_NOT_IN_NUMPY = frozenset({torch.bfloat16})
-
-
 class Slot(NamedTuple):
     """One declared tensor: "shift?: N S" is optional, with rows of K and then bandwidths behind the batch."""
 
@@ -231,18 +227,16 @@ class Operator:
         batch = arguments[self.x].shape[:-2]
         count, axes = batch.numel(), len(batch)
         operands: list[Any] = []
-        for a in arguments:
+        for k, a in enumerate(arguments):
             if type(a) is tuple:
                 a = array_of(a, count)
             elif a is not None:
-                a = a.detach() if a.dtype in _NOT_IN_NUMPY else a.detach().numpy().reshape((count, *a.shape[axes:]))
+                a = (a.detach().double() if k in self.numbers else a.detach()).numpy()
+                a = a.reshape((count, *a.shape[axes:]))
             operands.append(a)
-        given = [k for k in self.numbers if type(arguments[k]) is not tuple]
-        for k in given:
-            operands[k] = arguments[k].detach().double().numpy().reshape((count, *arguments[k].shape[axes:]))
         found = self.call_kernel("cpu", operands, self.kernel_options("cpu", options))
         found = [r if r is None else torch.from_numpy(r.reshape(batch + r.shape[1:])) for r in found]
-        if given:
+        if any([isinstance(arguments[k], Tensor) for k in self.numbers]):
             # gradients to bandwidths are float64
             found = [self._like(r, arguments, output) for r, output in zip(found, self.outputs, strict=True)]
         return tuple(found) if self.several else found[0]
@@ -339,7 +333,7 @@ class Operator:
             found[k] = numbers
         return found
 
-    def eager(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
+    def record(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
         """Forward of a call on ordinary CPU tensors."""
         found = self.on_cpu(arguments, options)
         ctx.save_for_backward(*self.save(ctx, arguments, options, found))
@@ -488,7 +482,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, operator: Operator, options: Options, *arguments: Argument) -> Any:
         ctx.operator = operator
-        return operator.eager(ctx, arguments, options)
+        return operator.record(ctx, arguments, options)
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor | None) -> Any:

@@ -23,8 +23,8 @@ class Rbf(Operator):
         ctx.k = None
         return super().save(ctx, arguments, options, result)
 
-    def eager(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
-        result = super().eager(ctx, arguments, options)
+    def record(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
+        result = super().record(ctx, arguments, options)
         # of one bandwidth K is what its gradients are made of. save_for_backward would forbid its change in place;
         # the version counter tells whether it is intact
         sigma, weights = arguments[2:]
