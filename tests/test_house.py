@@ -76,3 +76,9 @@ def test_import_circles_are_found(checkout):
         }
     )
     assert house.circles(house.imports(texts)) == [{"gkfast.a", "gkfast.b", "gkfast.ops.c"}]
+
+
+def test_code_is_counted_without_docstrings_comments_and_blank_lines():
+    text = '"""One.\n\nTwo."""\n\n# three\ndef four():\n    """Five."""\n    return """six\n\n    # seven\n    """\n'
+    # a string that is a value is code, but for its blank lines and those that begin like comments
+    assert house.code_lines(text) == 3
