@@ -98,7 +98,7 @@ def call(case):
     kernels = gpu()
     by = {} if case.precision is None else {"precision": case.precision}
     # small tensors stand for large ones
-    sys.modules["gkfast.kernels.gpu.bf16_pieces"].SMALL = 0 if by else math.inf
+    sys.modules["gkfast.kernels.gpu.points"].FEW = 0 if by else math.inf
     dtype = getattr(torch, case.dtype)
     n = 256
     x, y = torch.zeros(1, n, case.d, dtype=dtype), torch.zeros(1, n, case.d, dtype=dtype)
@@ -157,7 +157,7 @@ def call(case):
     elif case.op == "score":
         kernels.log_density(x, y, one, one, a, leave_one_out=True, **by)
         of_x = (True, False, False, False, False)
-        kernels.rbf_matmul_backward(v, x, y, v, one, one, shift, skip_diagonal=True, wants=of_x, **by)
+        kernels.rbf_matmul_backward(v, x, y, v, one, one, shift.double(), skip_diagonal=True, wants=of_x, **by)
     else:
         raise ValueError(case.op)
 

@@ -14,7 +14,6 @@ pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platfo
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench import gpu as bench
 from gkfast.kernels import gpu
-from gkfast.kernels.gpu import bf16_pieces
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="python bench/gpu.py runs on the GPU itself")
 pytestmark = [pytest.mark.interpreter, no_gpu]
@@ -31,12 +30,11 @@ SMALL = {(c.op, c.d > 4, c.columns, c.ladder, c.runs): c for c in map(small, ben
 
 @pytest.fixture
 def on_the_cpu(monkeypatch):
-    """By products, as large cases are; nothing is compiled, and every time is a second."""
+    """Nothing is compiled, and every time is a second."""
     monkeypatch.setattr(bench, "DEVICE", "cpu")
     monkeypatch.setattr(bench, "compiled", lambda function: function)
     monkeypatch.setattr(bench, "seconds", lambda run: 1.0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(bf16_pieces, "SMALL", 0)
 
 
 @pytest.mark.parametrize("case", SMALL.values(), ids=lambda case: f"{case.name} {len(case.runs)}")

@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 
 from gkfast import ops
 from gkfast.kernels import gpu
-from gkfast.kernels.gpu import bandwidths, bf16_pieces
+from gkfast.kernels.gpu import bandwidths
 from gkfast.ops.operator import gpu_kernels
 
 pytestmark = pytest.mark.interpreter
@@ -132,8 +132,7 @@ def test_no_launch_leaves_contraction_to_the_environment(monkeypatch):
 
     monkeypatch.setattr(owner, "__call__" if owner is GridExecutor else "run", recorded)
     monkeypatch.setattr(sys.modules["gkfast.kernels.gpu.log_density"], "column_ranges", lambda *_: 2)
-    monkeypatch.setattr(bf16_pieces, "SMALL", 0)
-    x, y = sample(1, 9, 8, 100, torch.float32)
+    x, y = sample(1, 9, 8, 140, torch.float32)
     v, w = columns(1, 8, 1, torch.float32), columns(1, 8, 3, torch.float32)
     gpu.rbf_backward(columns(1, 9, 8, torch.float32), x, y, ONE, ONE, wants=(True,) * 4)
     gpu.rbf_matmul(x, y, w, ONE, ONE)

@@ -1,8 +1,9 @@
-"""The GPU kernels by products of bfloat16 pieces, and by panels of weights, against the reference."""
+"""The GPU kernels by products of float16 pieces, and by panels of weights, against the reference."""
 
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,21 +30,22 @@ from gpu_samples import (
     two_bandwidths,
 )
 from triton import cdiv
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from gkfast.kernels import gpu, reference
-from gkfast.kernels.gpu import bandwidths, bf16_pieces, panel, sweep, tiles
+from gkfast.kernels.gpu import bandwidths, panel, points, sweep, tiles
 
 pytestmark = pytest.mark.interpreter
 
 
 @pytest.fixture
-def by_products(monkeypatch):
-    """Small samples take the way of large ones."""
-    monkeypatch.setattr(bf16_pieces, "SMALL", 0)
+def by_differences(monkeypatch):
+    """by_differences(): from now on every tile goes by differences."""
+    return lambda: [monkeypatch.setitem(points.LIMITS, products, -1.0) for products in points.LIMITS]
 
 
 @pytest.fixture
-def small_panels(by_products, monkeypatch):
+def small_panels(monkeypatch):
     """Small samples take several windows of several panels; the places that were launched are in the list."""
     launched, launch = [], sweep.pull_by_panel
     monkeypatch.setattr(panel, "CELLS", 2**15)
@@ -60,9 +62,9 @@ def small_panels(by_products, monkeypatch):
 @pytest.mark.parametrize(
     ("dims", "count", "precision"),
     [(dims, count, precision) for dims, count in ((17, 1), (40, 3)) for precision in PRECISION]
-    + [(3, 70, "highest")],
+    + [(3, 70, "highest"), (140, 1, "highest")],
 )
-def test_products_keep_their_precision(dims, count, precision, by_products):
+def test_products_keep_their_precision(dims, count, precision):
     of_value, of_gradient = PRECISION[precision]
     x, y = sample(1, 67, 34, dims, torch.float32, scale=dims**0.5, offset=3)
     v, sigma, weights = torch.rand(1, 34, count).to(DEVICE), *two_bandwidths(1)
@@ -75,7 +77,7 @@ def test_products_keep_their_precision(dims, count, precision, by_products):
     gradients = gpu.rbf_matmul_backward(g, x, y, v, sigma, weights, wants=(True,) * 5, precision=precision)
     check_gradients(gradients, (truth * doubled(g)).sum(), wide, of_gradient)
     if dims <= 4:
-        # so few coordinates are products only for the sake of many columns
+        # so few coordinates go by differences, and only their columns by products
         return
     k = gpu.rbf(x, y, sigma, weights, precision=precision)
     g = torch.randn(k.shape).to(DEVICE)
@@ -94,9 +96,10 @@ def test_products_keep_their_precision(dims, count, precision, by_products):
 
 @pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("dims", [64, 784, 3000])
-def test_rows_of_equal_coordinates_do_not_add_roundings(dims, products, monkeypatch):
+def test_rows_of_equal_coordinates_do_not_add_roundings(dims, products, by_differences):
     # roundings of a sum over them go the same way
-    monkeypatch.setattr(bf16_pieces, "SMALL", 0 if products else 2**60)
+    if not products:
+        by_differences()
     generator = torch.Generator().manual_seed(7)
     x, y = (torch.rand(1, 20, 1, generator=generator).expand(1, 20, dims).contiguous() for _ in range(2))
     for sigma in (0.5, 0.7, 1.0):
@@ -106,14 +109,86 @@ def test_rows_of_equal_coordinates_do_not_add_roundings(dims, products, monkeypa
         assert (doubled(ours).cpu() - truth).abs().max() <= 1e-6
 
 
+@pytest.fixture
+def as_on_hardware(monkeypatch):
+    """Sums of tensor cores that are cut off, and an exp2 that is off by 2^-22.5 and has no subnormal results."""
+    if DEVICE == "cuda":
+        return
+
+    def cut(x, greatest, bits):
+        unit = np.exp2(np.floor(np.log2(np.maximum(greatest, 1e-300))) - bits)
+        return np.trunc(x / unit) * unit
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        left, right, total = (t.data.astype(np.float64) for t in (a, b, d))
+        # tiles are larger than samples
+        rows, columns = left.any(1), right.any(0)
+        whole, total = total.copy(), total[rows][:, columns]
+        left, right = left[rows], right[:, columns]
+        for k in range(0, left.shape[1], 16):
+            products = left[:, k : k + 16, None] * right[None, k : k + 16]
+            addends = np.concatenate([products, total[:, None]], 1)
+            total = cut(addends, np.abs(addends).max(1, keepdims=True), 24).sum(1)
+            total = cut(total, np.abs(total), 23)
+        whole[np.ix_(rows, columns)] = total
+        return TensorHandle(whole.astype(np.float32), d.dtype.scalar)
+
+    def create_exp2(self, t):
+        found = np.exp2(t.data.astype(np.float64)) * (1 - 2**-22.5)
+        return TensorHandle(np.where(found < 2.0**-126, 0, found).astype(t.data.dtype), t.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    monkeypatch.setattr(InterpreterBuilder, "create_exp2", create_exp2)
+
+
+def points_of(kind, rows, dims):
+    """Pairs of points of which some are near."""
+    generator = torch.Generator().manual_seed(dims)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x = normal(rows, dims)
+    near = normal(rows, dims) * torch.rand(rows, 1, generator=generator) ** 3
+    if kind == "equal coordinates":
+        x, near = (t[:, :1].expand(rows, dims).contiguous() for t in (x, near))
+    elif kind == "a cluster apart":
+        x = x * 0.05 + (torch.arange(rows) % 2)[:, None]
+        near *= 0.05
+    return x, x + 0.3 * near
+
+
+@pytest.mark.parametrize("kind", ["normal", "equal coordinates", "a cluster apart"])
+@pytest.mark.parametrize("size", [1.3, 15.9])
+@pytest.mark.parametrize("dims", [5, 64, 128, 784, 3072])
+def test_kernels_are_right_with_the_arithmetic_of_a_gpu(dims, size, kind, as_on_hardware, monkeypatch):
+    """Up to the greatest |x - centre|^2 / (2 sigma^2) for which products are taken: no tile is far."""
+    monkeypatch.setitem(points.LIMITS, 4, 3e38)
+    x, y = points_of(kind, 24, dims)
+    centre = torch.cat([x[:16], y[:16]]).mean(0)
+    sigma = (torch.cat([x, y]) - centre).norm(dim=1).max().double() / (2 * size) ** 0.5 * ONE
+    ours = gpu.rbf(x[None].to(DEVICE), y[None].to(DEVICE), sigma, ONE)
+    truth = reference.rbf(x[None].double(), y[None].double(), sigma, ONE)
+    assert (doubled(ours) - truth).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("dims", [16, 128, 784])
+def test_median_rule_and_its_ladder_take_products(dims):
+    """Up to a quarter of the median distance of normal data, no tile is far."""
+    x, y = (torch.randn(500, dims, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    sigma = torch.cdist(x, y).median() / 4
+    sizes = (torch.cat([x, y]) - torch.cat([x[:16], y[:16]]).mean(0)).square().sum(1) / (2 * sigma**2)
+    assert sizes.max() <= points.LIMITS[points.PRODUCTS["highest"]]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_products_of_half_precision_points(dtype, by_products):
+def test_products_of_half_precision_points(dtype):
     x, y = sample(1, 40, 35, 20, dtype)
     check(x, y, 2 * ONE[0], ONE[0])
     check_matmul(x, y, columns(1, 35, 3, dtype), 2 * ONE, ONE)
 
 
-def test_products_of_x_with_itself_are_symmetric(by_products):
+def test_products_of_x_with_itself_are_symmetric():
     x, _ = sample(1, 67, 1, 20, torch.float32, offset=2)
     k = gpu.rbf(x, None, 2 * ONE, ONE)
     assert torch.equal(k, k.mT)
@@ -125,7 +200,7 @@ def test_products_of_x_with_itself_are_symmetric(by_products):
     ("wants", "precision"),
     [*(((True, True), precision) for precision in PRECISION), ((True, False), "highest"), ((False, True), "highest")],
 )
-def test_products_in_kernel_sums_keep_their_precision(wants, precision, by_products):
+def test_products_in_kernel_sums_keep_their_precision(wants, precision):
     of_value, of_gradient = PRECISION[precision]
     x, y = sample(1, 40, 67, 20, torch.float32)
     # the gradient is a difference of two: apart they are larger, together no smaller
@@ -146,56 +221,44 @@ def test_products_in_kernel_sums_keep_their_precision(wants, precision, by_produ
 
 
 @pytest.mark.parametrize("drop", [0, 1])
-def test_half_of_the_pairs_by_products(drop, by_products):
+def test_half_of_the_pairs_by_products(drop):
     check_sums(*sample(1, 300, 70, 20, torch.float32), *two_bandwidths(1), drop)
 
 
-def test_products_of_more_points_than_there_are_slots(by_products):
-    """Greatest norms of several programs are gathered in one slot, wherever the greatest of all is."""
-    x, y = sample(70, 2, 1, 6, torch.float32)
-    v = columns(70, 1, 1, torch.float32)
-    check(x, y, 3 * ONE[0], ONE[0])
-    check_matmul(x, y, v, *(t.expand(70, 1) for t in (3 * ONE, ONE)))
-    near = gpu.rbf_matmul(x, y, v, ONE.expand(70, 1), ONE.expand(70, 1))
-    for place in (0, 69):
-        far = x.clone()
-        far[place] += 100
-        found = gpu.rbf_matmul(far, y, v, ONE.expand(70, 1), ONE.expand(70, 1))
-        keep = torch.arange(70) != place
-        exact = reference.rbf_matmul(*map(doubled, (far, y, v)), ONE, ONE)
-        assert (doubled(found) - exact).abs().max() <= 1e-6
-        # all others by differences now
-        assert not torch.equal(found[keep], near[keep])
-
-
 @overflows
-def test_differences_where_products_are_not_accurate(by_products, monkeypatch):
-    """Far clusters, and what is not finite, get the same bits as by differences alone."""
-    x, y = sample(1, 40, 35, 6, torch.float32)
-    v = torch.rand(1, 35, 1).to(DEVICE)
-    wide = torch.rand(1, 35, 20).to(DEVICE)
-    wide[0, 3, 1] = torch.inf
-    far, infinite, lacking = (x.clone() for _ in range(3))
-    far[:, ::2] += 100
-    infinite[0, 3, 0], lacking[0, 3, 0] = torch.inf, torch.nan
+@pytest.mark.parametrize("kind", ["two clusters", "one outlier", "infinity", "NaN"])
+@pytest.mark.parametrize("dims", [6, 140])
+def test_tiles_that_are_far_go_by_differences(dims, kind, by_differences):
+    """Rows and columns of several tiles; what is not finite has its say in no other row."""
+    x, y = sample(1, 150, 140, dims, torch.float32)
+    v, g = torch.rand(1, 140, 1).to(DEVICE), torch.rand(1, 150, 1).to(DEVICE)
+    if kind == "two clusters":
+        # products alone would be off by far more
+        x[:, ::2] += 100
+        y[:, ::2] += 100
+    elif kind == "one outlier":
+        x[:, 70] += 1e4
+        y[:, 33] += 1e4
+    else:
+        x[0, 70, 1] = torch.inf if kind == "infinity" else torch.nan
 
     def results():
-        for precision in ("highest", "high"):
-            for points in (far, infinite, lacking)[precision == "high" :]:
-                arguments = (points, y, v, ONE, ONE)
-                yield gpu.rbf_matmul(*arguments, precision=precision)
-                g = torch.ones(1, 40, 1, device=DEVICE)
-                yield gpu.rbf_matmul_backward(g, *arguments, wants=(True,) + (False,) * 4, precision=precision)[0]
-                yield gpu.rbf(points, y, ONE, ONE, precision=precision)
-                yield gpu.rbf_backward(
-                    g @ v.mT, points, y, ONE, ONE, wants=(True,) + (False,) * 3, precision=precision
-                )[0]
-            yield gpu.rbf_matmul(x, y, wide, ONE, ONE, precision=precision)
+        yield gpu.rbf(x, y, ONE, ONE)
+        yield gpu.rbf(x, None, ONE, ONE)
+        yield gpu.rbf_matmul(x, y, v, ONE, ONE)
+        yield gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, wants=(True, True, True, False, False))[0]
+        yield gpu.rbf_backward(g @ v.mT, x, y, ONE, ONE, wants=(True, True, False, False))[0]
+        scale = torch.ones(1, 1, 3, dtype=torch.float64, device=DEVICE)
+        wants = (True, False, False, False, False, False)
+        yield gpu.kernel_sums_with_gradients(scale, x, y, g[..., 0], v[..., 0], ONE, ONE, ONE, drop=1, wants=wants)[2]
+        yield gpu.log_density(x, y, ONE, ONE, v[..., 0], leave_one_out=False)
 
     found = list(results())
-    monkeypatch.setattr(bf16_pieces, "SMALL", 2**60)
+    by_differences()
     for ours, plain in zip(found, results(), strict=True):
-        torch.testing.assert_close(ours, plain, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(ours.isnan(), plain.isnan())
+        ours, plain = (t.nan_to_num(0, 0, 0) for t in (ours, plain))
+        assert (ours - plain).norm() <= 1e-5 * plain.norm()
 
 
 # of the greatest |x|^2 / (2 sigma^2): float32, two pieces, one
@@ -203,8 +266,9 @@ DENSITY_PRECISION = {("high", False): 2**-20, ("high", True): 2**-14, ("medium",
 
 
 @pytest.mark.parametrize(("precision", "products"), DENSITY_PRECISION)
-def test_log_density_keeps_its_precision(precision, products, monkeypatch):
-    monkeypatch.setattr(bf16_pieces, "SMALL", 0 if products else 2**60)
+def test_log_density_keeps_its_precision(precision, products, by_differences):
+    if not products:
+        by_differences()
     bound = DENSITY_PRECISION[precision, products]
     x, y = sample(1, 40, 67, 20, torch.float32, scale=20**0.5, offset=3)
     sigma = 0.9 * 20**0.5 * torch.tensor([[0.8, 1.2]]).double()
@@ -227,8 +291,8 @@ def test_log_density_keeps_its_precision(precision, products, monkeypatch):
     [
         (200, 130, 150, 2, 1, OF_BOTH, torch.float32),
         (784, 67, 34, 1, 0, OF_BOTH, torch.float32),
-        (100, 150, 150, 1, 2, OF_X, torch.float32),
-        (65, 34, 270, 1, 1, OF_Y, torch.float32),
+        (140, 150, 150, 1, 2, OF_X, torch.float32),
+        (129, 34, 270, 1, 1, OF_Y, torch.float32),
         (200, 40, 130, 1, 1, OF_X, torch.bfloat16),
     ],
 )
@@ -258,14 +322,14 @@ def test_panels_of_kernel_sums(dims, n, m, batch, drop, wants, dtype, small_pane
 def test_panels_of_products(columns_of_v, small_panels, monkeypatch):
     """With shifts, a diagonal left out, and columns in parts."""
     monkeypatch.setattr(sweep, "column_ranges", lambda *_: 2)
-    x, y = sample(1, 35, 270, 100, torch.float32)
+    x, y = sample(1, 35, 270, 140, torch.float32)
     v, shift = columns(1, 270, columns_of_v, torch.float32), torch.randn(1, 35, 2).to(DEVICE)
     check_matmul(x, y, v, *two_bandwidths(1), shift, skip_diagonal=True)
     assert max(start for *_, start in small_panels) > 0
 
 
 def test_panels_repeat_and_write_every_entry(small_panels, monkeypatch):
-    x, y = sample(1, 34, 150, 100, torch.float32)
+    x, y = sample(1, 34, 150, 140, torch.float32)
     a, b = torch.rand(1, 34).to(DEVICE), torch.rand(1, 150).to(DEVICE)
     scale = torch.ones(1, 1, 3, dtype=torch.float64, device=DEVICE)
     arguments, modes = (scale, x, y, a, b, ONE, ONE, ONE), {"drop": 1, "wants": OF_BOTH, "precision": "high"}
@@ -297,13 +361,13 @@ def test_tiles_of_panels_fit():
 @pytest.mark.parametrize("count", [1, 3])
 def test_gradients_of_both_sets_by_panels(count, small_panels):
     """Two parts of one launch: a shift is that of the first one's rows, and of the second one's columns."""
-    x, y = sample(2, 70, 130, 100, torch.float32)
+    x, y = sample(2, 70, 130, 140, torch.float32)
     shift = torch.randn(2, 70, 2).to(DEVICE)
     check_matmul(x, y, columns(2, 130, count, torch.float32), *two_bandwidths(2), shift, skip_diagonal=True)
     assert {first for first, *_ in small_panels} > {0}
 
 
-def test_table_for_all_programs_gives_the_same_bits(monkeypatch, by_products):
+def test_table_for_all_programs_gives_the_same_bits(monkeypatch):
     """Many programs do not make the rows that they read: the same bits."""
     x, y = sample(1, 40, 35, 6, torch.float32)
     g, v = columns(1, 40, 35, torch.float32), columns(1, 35, 1, torch.float32)

@@ -124,7 +124,8 @@ def test_product_keeps_nan_and_infinity_in_their_rows(dims):
     keep = [i for i in range(20) if i not in (4, 7)]
     assert product[0, 4].isnan()
     assert product[0, 7] == 0
-    assert torch.equal(product[:, keep], clean[:, keep])
+    # a tile with such a point goes by differences
+    torch.testing.assert_close(product[:, keep], clean[:, keep], rtol=1e-6, atol=0)
     assert dx[0, 4].isnan().all()
     assert (dx[0, 7] == 0).all()
     assert dx[:, keep].isfinite().all()

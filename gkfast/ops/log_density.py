@@ -36,14 +36,14 @@ class LogDensity(Operator):
     ) -> list[Tensor | None]:
         """By `rbf_matmul_backward`, weights and their logs all at one.
 
-        The shares p_sij = data_weights_j exp(log k_sij + log_weights_s - log_p_i) are shifted kernels. In float64,
-        because the exponents that cancel here may be in the thousands, unless less will do.
+        The shares p_sij = data_weights_j exp(log k_sij + log_weights_s - log_p_i) are shifted kernels. The exponents
+        that cancel here may be in the thousands: points, or on a GPU the shifts alone, are in float64.
         """
         x, y, sigma, log_weights, data_weights, log_p = arguments
         precision = options["precision"]
-        wide = _wide(x, precision)
-        points = [t.to(wide) for t in (g[..., None], x, y, data_weights[..., None])]
-        shift = _less_weights(log_p, log_weights).to(wide)
+        of_points, of_shift = _wide(x, precision)
+        points = [t.to(of_points) for t in (g[..., None], x, y, data_weights[..., None])]
+        shift = _less_weights(log_p, log_weights).to(of_shift)
         sigma = sigma if type(sigma) is tuple else sigma.double()
         wants = [needed[k] for k in (0, 1, 4, 2, 3)]
         options = {"skip_diagonal": options["leave_one_out"], "wants": wants, "precision": precision}
@@ -79,9 +79,16 @@ def score(
     return found.to(dtype)
 
 
-def _wide(x: Tensor, precision: str) -> torch.dtype:
-    """As wide as the exponents of log_p, which GPU kernels compute in the dtype of x where less precision will do."""
-    return x.dtype if x.is_cuda and precision != "highest" else torch.float64
+def _wide(x: Tensor, precision: str) -> tuple[torch.dtype, torch.dtype]:
+    """Dtypes of the points and of the shifts.
+
+    On a GPU products of float32 points have what float64 shifts need; of few coordinates no products are made.
+    """
+    if not x.is_cuda:
+        return torch.float64, torch.float64
+    if precision != "highest":
+        return x.dtype, x.dtype
+    return (x.dtype if x.shape[-1] > 4 else torch.float64), torch.float64
 
 
 def _less_weights(log_p: Tensor, log_weights: Argument) -> Tensor:

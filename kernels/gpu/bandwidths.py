@@ -8,6 +8,7 @@ of 1 or 2), and its kernel is the square, or the square's square, of that one's:
 Squaring doubles a relative error, so runs are cut: at two squarings for a kernel that is stored, at four for sums.
 """
 
+import math
 import struct
 from typing import NamedTuple
 
@@ -24,9 +25,6 @@ _NUMBERS = 8
 _SORTED = tl.constexpr(32)
 # up to this many programs each make a row of the table, which saves a launch; more would take longer than the launch
 _FEW = 1024
-# slots for the greatest norm: each of a few programs that make pieces has its own
-SLOTS = 128
-_SLOTS = tl.constexpr(SLOTS)
 # exponents of moderate bandwidths: squares of differences between points overflow, or vanish, only where the kernel
 # is 0, or 1, to within rounding
 _MODERATE = {torch.float32: 30, torch.float64: 200}
@@ -62,9 +60,13 @@ class TableConstants(NamedTuple):
     EACH: int
     # S, rounded up to a power of two
     SP: int
+    # S, where it is small: loops over bandwidths are unrolled, since those inside others keep these from being scheduled
+    COUNT: int
     MODERATE: int
     # most squarings in a run
     SQUARES: int
+    # of few bandwidths that are numbers the steps that the table has, two bits each; else -1
+    STEPS: int
 
 
 class Row(NamedTuple):
@@ -178,10 +180,8 @@ def _fill(row, bandwidths, b, S, TABLE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _table_kernel(bandwidths, greatest_ptr, S, TABLE: tl.constexpr):
+def _table_kernel(bandwidths, S, TABLE: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
-    # the greatest norms will be gathered there
-    tl.store(greatest_ptr + tl.arange(0, _SLOTS), tl.zeros([_SLOTS], tl.int32))
     _fill(row_at(bandwidths.table + b * (1 + 6 * S), S), bandwidths, b, S, TABLE)
 
 
@@ -213,7 +213,7 @@ class Table:
         shared = all(t.shape[0] == 1 or t.stride(0) == 0 for t in (sigma, weights))
         self.different = 1 if shared else self.batch
         self.stride = 0 if shared else self.width
-        self.rows = self.greatest = None
+        self.rows = None
         moderate = _MODERATE[self.dtype]
         self.scaled = True
         if sigma.device.type == "cpu" and self.batch:
@@ -238,7 +238,10 @@ class Table:
             self._tensors.append(tensor)
         self._numbers = _encoded(*numbers)
         self.sp = triton.next_power_of_2(max(1, self.count))
-        self._constants = TableConstants(False, host, each, self.sp, moderate, squares)
+        self._constants = TableConstants(
+            False, host, each, self.sp, self.count if self.count <= _NUMBERS else 0, moderate, squares,
+            _steps(numbers[0], squares, torch.finfo(self.dtype).eps) if host & 1 else -1,
+        )  # fmt: skip
 
     def arguments(self):
         """Of a kernel: the bandwidths, and the step from one of the batch to the next."""
@@ -263,11 +266,10 @@ class Table:
 
     def fill(self):
         self.rows = torch.empty(self.different, self.width, dtype=self.dtype, device=self.device)
-        self.greatest = torch.empty(SLOTS, dtype=torch.int32, device=self.device)
         if self.batch:
             with torch.cuda.device_of(self.rows):
                 _table_kernel[(self.different,)](
-                    self.arguments(), self.greatest, self.count, TABLE=self.constants(), num_warps=1, **FUSION
+                    self.arguments(), self.count, TABLE=self.constants(), num_warps=1, **FUSION
                 )
         return self
 
@@ -279,6 +281,20 @@ def _encoded(sigma, weights):
     lowest = sum((bit & 1) << k for k, bit in enumerate(bits))
     odd = tuple(bit | 1 for bit in bits)
     return Numbers(odd[:_NUMBERS], odd[_NUMBERS:], 1 << 40 | lowest << 1 | 1)
+
+
+def _steps(sigma, squares, eps):
+    """The steps of `_ladder`, of numbers."""
+    found, last, walked = 0, math.inf, 0
+    for place, width in enumerate(sorted(sigma, reverse=True)):
+        ratio = last / width if width else math.inf
+        ratio *= ratio
+        step = 1 if abs(ratio - 2) <= 8 * eps else 2 if abs(ratio - 4) <= 16 * eps else 0
+        before, walked = walked, walked + step if step else 0
+        # a run of squarings begins anew where it passes a multiple of so many
+        step *= walked // (squares + 1) == before // (squares + 1)
+        found, last = found | step << 2 * place, width
+    return found
 
 
 def accumulator(x):

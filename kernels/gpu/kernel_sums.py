@@ -3,7 +3,7 @@
 import torch
 
 from .bandwidths import Table
-from .bf16_pieces import Pieces, use_tensor_cores
+from .points import Split
 from .reduce import reduce
 from .sweep import sweep
 
@@ -19,14 +19,10 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
     """
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     (_, n, dims), m = x.shape, y.shape[1]
-    table = Table(sigma, weights, x)
-    pieces = Pieces(table, x, y, precision) if use_tensor_cores(x, y) else None
     if (a is None) != (b is None):
         a, b = (p.new_ones(p.shape[:2]) if f is None else f for p, f in ((x, a), (y, b)))
     swept = sweep(
-        table,
-        x,
-        y,
+        Split(Table(sigma, weights, x), x, y, precision),
         None if a is None else a[..., None],
         None if b is None else b[..., None],
         pairings=4 if want_y or want_b else 3,
@@ -38,7 +34,6 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
         pull=int(want_x) + 2 * int(want_y),
         moments=want_sigma or want_weights,
         dtype=torch.float64,
-        pieces=pieces,
     )
     # gradients to a and b are only wanted where there are a and b
     wanted = (scale is not None, *wants[:4])

@@ -1,32 +1,31 @@
-"""Log-sum-exp over kernels, and its gradient at x.
+"""Log-sum-exp over kernels.
 
 Exponents of a density reach thousands where those of a kernel matter only to about 100: rounding them in float32
 (1e-7 of each) would already be the whole error that is allowed of the density (2e-7), before anything is summed. So
-"highest" works in float64 whatever the input. With "high" and "medium" exponents have the error that float32, or
-products of bfloat16 pieces where there are many pairs (bf16_pieces.py), give them: log p is off by at most 2**-20,
-2**-14 and 2**-6 of the greatest |x|^2 / (2 sigma^2) about the common centre, and a score by so much of itself.
+"highest" takes pieces that hold every bit of a point, six products of them, and each exponent as a sum of two float32;
+tiles that are far, and few coordinates, are in float64. With "high" and "medium" exponents have the error of their
+products: log p is off by at most 2**-14 and 2**-6 of the greatest |x|^2 / (2 sigma^2) about the common centre.
 """
 
 import math
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 
 from .bandwidths import LOG2_E, Table, row_of_table
-from .bf16_pieces import Pieces, is_other_variant, use_tensor_cores, variants
-from .distances import norms_of, point_length, side_of, squared_distances
-from .tiles import FUSION, SIZES, column_ranges, tile
+from .distances import exponents, far_range, is_far, met_now, pieces_of, side_of, split_distances
+from .pairings import Set
+from .points import Split, frame_of
+from .tiles import FUSION, SIZES, column_ranges
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _log_sum_exp_kernel(
     points, a_ptr, out_ptr, bandwidths, N, M, D, S, B, table_stride, RANGES,
-    SKIP_DIAGONAL: tl.constexpr, TABLE: tl.constexpr, VARIANT: tl.constexpr,
+    SKIP_DIAGONAL: tl.constexpr, STAGES: tl.constexpr,
+    TABLE: tl.constexpr, VARIANT: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
-    if is_other_variant(points.greatest, VARIANT):
-        return
     SP: tl.constexpr = TABLE.SP
     BN: tl.constexpr = VARIANT.BN
     BM: tl.constexpr = VARIANT.BM
@@ -35,43 +34,95 @@ def _log_sum_exp_kernel(
     tiles = tl.cdiv(N, BN)
     pid = tl.program_id(0).to(tl.int64)
     b, i0 = pid // tiles, (pid % tiles).to(tl.int32) * BN
-    length = point_length(D, VARIANT)
-    rows = side_of(points.x, points.x_norms, a_ptr, b * N + i0, N - i0, length, 0, BN)
     width = tl.cdiv(tl.cdiv(M, BM), RANGES) * BM
     start = column_range * width
+    stop = tl.minimum(start + width, M)
     row = row_of_table(bandwidths, b, pid + tl.num_programs(0) * column_range, S, table_stride, TABLE)
-    unit = tl.load(row.unit)
+    frame = frame_of(points, row, b, S, TABLE, VARIANT)
+    p = Set(points.x, points.x_columns, points.x_pieces, points.x_norms, a_ptr, N)
+    q = Set(points.y, points.y_columns, points.y_pieces, points.y_norms, a_ptr, M)
+    rows = side_of(p, b, i0, D, 0, BN, VARIANT)
+    of_rows = pieces_of(rows, VARIANT)
     # the greatest weight is taken out, so that large normalisers do not round the exponents
     bandwidth = tl.arange(0, SP)
-    outside = tl.full([SP], float("-inf"), ACC)
     weights = tl.load(row.weights + bandwidth, mask=bandwidth < S, other=float("-inf"))
-    greatest = tl.max(tl.where(bandwidth < S, weights, outside), 0)
-    row_norms = norms_of(rows, VARIANT)
+    greatest = tl.max(tl.where(bandwidth < S, weights, float("-inf")), 0)
 
-    top = tl.full([BN], float("-inf"), ACC)
-    total = tl.zeros([BN], tl.float64)
-    for j0 in range(start, tl.minimum(start + width, M), BM):
-        cols = side_of(points.y, points.y_norms, a_ptr, b * M + j0, M - j0, length, 1, BM)
-        d2 = squared_distances(rows, cols, row_norms, unit, D, VARIANT, False)
-        a = tl.load(cols.coefficients + cols.at, mask=cols.inside, other=0.0).to(ACC)
-        log_a = tl.where(a == 0.0, float("-inf"), tl.log2(tl.where(a == 0.0, 1.0, a)))
-        for s in range(S):
-            log_w = (tl.load(row.weights + s) - greatest) * LOG2_E
-            t = d2 * tl.load(row.scales + s) + (log_a + log_w)[None, :]
-            if SKIP_DIAGONAL:
-                t = tl.where(rows.at[:, None] - cols.at[None, :] != j0 - i0, t, float("-inf"))
-            higher = tl.maximum(top, tl.max(t, 1))
-            # nothing yet: no exponent to refer to
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-            total = total * tl.exp2(top - base).to(tl.float64) + tl.sum(tl.exp2(t - base[:, None]), 1).to(tl.float64)
-            top = higher
+    top, total = tl.full([BN], float("-inf"), ACC), tl.zeros([BN], tl.float64)
+    # tiles whose pairs products serve, then the others, as in the sweep
+    top, total, first_far, after_far = _add_columns(
+        top, total, rows, of_rows, q, b, i0, start, stop, row, greatest, frame, D, S,
+        0, BM, STAGES, SKIP_DIAGONAL, TABLE, VARIANT,
+    )  # fmt: skip
+    if VARIANT.DOT > 0:
+        top, total, _, _ = _add_columns(
+            top, total, rows, of_rows, q, b, i0, first_far, after_far, row, greatest, frame, D, S,
+            1, BM, 1, SKIP_DIAGONAL, TABLE, FAR,
+        )  # fmt: skip
     log_p = _log_of(top.to(tl.float64), total) + greatest.to(tl.float64)
     tl.store(out_ptr + (column_range.to(tl.int64) * B + b) * N + i0 + rows.at, log_p, mask=rows.inside)
 
 
 @triton.jit
+def _add_columns(
+    top, total, rows, of_rows, q, b, i0, start, stop, row, greatest, frame, D, S,
+    TURN: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, SKIP_DIAGONAL: tl.constexpr,
+    TABLE: tl.constexpr, VARIANT: tl.constexpr,
+):  # fmt: skip
+    """Adds 2**exponents of columns from start to stop to total 2**top; see _meet_columns of the sweep."""
+    BM: tl.constexpr = VARIANT.BM
+    ACC: tl.constexpr = VARIANT.ACC
+    COUNT: tl.constexpr = TABLE.COUNT
+    first_far, after_far = stop, start
+    for j0 in tl.range(start, stop, BM, num_stages=STAGES):
+        cols = side_of(q, b, j0, D, 1, BM, VARIANT)
+        of_cols = pieces_of(cols, VARIANT)
+        far = is_far(of_rows, of_cols.lead, frame, VARIANT)
+        if TURN == 1:
+            whole = side_of(q, b, j0 - (j0 - start) % TILE, D, 1, TILE, VARIANT)
+            far = is_far(of_rows, pieces_of(whole, VARIANT).lead, frame, VARIANT)
+        if VARIANT.DOT > 0:
+            cols = met_now(cols, far.to(tl.int32) == TURN)
+            first_far, after_far = far_range(first_far, after_far, far, j0, BM)
+        exact, rest = split_distances(rows, cols, of_rows, of_cols, far, frame, D, TURN, VARIANT)
+        a = tl.load(cols.coefficients + cols.at, mask=cols.inside, other=0.0).to(ACC)
+        log_a = tl.where(a == 0.0, float("-inf"), tl.log2(tl.where(a == 0.0, 1.0, a)))
+        if COUNT > 0:
+            for s in tl.static_range(COUNT):
+                top, total = _add_bandwidth(
+                    top, total, exact, rest, log_a, s, row, greatest, frame, rows, cols, j0 - i0,
+                    SKIP_DIAGONAL, VARIANT,
+                )  # fmt: skip
+        else:
+            for s in range(S):
+                top, total = _add_bandwidth(
+                    top, total, exact, rest, log_a, s, row, greatest, frame, rows, cols, j0 - i0,
+                    SKIP_DIAGONAL, VARIANT,
+                )  # fmt: skip
+    return top, total, first_far, after_far
+
+
+@triton.jit
+def _add_bandwidth(
+    top, total, exact, rest, log_a, s, row, greatest, frame, rows, cols, away,
+    SKIP_DIAGONAL: tl.constexpr, VARIANT: tl.constexpr,
+):  # fmt: skip
+    log_w = ((tl.load(row.weights + s) - greatest) * LOG2_E).to(VARIANT.ACC)
+    t, less = exponents(exact, rest, row, s, frame.square, VARIANT)
+    less += (log_a + log_w)[None, :]
+    if SKIP_DIAGONAL:
+        less = tl.where(rows.at[:, None] != (cols.at + away)[None, :], less, float("-inf"))
+    # whole numbers, powers of which are exact
+    higher = tl.maximum(top, tl.ceil(tl.max(t + less, 1)))
+    # nothing yet: no exponent to refer to
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    share = tl.sum(tl.exp2((t - base[:, None]) + less), 1).to(tl.float64)
+    return higher, tl.fma(total, tl.exp2(top - base).to(tl.float64), share)
+
+
+@triton.jit
 def _log_of(top, total):
-    """log(2**top total); the total is at least 1, or nothing was there."""
+    """log(2**top total); the total is 0 where nothing was added."""
     return (top + tl.log2(tl.where(total == 0.0, 1.0, total))) / LOG2_E
 
 
@@ -97,18 +148,19 @@ def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, precis
     (batch, n, dims), m = x.shape, y.shape[1]
     wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
     table = Table(sigma, log_weights, x, wide)
-    products = precision != "highest" and batch * n * m and use_tensor_cores(x, y)
-    pieces = Pieces(table, x, y, precision) if products else None
-    ranges = column_ranges(batch * triton.cdiv(n, 32), m, x.device)
+    split = Split(table, x, y, "log-density" if precision == "highest" else precision)
+    found = split.tile("log")
+    tiles = triton.cdiv(n, found.bn)
+    ranges = column_ranges(batch * tiles, m, x.device)
     logs = x.new_empty(ranges, batch, n, dtype=torch.float64)
-    tile_of = partial(tile, "log", dims, wide, x.device)
-    own = table.own(triton.cdiv(n, tile_of().bn), ranges, math.inf)
-    for found, points, variant in variants(pieces, table, x, y, tile_of) if batch * n else ():
+    if batch * n:
+        own = table.own(tiles, ranges, math.inf)
         with torch.cuda.device_of(x):
-            _log_sum_exp_kernel[(batch * triton.cdiv(n, found.bn), ranges)](
-                points, data_weights, logs, table.arguments(),
+            _log_sum_exp_kernel[(batch * tiles, ranges)](
+                split.points, data_weights, logs, table.arguments(),
                 n, m, dims, table.count, batch, table.stride, ranges,
-                SKIP_DIAGONAL=leave_one_out, TABLE=table.constants(own), VARIANT=variant, **found.options,
+                SKIP_DIAGONAL=leave_one_out, STAGES=found.stages, TABLE=table.constants(own),
+                VARIANT=split.variant(found), FAR=split.variant(found._replace(bm=16)), **found.options,
             )  # fmt: skip
     if ranges == 1 or not batch * n:
         return logs[0]

@@ -22,6 +22,8 @@ class Set(NamedTuple):
     """Pointers to a set's numbers, and how many points it has."""
 
     points: object
+    columns: object
+    pieces: object
     norms: object
     coefficients: object
     size: object
@@ -40,10 +42,12 @@ def sets_of(pairing, points, coefficients, N, M, COUNT: tl.constexpr):
 
 @triton.jit
 def _set(of_y, points, coefficients, N, M):
-    found, norms, own, size = points.x, points.x_norms, coefficients.a, N
+    found, columns, pieces, norms = points.x, points.x_columns, points.x_pieces, points.x_norms
+    own, size = coefficients.a, N
     if of_y:
-        found, norms, own, size = points.y, points.y_norms, coefficients.b, M
-    return Set(found, norms, own, size)
+        found, columns, pieces, norms = points.y, points.y_columns, points.y_pieces, points.y_norms
+        own, size = coefficients.b, M
+    return Set(found, columns, pieces, norms, own, size)
 
 
 @triton.jit

@@ -17,10 +17,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .bf16_pieces import is_other_variant, weighted_points
-from .distances import point_length, side_of
+from .bandwidths import row_at
+from .distances import far_range, is_far, less_own_points, met_now, pieces_of, pull_of_tile, side_of
 from .pairings import height_of, pulling, sets_of
-from .tiles import SIZES, tile
+from .points import Split, frame_of, pieces_at
+from .tiles import SIZES
 
 # weights of a panel
 CELLS = 2**24
@@ -29,8 +30,6 @@ ROWS = 128
 _ROWS = tl.constexpr(ROWS)
 # columns of a window are a multiple of this: of whole tiles of any kernel
 WINDOW = 1024
-# tiles of columns whose pull is summed in the tile's dtype before it goes into float64
-_CHUNK = tl.constexpr(16)
 
 
 class Panels(NamedTuple):
@@ -68,98 +67,72 @@ def weights_of(panel_ptr, place, WINDOW, BN: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def _panel_kernel(
-    panel_ptr, pull_ptr, points, coefficients, table_ptr, N, M, B, table_stride, RANGES, FIRST, START, WINDOW,
-    PAIRINGS: tl.constexpr, PULL: tl.constexpr, FACTORS: tl.constexpr, VARIANT: tl.constexpr,
+    panel_ptr, pull_ptr, points, coefficients, table_ptr, N, M, D, B, S, table_stride, RANGES, FIRST, START, WINDOW,
+    PAIRINGS: tl.constexpr, PULL: tl.constexpr, FACTORS: tl.constexpr, TABLE: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
     """Adds the pull by a panel's weights to that of its rows, which the first window begins.
 
     FACTORS: the pull of a row is multiplied with its only coefficient.
     """
-    if is_other_variant(points.greatest, VARIANT):
-        return
     BN: tl.constexpr = VARIANT.BN
     BM: tl.constexpr = VARIANT.BM
-    BK: tl.constexpr = VARIANT.BK
-    DP: tl.constexpr = VARIANT.DP
-    BLOCKS: tl.constexpr = VARIANT.BD // BK
+    BD: tl.constexpr = VARIANT.BD
     place, column_range, block = tl.program_id(1), tl.program_id(2) % RANGES, tl.program_id(2) // RANGES
     pairing = pulling(place, PAIRINGS, PULL)
     p, q = sets_of(pairing, points, coefficients, N, M, PAIRINGS)
-    n, m = p.size, q.size
     height = height_of(N, M, PAIRINGS)
     pid, tiles = tile_of_panel(height, FIRST, BN)
     b, i0 = pid // tiles, (pid % tiles).to(tl.int32) * BN
-    length = point_length(0, VARIANT)
-    rows = side_of(p.points, p.norms, p.coefficients, b * n + i0, n - i0, length, 1, BN)
-    coordinates, at = block * VARIANT.BD + tl.arange(0, BK), tl.arange(0, BM)
-    weights = weights_of(panel_ptr, place, WINDOW, BN) + rows.at[:, None] * WINDOW + at[None, :]
-    factor = tl.load(table_ptr + b * table_stride).to(tl.float64)
-    if FACTORS:
-        factor *= tl.load(rows.coefficients + rows.at, mask=rows.inside, other=0.0).to(tl.float64)[:, None]
+    row = row_at(table_ptr + b * table_stride, S)
+    frame = frame_of(points, row, b, S, TABLE, VARIANT)
+    rows = side_of(p, b, i0, D, 1, BN, VARIANT)
+    of_rows = pieces_of(rows, VARIANT)
+    coordinates = block * BD + tl.arange(0, BD)
+    weights = weights_of(panel_ptr, place, WINDOW, BN) + rows.at[:, None] * WINDOW + tl.arange(0, BM)[None, :]
 
     # whole tiles of columns for each range, and none for rows that this pairing does not have
-    columns = tl.minimum(WINDOW, m - START)
+    columns = tl.minimum(WINDOW, q.size - START)
     share = tl.cdiv(tl.cdiv(columns, BM), RANGES) * BM
     start = column_range * share
-    stop = tl.where(i0 < n, tl.minimum(start + share, columns), start)
-    pull_ptr += (((column_range.to(tl.int64) * PAIRINGS + pairing) * B + b) * height + i0) * DP
-    # at least once, since rows without columns have a pull too
-    for j0 in range(start, tl.maximum(stop, start + 1), _CHUNK * BM):
-        pull, w_sum = _zeros(BN, BK, BLOCKS), tl.zeros([BN], tl.float32)
-        for j in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
-            cols = side_of(q.points, q.norms, q.coefficients, b * m + START + j, columns - j, length, 1, BM)
+    stop = tl.where(i0 < p.size, tl.minimum(start + share, columns), start)
+    pull, w_sum = tl.zeros([BN, BD], tl.float32), tl.zeros([BN], tl.float64)
+    # tiles whose pairs products serve, then the others, as in the sweep
+    first_far, after_far = stop, start
+    for TURN in tl.static_range(2):
+        if TURN == 1:
+            start, stop = first_far, after_far
+        for j in range(start, stop, BM):
+            cols = side_of(q, b, START + j, D, 1, BM, VARIANT)
+            far = is_far(of_rows, pieces_of(cols, VARIANT).lead, frame, VARIANT)
+            # columns beyond the window are others'
+            cols = met_now(cols, (cols.at < columns - j) & (far.to(tl.int32) == TURN))
+            if TURN == 0:
+                first_far, after_far = far_range(first_far, after_far, far, j, BM)
             w = tl.load(weights + j, mask=rows.inside[:, None] & cols.inside[None, :], other=0.0)
-            pull = _pulled(pull, w, cols, coordinates, BLOCKS, VARIANT)
-            w_sum += tl.sum(w, 1)
-        for k in tl.static_range(BLOCKS):
-            _add(pull_ptr, rows, pull[k], w_sum, factor, coordinates + k * BK, (START > 0) | (j0 > start), VARIANT)
-        tl.debug_barrier()
+            high, middle, _ = pieces_at(cols.pieces, cols.at, cols.inside, coordinates, VARIANT.DP, VARIANT.DOT)
+            pull, w_sum = pull_of_tile(
+                pull, w_sum, w, high, middle, far, rows, cols, block * BD, frame, D, TURN, VARIANT
+            )  # fmt: skip
+    unit = tl.load(row.unit)
+    pull = less_own_points(pull, w_sum, rows, coordinates, D, VARIANT) * (unit * (unit / frame.per_unit))
+    if FACTORS:
+        pull *= tl.load(rows.coefficients + rows.at, mask=rows.inside, other=0.0).to(tl.float32)[:, None]
+    pull_ptr += (((column_range.to(tl.int64) * PAIRINGS + pairing) * B + b) * height + i0) * D
+    own = pull_ptr + rows.at[:, None] * D + coordinates[None, :]
+    inside = rows.inside[:, None] & (coordinates < D)[None, :]
+    tl.store(own, tl.load(own, mask=inside & (START > 0), other=0.0) + pull, mask=inside)
 
 
-@triton.jit
-def _zeros(BN: tl.constexpr, BK: tl.constexpr, BLOCKS: tl.constexpr):
-    found = ()
-    for _ in tl.static_range(BLOCKS):
-        found += (tl.zeros([BN, BK], tl.float32),)
-    return found
-
-
-@triton.jit
-def _pulled(pull, w, cols, coordinates, BLOCKS: tl.constexpr, VARIANT: tl.constexpr):
-    """pull + sum_j w_ij q_j, a tuple of as many coordinates as go into float64 at a time."""
-    found = ()
-    for k in tl.static_range(BLOCKS):
-        d = coordinates + k * VARIANT.BK
-        found += (weighted_points(w, cols.points, cols, d, pull[k], VARIANT.DP, VARIANT.DOT),)
-    return found
-
-
-@triton.jit
-def _add(pull_ptr, rows, pull, w_sum, factor, coordinates, more, VARIANT: tl.constexpr):
-    """Makes of sum_j w_ij q_j a pull, less p_i sum_j w_ij, and adds it to the pull in memory if there is one."""
-    DP: tl.constexpr = VARIANT.DP
-    PIECES: tl.constexpr = (VARIANT.DOT + 3) // 3
-    inside = rows.inside[:, None] & (coordinates < DP)[None, :]
-    piece = rows.points + rows.at[:, None] * (PIECES * DP) + coordinates[None, :]
-    # the pieces of p_i sum up to what float32 holds
-    p = tl.load(piece, mask=inside, other=0.0).to(tl.float32)
-    for k in tl.static_range(1, PIECES):
-        p += tl.load(piece + k * DP, mask=inside, other=0.0).to(tl.float32)
-    pull = tl.fma(p, -w_sum[:, None], pull)
-    own = pull_ptr + rows.at[:, None] * DP + coordinates[None, :]
-    tl.store(own, tl.load(own, mask=inside & more, other=0.0) + pull * factor, mask=inside)
-
-
-def pull_by_panel(of: Panels, place, table, points, coefficients, pulls, asked, variant):
+def pull_by_panel(of: Panels, place, split: Split, coefficients, pulls, asked):
     """Of one panel, whose weights a sweep has left, into pulls (ranges, pairings, B, rows, coordinates)."""
     first, blocks, start = place
-    ranges, pairings, batch, _, width = pulls.shape
-    device = points.x.device
-    found = tile("panel pull", width, torch.float32, device, variant.DOT)
-    with torch.cuda.device_of(points.x):
-        _panel_kernel[(blocks * (ROWS // found.bn), of.weights.shape[0], ranges * triton.cdiv(width, found.bd))](
+    ranges, pairings, batch, _, dims = pulls.shape
+    points, table = split.points, split.table
+    found = split.tile("panel pull")
+    with torch.cuda.device_of(pulls):
+        _panel_kernel[(blocks * (ROWS // found.bn), of.weights.shape[0], ranges * triton.cdiv(dims, found.bd))](
             of.weights, pulls, points, coefficients, table.rows,
-            points.x.shape[1], points.y.shape[1], batch, table.stride, ranges, first, start, of.window,
-            PAIRINGS=pairings, PULL=asked.PULL, FACTORS=asked.ONE_COLUMN and not asked.ONES,
-            VARIANT=variant._replace(BN=found.bn, BM=found.bm, BD=found.bd, BK=found.bk), **found.options,
+            points.x.shape[1], points.y.shape[1], dims, batch, table.count, table.stride, ranges, first, start,
+            of.window, PAIRINGS=pairings, PULL=asked.PULL, FACTORS=asked.ONE_COLUMN and not asked.ONES,
+            TABLE=table.constants(), VARIANT=split.variant(found), **found.options,
         )  # fmt: skip

@@ -1,7 +1,9 @@
 """K @ v and its gradients, with K never stored."""
 
+import torch
+
 from .bandwidths import Table
-from .bf16_pieces import Pieces, use_tensor_cores
+from .points import Split
 from .reduce import reduce
 from .sweep import sweep
 
@@ -14,10 +16,8 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, baseline=None, *, skip_diago
     j = i out.
     """
     (_, n, dims), (_, m, columns) = x.shape, v.shape
-    table = Table(sigma, weights, x)
-    pieces = Pieces(table, x, y, precision, b=v) if use_tensor_cores(x, y, columns) else None
-    options = {"drop": 2 if skip_diagonal else 0, "baseline": baseline, "dtype": x.dtype, "pieces": pieces}
-    swept = sweep(table, x, y, v, v, row_shift=shift, value=True, **options)
+    options = {"drop": 2 if skip_diagonal else 0, "baseline": baseline, "dtype": x.dtype}
+    swept = sweep(_split(x, y, sigma, weights, shift, precision), v, v, row_shift=shift, value=True, **options)
     return reduce(swept, n, m, dims, columns, (None, None, None, x.dtype, None)).da[:, 0]
 
 
@@ -32,25 +32,28 @@ def rbf_matmul_backward(
     want_x, want_y, want_v, want_sigma, want_weights = wants
     moments = want_sigma or want_weights
     (_, n, dims), (_, m, columns) = x.shape, v.shape
-    table = Table(sigma, weights, x)
-    pieces = Pieces(table, x, y, precision, g, v) if use_tensor_cores(x, y, columns) else None
+    split = _split(x, y, sigma, weights, shift, precision)
     options = {"drop": 2 if skip_diagonal else 0, "baseline": baseline, "dtype": x.dtype}
     of_x, of_y, of_v = (x.dtype if want else None for want in (want_x, want_y, want_v))
     of_rows, of_columns = want_x or moments, want_y or want_v
     dx = dy = dv = dsigma = dweights = None
     if of_rows and of_columns and max(n, m) <= 2 * min(n, m):
         options |= {"pull": int(want_x) + 2 * int(want_y), "moments": moments, "value": want_v}
-        swept = sweep(table, x, y, g, v, pairings=2, row_shift=shift, pieces=pieces, **options)
+        swept = sweep(split, g, v, pairings=2, row_shift=shift, **options)
         _, _, dx, dy, _, dv, dsigma, dweights = reduce(swept, n, m, dims, columns, (None, of_x, of_y, None, of_v))
     else:
         if of_rows:
-            options_x = {"row_shift": shift, "pull": int(want_x), "moments": moments, "pieces": pieces}
-            swept = sweep(table, x, y, g, v, **options_x, **options)
+            swept = sweep(split, g, v, row_shift=shift, pull=int(want_x), moments=moments, **options)
             _, _, dx, *_, dsigma, dweights = reduce(swept, n, m, dims, columns, (None, of_x, None, None, None))
         if of_columns:
-            swapped = None if pieces is None else pieces.swapped()
-            options_y = {"col_shift": shift, "pull": int(want_y), "value": want_v, "pieces": swapped}
-            swept = sweep(table, y, x, v, g, **options_y, **options)
+            swept = sweep(split.swapped(), v, g, col_shift=shift, pull=int(want_y), value=want_v, **options)
             _, _, dy, _, dv, *_ = reduce(swept, m, n, dims, columns, (None, of_y, None, of_v, None))
     gradients = (dx, dy, dv, dsigma if want_sigma else None, dweights if want_weights else None)
     return tuple(None if t is None else t[:, 0] for t in gradients)
+
+
+def _split(x, y, sigma, weights, shift, precision):
+    """Shifts in float64 are those of log-densities."""
+    wide = shift is not None and shift.dtype == torch.float64
+    table = Table(sigma, weights, x, torch.float64 if wide else None)
+    return Split(table, x, y, "log-density" if wide else precision)

@@ -48,16 +48,16 @@ def _scaled(scale_ptr, x):
 
 @triton.jit
 def _combine(
-    swept_ptr, out_ptr, scale_ptr, block, b, pairing, count, height, length, width, R, B, RANGES,
+    swept_ptr, out_ptr, scale_ptr, block, b, pairing, count, height, length, R, B, RANGES,
     PAIRINGS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of out (B, R, count, length), from a pairing of (RANGES, PAIRINGS, B, height, width) and the next but
+    """A block of out (B, R, count, length), from a pairing of (RANGES, PAIRINGS, B, height, length) and the next but
     one."""
     at = block * BLOCK + tl.arange(0, BLOCK)
     i, d = at // length, at % length
     inside = i < count
-    size = B * height * width  # of one pairing
-    entry = swept_ptr + pairing * size + (b * height + i) * width + d
+    size = B * height * length  # of one pairing
+    entry = swept_ptr + pairing * size + (b * height + i) * length + d
     first, second = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
     for k in range(RANGES):
         of_range = entry + k * PAIRINGS * size
@@ -87,7 +87,7 @@ def _sum_of_rows(ptr, count, length, stride, SP: tl.constexpr, BLOCK: tl.constex
 @triton.jit(do_not_specialize=SIZES)
 def _reduce_kernel(
     sums, reduced, scale_ptr, table_ptr,
-    BLOCKS, N, M, D, E, WIDTH, R, B, S, VALUE_RANGES, PULL_RANGES, COUNT, STRIPS, table_stride,
+    BLOCKS, N, M, D, E, R, B, S, VALUE_RANGES, PULL_RANGES, COUNT, STRIPS, table_stride,
     PAIRINGS: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
@@ -103,7 +103,7 @@ def _reduce_kernel(
             if (block >= 0) & (block < tl.cdiv(count * length, BLOCK)):
                 _combine(
                     sums.pull if k < 2 else sums.value, reduced[2 + k], scale_ptr,
-                    block, b, k % 2, count, height, length, WIDTH if k < 2 else E, R, B,
+                    block, b, k % 2, count, height, length, R, B,
                     PULL_RANGES if k < 2 else VALUE_RANGES, PAIRINGS, BLOCK,
                 )  # fmt: skip
             block -= tl.cdiv(count * length, BLOCK)
@@ -174,12 +174,9 @@ def reduce(
     of_values, *of_points = dtypes
     # the second pairing's would be views into the middle of memory, which compiled graphs take for aligned
     if pairings == 1 and sums.moments is None:
-        wanted = list(zip((sums.pull, None, sums.value, None), shapes, of_points, strict=True))
-        if all(
-            dtype is None or (t.shape[0] == 1 and t.dtype == dtype and t.shape[-1] == shape[1])
-            for t, shape, dtype in wanted
-        ):
-            return Reduced(None, None, *(None if dtype is None else t[0, 0, :, None] for t, _, dtype in wanted))
+        wanted = list(zip((sums.pull, None, sums.value, None), of_points, strict=True))
+        if all(dtype is None or (t.shape[0] == 1 and t.dtype == dtype) for t, dtype in wanted):
+            return Reduced(None, None, *(None if dtype is None else t[0, 0, :, None] for t, dtype in wanted))
     combinations = 1 if scale is None else scale.shape[1]
 
     def empty(*shape, dtype=torch.float64):
@@ -202,7 +199,7 @@ def reduce(
         with torch.cuda.device_of(table.rows):
             _reduce_kernel[(blocks * batch,)](
                 sums, reduced, scale, table.rows,
-                blocks, rows, columns, dims, coefficients, size(sums.pull, -1, dims), combinations, batch,
+                blocks, rows, columns, dims, coefficients, combinations, batch,
                 table.count, size(sums.value, 0, 1), size(sums.pull, 0, 1), size(sums.total, -1, 0),
                 size(sums.moments, 2, 0), table.stride,
                 PAIRINGS=pairings, SP=table.sp, BLOCK=_BLOCK, num_warps=4, **FUSION,

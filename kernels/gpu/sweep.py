@@ -17,7 +17,7 @@ sums over all pairs of a set with itself are wanted, its rows meet half of its c
 stand in a circle, each meets those from itself to the opposite one, and a pair that is met once counts twice. So all
 programs have the same work, and which pairs they meet depends on the sizes alone.
 
-Of more coordinates than a program holds, a sweep by products leaves the weights of a panel of pairs in memory instead
+Of more coordinates than a program holds, a sweep by products (points.py) leaves the weights of a panel of pairs in memory instead
 of a pull (PANEL): see panel.py. It is then launched for one panel after another, and adds its sums to those before.
 
 To add an epilogue: a flag, what is kept before the loop, and an add_... and a store_... in tile_sums.py.
@@ -32,11 +32,11 @@ import triton.language as tl
 
 from . import tile_sums
 from .bandwidths import Table, row_of_table
-from .bf16_pieces import Pieces, block_of, is_other_variant, variants
-from .distances import cast, coordinates_of, norms_of, point_length, side_of
+from .distances import cast, coordinates_of, far_range, is_far, met_now, pieces_of, side_of
 from .pairings import height_of, modes_of, place_among_pulling, sets_of
 from .panel import ROWS, Panels, panels, pull_by_panel, tile_of_panel, weights_of
-from .tiles import SIZES, column_ranges, tile
+from .points import Split, frame_of
+from .tiles import SIZES, column_ranges
 
 # tiles whose sums are kept in the tile's dtype before they go into float64
 _CHUNK = tl.constexpr(16)
@@ -44,7 +44,7 @@ _STRIP = tl.constexpr(tile_sums.STRIP)
 
 
 class Coefficients(NamedTuple):
-    """The argument of a kernel: of x and of y, as they are, or in pieces."""
+    """The argument of a kernel: of x and of y."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -73,10 +73,6 @@ class Asked(NamedTuple):
     PANEL: bool
     # columns of the value that a program holds
     BE: int
-    # numbers in a piece of coefficients
-    EP: int
-    # numbers of a pull in memory, 0: D
-    WIDTH: int
 
 
 class Sums(NamedTuple):
@@ -84,8 +80,43 @@ class Sums(NamedTuple):
 
     value: torch.Tensor | None  # (C, P, B, rows, E)
     total: torch.Tensor | None  # (P, B, C * strips) float64
-    pull: torch.Tensor | None  # (C, P, B, rows, D or more)
+    pull: torch.Tensor | None  # (C, P, B, rows, D)
     moments: torch.Tensor | None  # (P, B, C * strips, 2, S) float64, in the table's units
+
+
+class Met(NamedTuple):
+    """Whose rows a program has, from i0 of b and from first_row of all, and what its pairing asks for: see modes_of."""
+
+    pairing: object
+    b: object
+    i0: object
+    first_row: object
+    groups: object
+    half: object
+    skip: object
+    pulls: object
+    measured: object
+
+
+class Memory(NamedTuple):
+    """Pointers, and the window of a panel."""
+
+    shift: object
+    baseline: object
+    panel: object
+    pull: object
+    START: object
+    WINDOW: object
+
+
+class Kept(NamedTuple):
+    """Sums of a program's rows."""
+
+    value: object
+    pull: object
+    w_sum: object
+    sum_k: object
+    sum_kd2: object
 
 
 class Swept(NamedTuple):
@@ -99,10 +130,8 @@ class Swept(NamedTuple):
 def _sweep_kernel(
     points, coefficients, shift_ptr, baseline_ptr, sums, panel_ptr, bandwidths,
     N, M, D, E, B, S, table_stride, RANGES, FIRST, START, WINDOW,
-    TABLE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr,
+    TABLE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr, FAR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    if is_other_variant(points.greatest, VARIANT):
-        return
     PAIRINGS: tl.constexpr = ASKED.PAIRINGS
     ONE_COLUMN: tl.constexpr = ASKED.ONE_COLUMN
     PULL: tl.constexpr = ASKED.PULL
@@ -119,10 +148,6 @@ def _sweep_kernel(
     p, q = sets_of(pairing, points, coefficients, N, M, PAIRINGS)
     n, m = p.size, q.size
     skip, pulls, valued, measured, half = modes_of(pairing, PAIRINGS, ASKED.DROP, PULL, ASKED.HALF)
-    # numbers that a point and its coefficients have in memory
-    point, coefficient = point_length(D, VARIANT), E
-    if DOT > 0 and not ONE_COLUMN:
-        coefficient = (DOT + 3) // 3 * ASKED.EP
 
     height = height_of(N, M, PAIRINGS)
     pid, tiles = tl.program_id(0).to(tl.int64), tl.cdiv(height, BN)
@@ -130,7 +155,7 @@ def _sweep_kernel(
         pid, tiles = tile_of_panel(height, FIRST, BN)
     b, i0 = pid // tiles, (pid % tiles).to(tl.int32) * BN
     # rows count from i0 and columns from j0, in int32; where they begin is int64
-    rows = side_of(p.points, p.norms, p.coefficients, b * n + i0, n - i0, point, coefficient, BN)
+    rows = side_of(p, b, i0, D, E, BN, VARIANT)
     place = ((column_range.to(tl.int64) * PAIRINGS + pairing) * B + b) * height + i0
     # a group is of whole tiles both ways
     GROUP: tl.constexpr = BN if BN > BM else BM
@@ -138,7 +163,6 @@ def _sweep_kernel(
 
     program = pid + tl.num_programs(0) * (pairing + tl.num_programs(1) * tl.program_id(2)).to(tl.int64)
     row = row_of_table(bandwidths, b, program, S, table_stride, TABLE)
-    unit = tl.load(row.unit)
     # one of two pairings may have nothing to do
     if PAIRINGS == 2 and not (pulls | (ASKED.MOMENTS & measured) | (ASKED.VALUE & valued)):
         return
@@ -146,59 +170,39 @@ def _sweep_kernel(
     # what is kept of the rows: sums of a few tiles (..._chunk) are in the tile's dtype, those of all in float64
     # columns of the value
     e = block * BE + tl.arange(0, BE)
-    e_in = e < E
     coordinates = tl.arange(0, BD)
-    width = ASKED.WIDTH if ASKED.WIDTH > 0 else D
     f = tile_sums.row_coefficients(rows, ASKED, VARIANT)
-    row_norms, row_points = norms_of(rows, VARIANT), coordinates_of(rows, ASKED.DIMS, ACC)
-    BY_TILE: tl.constexpr = DOT > 0 and (PULL > 0 or SP > 1)
+    frame, marks = (
+        frame_of(points, row, b, S, TABLE, VARIANT),
+        tile_sums.marks_of(row, baseline_ptr, b, S, TABLE, ASKED),
+    )
+    of_rows, row_points = pieces_of(rows, VARIANT), coordinates_of(rows, ASKED.DIMS, ACC)
     value = tl.zeros([BN] if ONE_COLUMN else [BN, BE], tl.float64)
-    pull, w_sum = tl.zeros([BN, BD], tl.float64), tl.zeros([BN], tl.float64)
+    pull, w_sum = tl.zeros([BN, BD], tl.float32 if DOT > 0 else tl.float64), tl.zeros([BN], tl.float64)
     sum_k, sum_kd2 = tl.zeros([BN, SP], tl.float64), tl.zeros([BN, SP], tl.float64)
     pull_ptr = points.x
     if PANEL:
         panel_ptr = weights_of(panel_ptr, place_among_pulling(pairing, PULL), WINDOW, BN)
     elif PULL > 0:
-        pull_ptr = sums.pull + place * width
-        if ASKED.DIMS == 0:
-            tile_sums.clear_pull(pull_ptr, rows, coordinates, BD if DOT > 0 else D, width, BN, BD)
+        pull_ptr = sums.pull + place * D
+        if DOT == 0 and ASKED.DIMS == 0:
+            tile_sums.clear_pull(pull_ptr, rows, coordinates, D, BN, BD)
 
-    for j0 in range(start, stop, _CHUNK * BM):
-        value_chunk = tile_sums.no_value(BY_TILE, ASKED, VARIANT)
-        pull_chunk = tile_sums.no_pull(ASKED, VARIANT)
-        for j in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
-            j1 = _met_column(j, i0, groups, half, GROUP, ASKED)
-            cols = side_of(q.points, q.norms, q.coefficients, b * m + j1, m - j1, point, coefficient, BM)
-            d2, away = tile_sums.distances(rows, cols, row_norms, row_points, unit, D, ASKED, VARIANT)
-            twice = half & (j >= GROUP) & (j // GROUP * 2 != groups)
-            c, h = tile_sums.pair_coefficients(rows, cols, twice, E, ASKED, VARIANT)
-            kept = cols.inside[None, :]
-            if ASKED.DROP > 0:
-                kept = (rows.at[:, None] - cols.at[None, :] != j1 - i0) | (not skip)
-                if PULL > 0 or ASKED.MOMENTS:
-                    c = tl.where(kept, c, 0.0)
-
-            total, k_over_sigma2, sum_k, sum_kd2 = tile_sums.mix(
-                d2, c, sum_k, sum_kd2, measured, row, rows, cols, kept,
-                shift_ptr, b * n + i0, b * m + j1, pairing, baseline_ptr, b, S, TABLE, ASKED, VARIANT,
-            )  # fmt: skip
-
-            if ASKED.VALUE or ASKED.TOTAL:
-                if ASKED.DROP > 0:
-                    total = tl.where(kept, total, 0.0)
-                value_chunk = tile_sums.add_value(value_chunk, total, h, cols, e, e_in, E, BY_TILE, ASKED, VARIANT)
-            if PANEL and pulls:
-                w_ptr = panel_ptr + rows.at[:, None] * WINDOW + (j - START + cols.at)[None, :]
-                tl.store(w_ptr, k_over_sigma2 * c, mask=rows.inside[:, None] & cols.inside[None, :])
-            elif PULL > 0 and pulls:
-                pull_chunk, w_sum = tile_sums.add_pull(
-                    pull_chunk, w_sum, k_over_sigma2 * c, away, pull_ptr, rows, cols, coordinates, unit, D, width,
-                    ASKED, VARIANT,
-                )  # fmt: skip
-        if ASKED.VALUE or ASKED.TOTAL:
-            value += value_chunk if BY_TILE or not ONE_COLUMN else tl.sum(value_chunk, 1)
-        if PULL > 0 and not PANEL:
-            pull = tile_sums.keep_pull(pull, pull_chunk, pull_ptr, rows, coordinates, width, ASKED.DIMS, VARIANT)
+    met = Met(pairing, b, i0, b * n + i0, groups, half, skip, pulls, measured)
+    memory = Memory(shift_ptr, baseline_ptr, panel_ptr, pull_ptr, START, WINDOW)
+    kept = Kept(value, pull, w_sum, sum_k, sum_kd2)
+    # all tiles whose pairs products serve
+    kept, first_far, after_far = _meet_columns(
+        rows, of_rows, row_points, q, met, memory, frame, row, marks, kept, start, stop, e, coordinates, D, E, S,
+        0, BM, GROUP, STAGES, TABLE, ASKED, VARIANT,
+    )  # fmt: skip
+    if DOT > 0:
+        # from the first to the last that is far by differences, a few columns at a time, since registers are short
+        kept, _, _ = _meet_columns(
+            rows, of_rows, row_points, q, met, memory, frame, row, marks, kept, first_far, after_far, e, coordinates,
+            D, E, S, 1, BM, GROUP, 1, TABLE, ASKED, FAR,
+        )  # fmt: skip
+    value, pull, w_sum = kept.value, kept.pull, kept.w_sum
 
     # the windows before have left sums
     more = PANEL and START > 0
@@ -206,18 +210,86 @@ def _sweep_kernel(
         tile_sums.store_sum(sums.value + place + rows.at, value, rows.inside & valued, more, PANEL)
     if ASKED.VALUE and not ONE_COLUMN:
         own = sums.value + place * E + rows.at[:, None] * E + e[None, :]
-        tl.store(own, cast(value, sums.value), mask=rows.inside[:, None] & e_in[None, :])
+        tl.store(own, cast(value, sums.value), mask=rows.inside[:, None] & (e < E)[None, :])
     if PULL > 0 and not PANEL:
-        factor = f.to(tl.float64)[:, None] * unit.to(tl.float64)
-        if DOT > 0:
-            tile_sums.store_pull_by_products(pull_ptr, rows, coordinates, w_sum, factor, VARIANT)
-        else:
-            tile_sums.store_pull(pull_ptr, pull, rows, coordinates, factor, D, width, BD, ASKED.DIMS)
+        # weights are in units of the table, and the pull in those of the frame
+        unit = tl.load(row.unit)
+        factor = f.to(tl.float64)[:, None] * (unit * (unit / frame.per_unit)).to(tl.float64)
+        tile_sums.store_pull(pull_ptr, pull, w_sum, rows, coordinates, factor, D, ASKED, VARIANT)
     if (ASKED.TOTAL or ASKED.MOMENTS) and measured:
         # pairings by batch by ranges by strips
         strips = tl.cdiv(height, _STRIP)
         first = ((pairing * B + b) * RANGES + column_range) * strips
-        tile_sums.store_sums(sums, row, f, value, sum_k, sum_kd2, i0, first, strips, more, S, SP, ASKED, BN)
+        tile_sums.store_sums(
+            sums, row, f, value, kept.sum_k, kept.sum_kd2, frame.square, i0, first, strips, more, S, SP, ASKED, BN
+        )
+
+
+@triton.jit
+def _meet_columns(
+    rows, of_rows, row_points, q, met, memory, frame, row, marks, kept, start, stop, e, coordinates, D, E, S,
+    TURN: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
+    TABLE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr,
+):  # fmt: skip
+    """Adds what columns from start to stop give in this turn to what is kept; and says which are left for the next.
+
+    TILE is the columns that are far, or not, together.
+    """
+    BM: tl.constexpr = VARIANT.BM
+    PANEL: tl.constexpr = ASKED.PANEL
+    DOT: tl.constexpr = VARIANT.DOT
+    BY_TILE: tl.constexpr = DOT > 0 and (ASKED.PULL > 0 or TABLE.SP > 1)
+    value, pull, w_sum, sum_k, sum_kd2 = kept
+    first_far, after_far = stop, start
+    for j0 in range(start, stop, _CHUNK * TILE):
+        value_chunk = tile_sums.no_value(BY_TILE, ASKED, VARIANT)
+        pull_chunk = tile_sums.no_pull(ASKED, VARIANT)
+        for j in tl.range(j0, tl.minimum(j0 + _CHUNK * TILE, stop), BM, num_stages=STAGES):
+            j1 = _met_column(j, met.i0, met.groups, met.half, GROUP, ASKED)
+            cols = side_of(q, met.b, j1, D, E, BM, VARIANT)
+            of_cols = pieces_of(cols, VARIANT)
+            far = is_far(of_rows, of_cols.lead, frame, VARIANT)
+            if TURN == 1:
+                whole = side_of(q, met.b, j1 - (j - start) % TILE, D, E, TILE, VARIANT)
+                far = is_far(of_rows, pieces_of(whole, VARIANT).lead, frame, VARIANT)
+            if DOT > 0:
+                cols = met_now(cols, far.to(tl.int32) == TURN)
+                first_far, after_far = far_range(first_far, after_far, far, j, BM)
+            d2, exact, rest, away = tile_sums.distances(
+                rows, cols, of_rows, of_cols, far, row_points, frame, D, TURN, ASKED, VARIANT
+            )  # fmt: skip
+            twice = met.half & (j >= GROUP) & (j // GROUP * 2 != met.groups)
+            c, h = tile_sums.pair_coefficients(rows, cols, twice, E, ASKED, VARIANT)
+            counted = cols.inside[None, :]
+            if ASKED.DROP > 0:
+                # a difference of places would not change between turns of the loop, and stay in registers
+                counted = (rows.at[:, None] != (cols.at + (j1 - met.i0))[None, :]) | (not met.skip)
+                if ASKED.PULL > 0 or ASKED.MOMENTS:
+                    c = tl.where(counted, c, 0.0)
+
+            total, k_over_sigma2, sum_k, sum_kd2 = tile_sums.mix(
+                d2, exact, rest, c, sum_k, sum_kd2, row, marks, rows, cols, counted, j1, q.size, met, memory, frame, S,
+                TABLE, ASKED, VARIANT,
+            )  # fmt: skip
+
+            if ASKED.VALUE or ASKED.TOTAL:
+                if ASKED.DROP > 0:
+                    total = tl.where(counted, total, 0.0)
+                value_chunk = tile_sums.add_value(value_chunk, total, h, cols, e, E, BY_TILE, ASKED, VARIANT)
+            if PANEL:
+                place = rows.at[:, None] * memory.WINDOW + (j - memory.START + cols.at)[None, :]
+                inside = (rows.inside & met.pulls)[:, None] & cols.inside[None, :]
+                tl.store(memory.panel + place, k_over_sigma2 * c, mask=inside)
+            elif ASKED.PULL > 0 and met.pulls:
+                pull, pull_chunk, w_sum = tile_sums.add_pull(
+                    pull, pull_chunk, w_sum, k_over_sigma2 * c, away, of_cols, far, memory.pull, rows, cols,
+                    coordinates, frame, D, TURN, ASKED, VARIANT,
+                )  # fmt: skip
+        if ASKED.VALUE or ASKED.TOTAL:
+            value += value_chunk if BY_TILE or not ASKED.ONE_COLUMN else tl.sum(value_chunk, 1)
+        if ASKED.PULL > 0 and not PANEL:
+            pull = tile_sums.keep_pull(pull, pull_chunk, coordinates, ASKED.DIMS)
+    return Kept(value, pull, w_sum, sum_k, sum_kd2), first_far, after_far
 
 
 @triton.jit
@@ -251,9 +323,7 @@ def _met_column(j, i0, groups, half, GROUP: tl.constexpr, ASKED: tl.constexpr):
 
 
 def sweep(
-    table: Table,
-    x: torch.Tensor,
-    y: torch.Tensor,
+    split: Split,
     a: torch.Tensor | None,
     b: torch.Tensor | None,
     *,
@@ -268,9 +338,8 @@ def sweep(
     pull: int = 0,
     moments: bool = False,
     dtype: torch.dtype | None = None,
-    pieces: Pieces | None = None,
 ) -> Swept:
-    """x (B, N, D), y (B, M, D), a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
+    """Points (B, N, D), (B, M, D), a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
 
     a and b None: one column of ones. With one pairing the rows are x, a, the columns y, b; with more see pairings.py;
     the rows of a pairing stand first where others have more. Of two the shift is that of x, the first one's rows. The
@@ -278,85 +347,75 @@ def sweep(
     it is wanted. Other pairings' values, pulls and moments are unwritten, as are of two the first one's value and the
     second one's moments.
     """
+    table, x, y = split.table, split.points.x, split.points.y
     (batch, n, dims), m, columns = x.shape, y.shape[1], 1 if b is None else b.shape[2]
     options = {"pairings": pairings, "row_shift": row_shift, "col_shift": col_shift, "drop": drop, "dtype": dtype}
     baseline = None if baseline is None else baseline.contiguous()
-    options |= {"baseline": baseline, "pieces": pieces, "half": half}
-    kind = "moments" if pull or moments else "value" if columns == 1 else "columns"
+    options |= {"baseline": baseline, "half": half}
     # of more coordinates than registers hold the weights are left in memory, and multiplied with the points
-    panel = bool(pieces and pull) and dims > _by_products(kind, columns, pairings, table, x, pieces.products).bd
+    products, panel = split.dot > 0, bool(split.dot and pull and not split.whole)
     # registers hold the sums of one or of the other
-    if pieces and pull and moments and not panel:
-        of_pairs = sweep(table, x, y, a, b, value=value, total=total, moments=True, **options)
-        pulled = sweep(table, x, y, a, b, pull=pull, **options).sums.pull
+    if products and pull and moments and not panel:
+        of_pairs = sweep(split, a, b, value=value, total=total, moments=True, **options)
+        pulled = sweep(split, a, b, pull=pull, **options).sums.pull
         return of_pairs._replace(sums=of_pairs.sums._replace(pull=pulled))
     if value and (pull or moments) and columns != 1:
-        of_rows = sweep(table, x, y, a, b, pull=pull, moments=moments, **options)
-        values = sweep(table, x, y, a, b, value=True, **options).sums.value
+        of_rows = sweep(split, a, b, pull=pull, moments=moments, **options)
+        values = sweep(split, a, b, value=True, **options).sums.value
         return of_rows._replace(sums=of_rows.sums._replace(value=values))
-    height = n if pairings == 1 else max(n, m)
-    be = block_of(columns)
+    if panel:
+        kind = "panel with moments" if moments else "panel"
+    elif products and pull:
+        kind = "sums and pull"
+    elif pull or moments:
+        kind = "moments of columns" if products and columns > 1 else "moments"
+    else:
+        kind = "value" if columns == 1 else "columns"
+    found = split.tile(kind)
+    height, longest = (n, m) if pairings == 1 else (max(n, m), max(n, m))
+    be = min(64, max(16, triton.next_power_of_2(columns)))
     e_blocks = max(1, triton.cdiv(columns, be)) if value else 1
     few = dims if 1 <= dims <= 4 else 0
-    strips, longest = triton.cdiv(height, tile_sums.STRIP), m if pairings == 1 else max(n, m)
-    ranges = column_ranges(batch * strips * pairings * e_blocks, longest, x.device)
+    strips, tiles = triton.cdiv(height, tile_sums.STRIP), triton.cdiv(height, found.bn)
+    ranges = column_ranges(batch * tiles * pairings * e_blocks, longest, x.device)
     stored = dtype if ranges == 1 and not panel else torch.float64
-    # a pull that is summed in memory is in float64, in rows as long as those of the pieces
-    pull_dtype = stored if few and not pieces else torch.float64
-    width = pieces.dims if pieces else 0
+    # in memory a pull is summed in float64, and products leave it in float32
+    pull_dtype = stored if few else torch.float32 if products and not panel else torch.float64
     sums = Sums(
         x.new_empty(ranges, pairings, batch, height, columns, dtype=stored) if value else None,
         x.new_empty(pairings, batch, ranges * strips, dtype=torch.float64) if total else None,
-        x.new_empty(ranges, pairings, batch, height, width or dims, dtype=pull_dtype) if pull else None,
+        x.new_empty(ranges, pairings, batch, height, dims, dtype=pull_dtype) if pull else None,
         x.new_empty(pairings, batch, ranges * strips, 2, table.count, dtype=torch.float64) if moments else None,
     )
-    shift = col_shift if row_shift is None else row_shift
-    tiles = triton.cdiv(height, tile(kind, dims, table.dtype, x.device).bn)
-    # each meets many columns, beside which a row of the table is little work
+    # each program meets many columns, beside which a row of the table is little work
     own = table.own(tiles, pairings * ranges * e_blocks, math.inf)
+    if not batch * height or (value and not columns):
+        return Swept(sums, table, pairings, batch)
+    shift = col_shift if row_shift is None else row_shift
     # of ones no kernel reads the coefficients
-    raw = Coefficients(x, y) if a is None else Coefficients(a, b)
-
-    def tile_of(products):
-        if not products:
-            return tile(kind, dims, table.dtype, x.device)
-        of_panel = "panel with moments" if moments else "panel"
-        return _by_products(of_panel if panel else kind, columns, pairings, table, x, products)
-
-    some = batch * height and (columns or not value)
-    for found, points, variant in variants(pieces, table, x, y, tile_of) if some else ():
-        products = variant.DOT > 0
-        if few and not products:
-            variant = variant._replace(BD=triton.next_power_of_2(few))
-        # the places of launches, and the programs for a block of rows of each
-        of, tiles = Panels([(0, batch * triton.cdiv(height, found.bn), 0)], 0, None), 1
-        if panel and products:
-            of, tiles = panels(x, height, longest, pairings if pull == 3 else (pairings + 1) // 2), ROWS // found.bn
-        coefficients = Coefficients(pieces.a, pieces.b) if products and pieces.columns else raw
-        asked = Asked(
-            PAIRINGS=pairings, HALF=half, DIMS=0 if products else few, DROP=drop, LESS=baseline is not None,
-            SHIFT=0 if shift is None else 3 if pairings == 2 else 1 if col_shift is None else 2,
-            ONE_COLUMN=columns == 1, ONES=a is None, VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments,
-            PANEL=panel and products, BE=be, EP=pieces.columns if products else 0, WIDTH=width,
-        )  # fmt: skip
-        for place in of.places:
-            first, blocks, start = place
-            with torch.cuda.device_of(x):
-                _sweep_kernel[(blocks * tiles, pairings, ranges * e_blocks)](
-                    points, coefficients, shift, baseline, sums, of.weights, table.arguments(),
-                    n, m, dims, columns, batch, table.count, table.stride, ranges, first, start, of.window,
-                    TABLE=table.constants(own), ASKED=asked, VARIANT=variant, **found.options,
-                )  # fmt: skip
-            if asked.PANEL:
-                pull_by_panel(of, place, table, points, raw, sums.pull, asked, variant)
-
+    coefficients = Coefficients(x, y) if a is None else Coefficients(a, b)
+    variant = split.variant(found)
+    if few or (products and split.whole):
+        variant = variant._replace(BD=triton.next_power_of_2(few) if few else split.dp)
+    asked = Asked(
+        PAIRINGS=pairings, HALF=half, DIMS=few, DROP=drop, LESS=baseline is not None,
+        SHIFT=0 if shift is None else 3 if pairings == 2 else 1 if col_shift is None else 2,
+        ONE_COLUMN=columns == 1, ONES=a is None, VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments,
+        PANEL=panel, BE=be,
+    )  # fmt: skip
+    # the places of launches, and the programs for a block of rows of each
+    of, each = Panels([(0, batch * tiles, 0)], 0, None), 1
+    if panel:
+        of, each = panels(x, height, longest, pairings if pull == 3 else (pairings + 1) // 2), ROWS // found.bn
+    for place in of.places:
+        first, blocks, start = place
+        with torch.cuda.device_of(x):
+            _sweep_kernel[(blocks * each, pairings, ranges * e_blocks)](
+                split.points, coefficients, shift, baseline, sums, of.weights, table.arguments(),
+                n, m, dims, columns, batch, table.count, table.stride, ranges, first, start, of.window,
+                TABLE=table.constants(own), ASKED=asked, VARIANT=variant, FAR=variant._replace(BM=min(16, found.bm)),
+                STAGES=found.stages, **found.options,
+            )  # fmt: skip
+        if panel:
+            pull_by_panel(of, place, split, coefficients, sums.pull, asked)
     return Swept(sums, table, pairings, batch)
-
-
-def _by_products(kind, columns, pairings, table, x, products):
-    """The tile of a variant by products: several columns, pairings of MMD^2, and bandwidths have their own."""
-    if kind == "moments" and (columns > 1 or pairings > 2):
-        kind += " of columns" if columns > 1 else " of sets"
-    if kind == "value" and table.count > 1:
-        kind += " of bandwidths"
-    return tile(kind, x.shape[2], table.dtype, x.device, products)

@@ -7,16 +7,21 @@ import triton
 import triton.language as tl
 
 from .bandwidths import LOG2_E
-from .bf16_pieces import inner_products, less_own_points, weighted_points, zeros
 from .distances import (
     cast,
     coordinates_of,
     differences,
+    exponents,
     exp2m1,
+    less_own_points,
     next_kernel,
-    pulled_by_differences,
+    pull_by_differences,
+    pull_of_tile,
+    split_distances,
     squared_distances,
+    steps_of,
 )
+from .points import dot, halves, weighted, zeros
 
 # sums over a tile of rows are stored by strips of so many, whatever the tile
 STRIP = 32
@@ -36,18 +41,26 @@ def row_coefficients(rows, ASKED: tl.constexpr, VARIANT: tl.constexpr):
 
 
 @triton.jit
-def distances(rows, cols, row_norms, row_points, unit, D, ASKED: tl.constexpr, VARIANT: tl.constexpr):
-    """|p_i - q_j|^2 of a tile; and q_j - p_i, if registers hold the coordinates."""
+def distances(
+    rows, cols, of_rows, of_cols, far, row_points, frame, D,
+    TURN: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr,
+):  # fmt: skip
+    """|p_i - q_j|^2 of a tile; as a sum of two, for shifts; and q_j - p_i, if registers hold the coordinates."""
     DIMS: tl.constexpr = ASKED.DIMS
     away = ()
     if DIMS > 0:
-        away = differences(row_points, coordinates_of(cols, DIMS, VARIANT.ACC), unit, DIMS, VARIANT.SCALED)
+        away = differences(row_points, coordinates_of(cols, DIMS, VARIANT.ACC), frame.per_unit, DIMS, VARIANT.SCALED)
         d2 = away[0] * away[0]
         for d in tl.static_range(1, DIMS):
             d2 = tl.fma(away[d], away[d], d2)
+        exact, rest = d2, zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
+    elif ASKED.SHIFT > 0:
+        exact, rest = split_distances(rows, cols, of_rows, of_cols, far, frame, D, TURN, VARIANT)
+        d2 = tl.maximum(exact + rest, 0.0)
     else:
-        d2 = squared_distances(rows, cols, row_norms, unit, D, VARIANT, False)
-    return d2, away
+        d2 = squared_distances(rows, cols, of_rows, of_cols, far, frame, D, TURN, VARIANT)
+        exact, rest = d2, d2
+    return d2, exact, rest, away
 
 
 @triton.jit
@@ -67,18 +80,30 @@ def pair_coefficients(rows, cols, twice, E, ASKED: tl.constexpr, VARIANT: tl.con
         if ASKED.HALF > 0:
             h *= tl.where(twice, 2.0, 1.0).to(VARIANT.ACC)
         c = tl.broadcast_to(h[None, :], [BN, BM])
-    elif (ASKED.PULL > 0 or ASKED.MOMENTS) and VARIANT.DOT > 0:
-        c = inner_products(rows.coefficients, cols.coefficients, rows, cols, ASKED.EP, 16, VARIANT, False)
     elif ASKED.PULL > 0 or ASKED.MOMENTS:
         # sum_e f_ie h_je
         for e0 in range(0, E, 16):
             e = tl.arange(0, 16)
             left = rows.coefficients + rows.at[:, None] * E + e0 + e[None, :]
-            right = cols.coefficients + cols.at[None, :] * E + e0 + e[:, None]
+            right = cols.coefficients + cols.at[:, None] * E + e0 + e[None, :]
             left = tl.load(left, mask=rows.inside[:, None] & (e < E - e0)[None, :], other=0.0).to(VARIANT.ACC)
-            right = tl.load(right, mask=cols.inside[None, :] & (e < E - e0)[:, None], other=0.0).to(VARIANT.ACC)
-            c = tl.dot(left, right, c, input_precision="ieee", out_dtype=VARIANT.ACC)
+            right = tl.load(right, mask=cols.inside[:, None] & (e < E - e0)[None, :], other=0.0).to(VARIANT.ACC)
+            c = _inner(left, right, c, VARIANT.ACC)
     return c, h
+
+
+@triton.jit
+def _inner(left, right, c, ACC: tl.constexpr):
+    """c + left right^T, in float32 by halves of each row."""
+    if ACC.primitive_bitwidth == 64:
+        return tl.dot(left, tl.trans(right), c, input_precision="ieee", out_dtype=ACC)
+    else:
+        high, low, scale = halves(left)
+        other_high, other_low, other_scale = halves(right)
+        found = dot(high, tl.trans(other_high), tl.zeros(c.shape, ACC))
+        found = dot(high, tl.trans(other_low), found)
+        found = dot(low, tl.trans(other_high), found)
+        return tl.fma(found * scale[:, None], other_scale[None, :], c)
 
 
 @triton.jit
@@ -95,39 +120,39 @@ def no_value(BY_TILE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr):
 
 @triton.jit
 def add_value(
-    value, total, h, cols, e, e_in, E, BY_TILE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr
+    value, total, h, cols, e, E, BY_TILE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr
 ):  # fmt: skip
     """value + sum_j total_ij h_je, or its addends."""
     if ASKED.ONE_COLUMN and BY_TILE:
         value += tl.sum(total * h[None, :], 1)
     elif ASKED.ONE_COLUMN:
         value = tl.fma(total, h[None, :], value)
-    elif VARIANT.DOT > 0:
-        value = weighted_points(total, cols.coefficients, cols, e, value, ASKED.EP, VARIANT.DOT)
     else:
-        inside = cols.inside[:, None] & e_in[None, :]
+        inside = cols.inside[:, None] & (e < E)[None, :]
         right = tl.load(cols.coefficients + cols.at[:, None] * E + e[None, :], mask=inside, other=0.0)
-        value = tl.dot(total, right.to(VARIANT.ACC), value, input_precision="ieee", out_dtype=VARIANT.ACC)
+        right = right.to(VARIANT.ACC)
+        if VARIANT.ACC.primitive_bitwidth == 64:
+            value = tl.dot(total, right, value, input_precision="ieee", out_dtype=VARIANT.ACC)
+        else:
+            high, low, scale = halves(right)
+            value = weighted(value, total * scale[None, :], high, low, 1 if VARIANT.DOT == 1 else 3)
     return value
 
 
 @triton.jit
-def clear_pull(pull_ptr, rows, coordinates, D, width, BN: tl.constexpr, BD: tl.constexpr):
-    """More coordinates than registers hold: the pull on these rows is summed in memory."""
+def clear_pull(pull_ptr, rows, coordinates, D, BN: tl.constexpr, BD: tl.constexpr):
+    """In float64, of more coordinates than registers hold, the pull on these rows is summed in memory."""
     for d0 in range(0, D, BD):
-        inside = rows.inside[:, None] & (d0 + coordinates < width)[None, :]
-        own = pull_ptr + rows.at[:, None] * width + d0 + coordinates[None, :]
+        inside = rows.inside[:, None] & (coordinates < D - d0)[None, :]
+        own = pull_ptr + rows.at[:, None] * D + d0 + coordinates[None, :]
         tl.store(own, tl.zeros([BN, BD], tl.float64), mask=inside)
     tl.debug_barrier()
 
 
 @triton.jit
 def no_pull(ASKED: tl.constexpr, VARIANT: tl.constexpr):
-    """By products the sum of a block of coordinates; of few coordinates the addends of each; else nothing."""
-    if VARIANT.DOT > 0:
-        return zeros(VARIANT.BN, VARIANT.BD, VARIANT.ACC)
-    else:
-        return _zeros(ASKED.DIMS, VARIANT)
+    """Of few coordinates the addends of each; else nothing."""
+    return _zeros(ASKED.DIMS, VARIANT)
 
 
 @triton.jit
@@ -140,26 +165,26 @@ def _zeros(D: tl.constexpr, VARIANT: tl.constexpr):
 
 @triton.jit
 def add_pull(
-    pull, w_sum, w, away, pull_ptr, rows, cols, coordinates, unit, D, width,
-    ASKED: tl.constexpr, VARIANT: tl.constexpr,
+    pull, chunk, w_sum, w, away, of_cols, far, pull_ptr, rows, cols, coordinates, frame, D,
+    TURN: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
-    """Adds sum_j w_ij (q_j - p_i); by products sum_j w_ij q_j, and sum_j w_ij apart."""
+    """Adds sum_j w_ij (q_j - p_i) of a tile: see pull_of_tile; of few coordinates to the chunk; or in memory."""
     if VARIANT.DOT > 0:
-        pull = weighted_points(w, cols.points, cols, coordinates, pull, VARIANT.DP, VARIANT.DOT)
-        w_sum += tl.sum(w, 1)
+        high, middle = of_cols.high, of_cols.middle
+        pull, w_sum = pull_of_tile(pull, w_sum, w, high, middle, far, rows, cols, 0, frame, D, TURN, VARIANT)
     elif ASKED.DIMS > 0:
-        pull = _pulled(pull, w, away, ASKED.DIMS)
+        chunk = _pulled(chunk, w, away, ASKED.DIMS)
     else:
-        # in memory, BD coordinates at a time; only this program touches these rows
+        # BD coordinates at a time; only this program touches these rows
         for d0 in range(0, D, VARIANT.BD):
             nothing = zeros(VARIANT.BN, VARIANT.BD, VARIANT.ACC)
-            block = pulled_by_differences(nothing, w, rows, cols, d0, unit, D, VARIANT)
-            own = pull_ptr + rows.at[:, None] * width + d0 + coordinates[None, :]
+            block = pull_by_differences(nothing, w, rows, cols, d0, frame.per_unit, D, VARIANT)
+            own = pull_ptr + rows.at[:, None] * D + d0 + coordinates[None, :]
             inside = rows.inside[:, None] & (coordinates < D - d0)[None, :]
             tl.store(own, tl.load(own, mask=inside, other=0.0) + block, mask=inside)
         # for the next tile other threads may load what one thread stored
         tl.debug_barrier()
-    return pull, w_sum
+    return pull, chunk, w_sum
 
 
 @triton.jit
@@ -172,22 +197,16 @@ def _pulled(pull, w, away, D: tl.constexpr):
 
 
 @triton.jit
-def keep_pull(pull, chunk, pull_ptr, rows, coordinates, width, DIMS: tl.constexpr, VARIANT: tl.constexpr):
-    """Adds the pull of a chunk to that of all, in registers or, by products, in memory."""
-    if VARIANT.DOT > 0:
-        own = pull_ptr + rows.at[:, None] * width + coordinates[None, :]
-        inside = rows.inside[:, None] & (coordinates < VARIANT.DP)[None, :]
-        tl.store(own, tl.load(own, mask=inside, other=0.0) + chunk, mask=inside)
-        tl.debug_barrier()
-    else:
-        for d in tl.static_range(DIMS):
-            pull += tl.where(coordinates[None, :] == d, tl.sum(chunk[d], 1)[:, None], 0.0)
+def keep_pull(pull, chunk, coordinates, DIMS: tl.constexpr):
+    """Adds the chunk of few coordinates to the pull."""
+    for d in tl.static_range(DIMS):
+        pull += tl.where(coordinates[None, :] == d, tl.sum(chunk[d], 1)[:, None], 0.0)
     return pull
 
 
 @triton.jit
 def store_sums(
-    sums, row, f, value, sum_k, sum_kd2, i0, first, strips, more, S,
+    sums, row, f, value, sum_k, sum_kd2, square, i0, first, strips, more, S,
     SP: tl.constexpr, ASKED: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Sums over the rows of a tile, to the strip that it begins with."""
@@ -199,7 +218,7 @@ def store_sums(
         _store_in_first(own, tl.sum(f.to(tl.float64) * value, 0), lead, inside, more, ASKED.PANEL)
     if ASKED.MOMENTS:
         sum_k *= f[:, None]
-        sum_kd2 *= f[:, None]
+        sum_kd2 *= f[:, None] * square
         # in the caller's order of bandwidths
         bandwidths = tl.arange(0, SP)
         place = tl.load(row.places + bandwidths, mask=bandwidths < S, other=0.0).to(tl.int32)
@@ -224,82 +243,123 @@ def _store_in_first(ptr, sums, lead, inside, more, PANEL: tl.constexpr):
 
 
 @triton.jit
-def store_pull(pull_ptr, pull, rows, coordinates, factor, D, width, BD: tl.constexpr, DIMS: tl.constexpr):
-    """Scales the pull, which is in registers or (DIMS = 0) in memory."""
-    for d0 in range(0, D, BD):
-        own = pull_ptr + rows.at[:, None] * width + d0 + coordinates[None, :]
+def store_pull(
+    pull_ptr, pull, w_sum, rows, coordinates, factor, D, ASKED: tl.constexpr, VARIANT: tl.constexpr
+):  # fmt: skip
+    """Scales the pull, which is in registers or, in float64 and of many coordinates, in memory."""
+    BD: tl.constexpr = VARIANT.BD
+    if VARIANT.DOT > 0:
+        pull = less_own_points(pull, w_sum, rows, coordinates, D, VARIANT)
+        factor = factor.to(tl.float32)
+    for d0 in range(0, 1 if VARIANT.DOT > 0 else D, BD):
+        own = pull_ptr + rows.at[:, None] * D + d0 + coordinates[None, :]
         inside = rows.inside[:, None] & (coordinates < D - d0)[None, :]
-        if DIMS == 0:
+        if VARIANT.DOT == 0 and ASKED.DIMS == 0:
             pull = tl.load(own, mask=inside, other=0.0).to(tl.float64)
         tl.store(own, cast(pull * factor, pull_ptr), mask=inside)
 
 
 @triton.jit
-def store_pull_by_products(pull_ptr, rows, coordinates, w_sum, factor, VARIANT: tl.constexpr):
-    """Makes of sum_j w_ij q_j, which is in memory, the pull: less p_i sum_j w_ij, and scaled."""
-    inside = rows.inside[:, None] & (coordinates < VARIANT.DP)[None, :]
-    own = pull_ptr + rows.at[:, None] * VARIANT.DP + coordinates[None, :]
-    pull = tl.load(own, mask=inside, other=0.0)
-    pull = less_own_points(pull, rows.points, rows, coordinates, inside, w_sum, VARIANT.DP, VARIANT.DOT)
-    tl.store(own, pull * factor, mask=inside)
+def marks_of(row, baseline_ptr, b, S, TABLE: tl.constexpr, ASKED: tl.constexpr):
+    """Of few bandwidths the steps, and 4 if a baseline is subtracted, three bits each: registers are short."""
+    marks = 0
+    COUNT: tl.constexpr = 0 if TABLE.STEPS >= 0 and not ASKED.LESS else TABLE.COUNT
+    for s in tl.static_range(COUNT):
+        marks |= _mark_of(row, s, baseline_ptr, b, S, ASKED) << (3 * s)
+    return marks
+
+
+@triton.jit
+def _mark_of(row, s, baseline_ptr, b, S, ASKED: tl.constexpr):
+    mark = steps_of(row, s)
+    if ASKED.LESS:
+        baseline = tl.load(baseline_ptr + b * S + tl.load(row.places + s).to(tl.int32))
+        mark |= tl.where(baseline > 0, 4, 0)
+    return mark
 
 
 @triton.jit
 def mix(
-    d2, c, sum_k, sum_kd2, measured, row, rows, cols, kept,
-    shift_ptr, first_row, first_col, pairing, baseline_ptr, b, S,
+    d2, exact, rest, c, sum_k, sum_kd2, row, marks, rows, cols, counted, j1, m, met, memory, frame, S,
     TABLE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
     """Of a tile: sum_s w_s k_s, or of k_s - baseline_s; sum_s w_s / sigma_s^2 k_s; sum_k, sum_kd2 with its share."""
     total = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
     k_over_sigma2 = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
     k, km1 = total, total
-    for s in range(1 if TABLE.SP == 1 else S):
-        if ASKED.SHIFT > 0:
-            k, km1 = _shifted(
-                d2, row, s, rows, cols, kept, shift_ptr, first_row, first_col, pairing, S, ASKED, VARIANT.ACC
-            )
-        else:
-            k, km1 = next_kernel(k, km1, d2, row, s, TABLE.SP > 1, ASKED.LESS, VARIANT.ACC)
-        summed = km1
-        if ASKED.LESS:
-            baseline = tl.load(baseline_ptr + b * S + tl.load(row.places + s).to(tl.int32))
-            summed = tl.where(baseline > 0, km1, k)
-        if ASKED.VALUE or ASKED.TOTAL:
-            total = tl.fma(summed, tl.load(row.weights + s), total)
-        if ASKED.PULL > 0:
-            k_over_sigma2 = tl.fma(k, tl.load(row.weights_over_sigma2 + s), k_over_sigma2)
-        if ASKED.MOMENTS and measured:
-            own = tl.arange(0, TABLE.SP)[None, :] == s
-            sum_k += tl.where(own, tl.sum(c * summed, 1)[:, None], 0.0)
-            # an infinite distance has a kernel of 0 and no say
-            ckd2 = tl.where(k == 0.0, 0.0, c * k * d2)
-            sum_kd2 += tl.where(own, tl.sum(ckd2, 1)[:, None], 0.0)
+    COUNT: tl.constexpr = TABLE.COUNT
+    if COUNT > 0:
+        for s in tl.static_range(COUNT):
+            k, km1, total, k_over_sigma2, sum_k, sum_kd2 = _add_bandwidth(
+                k, km1, total, k_over_sigma2, sum_k, sum_kd2, d2, exact, rest, c, s,
+                (TABLE.STEPS >> (2 * s)) & 3 if TABLE.STEPS >= 0 else (marks >> (3 * s)) & 3,
+                (marks >> (3 * s)) & 4,
+                row, rows, cols, counted, j1, m, met, memory, frame, S, TABLE, ASKED, VARIANT,
+            )  # fmt: skip
+    else:
+        for s in range(S):
+            less = _mark_of(row, s, memory.baseline, met.b, S, ASKED) & 4
+            k, km1, total, k_over_sigma2, sum_k, sum_kd2 = _add_bandwidth(
+                k, km1, total, k_over_sigma2, sum_k, sum_kd2, d2, exact, rest, c, s, steps_of(row, s), less,
+                row, rows, cols, counted, j1, m, met, memory, frame, S, TABLE, ASKED, VARIANT,
+            )  # fmt: skip
     return total, k_over_sigma2, sum_k, sum_kd2
 
 
 @triton.jit
+def _add_bandwidth(
+    k, km1, total, k_over_sigma2, sum_k, sum_kd2, d2, exact, rest, c, s, steps, less,
+    row, rows, cols, counted, j1, m, met, memory, frame, S,
+    TABLE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr,
+):  # fmt: skip
+    if ASKED.SHIFT > 0:
+        k, km1 = _shifted(exact, rest, row, s, rows, cols, counted, j1, m, met, memory, frame, S, ASKED, VARIANT)
+    else:
+        k, km1 = next_kernel(k, km1, d2, row, s, steps, frame.square, TABLE.SP > 1, ASKED.LESS, VARIANT.ACC)
+    summed = km1
+    if ASKED.LESS:
+        summed = tl.where(less > 0, km1, k)
+    if ASKED.VALUE or ASKED.TOTAL:
+        total = tl.fma(summed, tl.load(row.weights + s).to(VARIANT.ACC), total)
+    if ASKED.PULL > 0:
+        k_over_sigma2 = tl.fma(k, tl.load(row.weights_over_sigma2 + s).to(VARIANT.ACC), k_over_sigma2)
+    if ASKED.MOMENTS and met.measured:
+        own = tl.arange(0, TABLE.SP)[None, :] == s
+        sum_k += tl.where(own, tl.sum(c * summed, 1)[:, None], 0.0)
+        # an infinite distance has a kernel of 0 and no say
+        ckd2 = tl.where(k == 0.0, 0.0, c * k * d2)
+        sum_kd2 += tl.where(own, tl.sum(ckd2, 1)[:, None], 0.0)
+    return k, km1, total, k_over_sigma2, sum_k, sum_kd2
+
+
+@triton.jit
 def _shifted(
-    d2, row, s, rows, cols, kept, shift_ptr, first_row, first_col, pairing, S,
-    ASKED: tl.constexpr, ACC: tl.constexpr,
+    exact, rest, row, s, rows, cols, counted, j1, m, met, memory, frame, S,
+    ASKED: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
     """The kernel of bandwidth s times exp(-shift), and that less 1, or again."""
-    t = d2 * tl.load(row.scales + s)
+    ACC: tl.constexpr = VARIANT.ACC
+    t, less = exponents(exact, rest, row, s, frame.square, VARIANT)
     place = tl.load(row.places + s).to(tl.int32)
     if ASKED.SHIFT != 2:
-        own = shift_ptr + first_row * S + rows.at * S + place
-        shift = tl.load(own, mask=rows.inside & (pairing == 0), other=0.0).to(ACC)
-        t -= (shift * LOG2_E)[:, None]
+        own = memory.shift + met.first_row * S + rows.at * S + place
+        shift = tl.load(own, mask=rows.inside & (met.pairing == 0), other=0.0) * LOG2_E
+        high = shift.to(ACC)
+        t -= high[:, None]
+        less -= (shift - high.to(shift.dtype)).to(ACC)[:, None]
     if ASKED.SHIFT != 1:
-        own = shift_ptr + first_col * S + cols.at * S + place
-        shift = tl.load(own, mask=cols.inside & (pairing == ASKED.SHIFT - 2), other=0.0).to(ACC)
-        t -= (shift * LOG2_E)[None, :]
+        own = memory.shift + (met.b * m + j1) * S + cols.at * S + place
+        shift = tl.load(own, mask=cols.inside & (met.pairing == ASKED.SHIFT - 2), other=0.0) * LOG2_E
+        high = shift.to(ACC)
+        t -= high[None, :]
+        less -= (shift - high.to(shift.dtype)).to(ACC)[None, :]
+    t += less
     # a shift can make the kernel of a pair that does not count infinite, which times 0 would be NaN
     t = tl.where(cols.inside[None, :], t, float("-inf"))
     if ASKED.DROP > 0:
-        t = tl.where(kept, t, float("-inf"))
+        t = tl.where(counted, t, float("-inf"))
     # and that of a row without weight, which counts for nothing and has a derivative
-    most: tl.constexpr = 1000.0 if tl.float64 == ACC else 120.0
+    most: tl.constexpr = 1000.0 if tl.float64 == ACC else 90.0
     t = tl.where(t > most, most, t)
     k = tl.exp2(t)
     km1 = k
