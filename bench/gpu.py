@@ -1,634 +1,36 @@
 """The GPU kernels on a GPU: checked in every precision, then timed against rivals and against the GPU's own ceilings.
 
-    python bench/gpu.py                    everything
-    python bench/gpu.py --only mmd2        cases whose name holds this
+    python bench/gpu.py --first            first contact: what runs, what is right, a dozen timings, in six minutes
+    python bench/gpu.py --minutes 9        the long bench, as much of it as nine minutes hold
+    python bench/gpu.py --only mmd2        of the long bench the cases whose name holds this
     python bench/gpu.py --list             names the cases; needs no GPU
+    python bench/gpu.py --report FILE      what a file of --first says
 
-Needs torch and triton, and this checkout as working directory or on PYTHONPATH; gkfast need not be installed. No time
-is printed for what is wrong. Rows are written to bench/results/<gpu>.csv, or --out, after every case, and those of
-other cases stay there. Tp/s are 10^12 kernel values a second; the share is that of the greatest of three measured
-bounds: exp2 of every pair, bfloat16 products, bytes of the result. Last come the targets, met and missed.
+Needs torch and triton, and this checkout as working directory or on PYTHONPATH; gkfast need not be installed.
+
+--first writes a row after each check to bench/results/first/<gpu>.jsonl, or --out: see gpu_first.py. Started again,
+it goes on where it was cut off, unless kernels/ has changed; --over starts over.
+
+The long bench prints no time for what is wrong. Rows are written to bench/results/<gpu>.csv, or --out, after every
+case, and those of other cases stay there. The most informative cases come first, and rivals that compile for long
+last. Tp/s are 10^12 kernel values a second; the share is that of the greatest of three measured bounds: exp2 of every
+pair, float16 products, bytes of the result. Last come the targets, met and missed.
 """
 
 import argparse
 import csv
-import importlib.util
 import math
-import statistics
+import os
 import sys
-from dataclasses import dataclass
-from functools import partial
+import time
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
+STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
+# bench/ is not installed
+sys.path.insert(0, str(ROOT))
 
-
-def load():
-    """gkfast of this checkout, whose folder kernels/ is the package gkfast.kernels."""
-    sys.path.insert(0, str(ROOT))
-    import gkfast
-
-    if importlib.util.find_spec("gkfast.kernels") is None:
-        place = ROOT / "kernels/__init__.py"
-        spec = importlib.util.spec_from_file_location(
-            "gkfast.kernels", place, submodule_search_locations=[str(place.parent)]
-        )
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["gkfast.kernels"] = package
-        spec.loader.exec_module(package)
-        gkfast.kernels = package
-
-
-DEVICE = "cuda"
-PRODUCTS = {"highest": 6, "high": 3, "medium": 1}
-# against float64, where sigma is of the data's scale, for "highest", "high" and "medium": kernels/gpu/README.md. What
-# an error is a share of is in reference_outputs
-TOLERANCE = {
-    "matrix": (1e-6, 2e-4, 4e-2),
-    "matrix gradient": (1e-5, 1e-4, 2e-2),
-    "matmul": (2e-6, 1e-4, 2e-2),
-    "matmul gradient": (1e-5, 1e-4, 2e-2),
-    "signs": (2e-6, 1e-4, 2e-2),
-    "density": (2e-7, 2**-14, 2**-6),
-    "score": (1e-5, 2**-13, 2**-5),
-    "mmd2": (2e-6, 1e-4, 2e-2),
-    # a difference of two sums
-    "mmd2 gradient": (1e-5, 5e-4, 1e-1),
-    "mmd2 call": (1e-5, 5e-4, 1e-1),
-}
-# a rival's is float32 with the cancellation of |x|^2 + |y|^2 - 2 x.y
-RIVAL_TOLERANCE = 1e-2
-
-
-@dataclass(frozen=True)
-class Case:
-    op: str
-    n: int
-    m: int
-    d: int
-    # gkfast's precisions, and rivals
-    runs: tuple[str, ...]
-    graph: bool = False
-    # of v
-    columns: int = 1
-    # five bandwidths, each twice the one before
-    ladder: bool = False
-
-    @property
-    def name(self):
-        columns = f" E={self.columns}" if self.columns > 1 else ""
-        return (
-            f"{self.op} N={self.n} M={self.m} D={self.d}{columns}"
-            f"{' ladder' if self.ladder else ''}{' graph' if self.graph else ''}"
-        )
-
-    @property
-    def pairs(self):
-        """Kernel values that the answer needs: half of those of a set with itself."""
-        own = (self.n**2 + self.m**2) // 2 if self.op.startswith("mmd2") else 0
-        return own + self.n * self.m
-
-    def ceilings(self, products):
-        """exp2 values, bfloat16 multiply-adds, bytes."""
-        # distances; then what the kernel is multiplied with: for MMD^2 and a matrix at both ends of a pair
-        lengths = self.d * {"matrix gradient": 3, "mmd2 gradient": 3, "mmd2 call": 3}.get(
-            self.op, 2 if self.op in ("matmul gradient", "score") else 1
-        )
-        lengths += self.columns if self.columns > 1 else 0
-        # the gradient of a matrix reads g, writes the weights of the pulls, and reads these for x and for y
-        stored = {"matrix": 1, "matrix gradient": 4}.get(self.op, 0)
-        moved = 4 * (self.n + self.m) * self.d + 4 * stored * self.n * self.m
-        # by differences, where there are few coordinates
-        few = self.d <= 4 and self.columns == 1
-        # a ladder of five takes two, the others are squares
-        return self.pairs * (2 if self.ladder else 1), 0 if few else self.pairs * lengths * products, moved
-
-
-OURS = ("highest", "high", "medium")
-SMALL_RIVALS = ("eager", "compiled", "cdist")
-
-
-def rivals(n, m, *others):
-    """Those that store the matrix, where a few copies of it are no more than 10 GB; and others."""
-    return (*(SMALL_RIVALS if n * m <= 4 * 10**8 else ()), *others)
-
-
-def cases():
-    # KeOps's README
-    sizes = (10_000, 100_000, 1_000_000)
-    found = [Case("matmul", n, n, 3, ("highest", *rivals(n, n, "chunked", "keops"))) for n in sizes]
-    # the sizes of Flash-SD-KDE's appendix A: N training rows, N / 8 queries
-    sizes = (2048, 4096, 8192, 16384, 32768, 65536)
-    found += [Case("density", n // 8, n, 16, (*OURS, "compiled", "chunked", "keops")) for n in sizes]
-    found += [Case("score", n // 8, n, 16, (*OURS, "compiled", "chunked")) for n in (2048, 8192, 32768, 65536)]
-    for n in (32768, 65536, 1_048_576):
-        found.append(Case("matmul", n // 8, n, 16, (*OURS, *rivals(n // 8, n, "chunked", "keops"))))
-    # FlashSinkhorn's
-    for n in (5_000, 10_000, 20_000, 50_000):
-        found.append(Case("matmul", n, n, 64, (*OURS, *rivals(n, n, "chunked", "keops"))))
-    for n in (5_000, 20_000, 50_000):
-        found.append(Case("matmul gradient", n, n, 64, (*OURS, "chunked", "checkpoint", "keops")))
-    # relabellings of a permutation test
-    found += [Case("signs", n, n, 16, (*OURS, "chunked"), columns=512) for n in (2048, 16384)]
-    found += [Case("matrix", 16384, 16384, d, (*OURS, *SMALL_RIVALS)) for d in (3, 16, 64, 256, 784)]
-    # more than 2^31 entries
-    found.append(Case("matrix", 50_000, 50_000, 3, ("highest",)))
-    found += [Case("matrix gradient", n, n, d, (*OURS, "eager")) for n, d in ((4096, 3), (8192, 64), (8192, 784))]
-    # an attention's shape
-    found += [
-        Case("matmul", 16384, 16384, d, (*OURS, "chunked"), columns=e) for d, e in ((3, 64), (64, 64), (64, 512))
-    ]
-    found += [Case("matmul gradient", 8192, 8192, 64, (*OURS, "chunked"), columns=16)]
-    found += [Case("mmd2 gradient", n, n, 64, (*OURS, "eager"), ladder=True) for n in (256, 1024, 8192)]
-    found += [Case("mmd2", n, n, 64, (*OURS, "eager"), ladder=True) for n in (1024, 16384)]
-    found += [
-        Case("mmd2 gradient", n, n, 64, (*OURS, *(SMALL_RIVALS if n <= 16384 else ()), "checkpoint"))
-        for n in (64, 256, 1024, 4096, 16384, 65536)
-    ]
-    found += [Case("mmd2", n, n, 64, (*OURS, "eager")) for n in (1024, 16384)]
-    # latency of a GAN's batch: the kernels, and the public function as a training step calls it
-    for op, graph in (("mmd2 gradient", False), ("mmd2 gradient", True), ("mmd2 call", False), ("mmd2 call", True)):
-        runs = ("highest", "eager") if graph else ("highest", "eager", "compiled")
-        found += [Case(op, n, n, 128, runs, graph) for n in (64, 256, 1024)]
-    return found
-
-
-# Tp/s wanted of an H200 at the largest size of an operation, by columns 1 and no ladder: 62 to 85 % of what its
-# exp2, bfloat16 and store rates allow
-TARGETS = {
-    ("matmul", 3, "highest"): 2.9,
-    ("matmul", 16, "highest"): 2.0,
-    ("matmul", 16, "high"): 2.6,
-    ("matmul", 64, "highest"): 0.75,
-    ("matmul", 64, "high"): 1.35,
-    ("matmul", 64, "medium"): 2.5,
-    ("matrix", 3, "highest"): 0.92,
-    ("matrix", 16, "highest"): 0.92,
-    ("matrix", 64, "highest"): 0.92,
-    ("matrix", 784, "high"): 0.13,
-    ("matrix", 784, "medium"): 0.38,
-    ("score", 16, "high"): 1.9,
-    ("matmul gradient", 64, "high"): 0.75,
-    ("matmul gradient", 64, "medium"): 1.6,
-}
-# how many times as fast as this rival, where both ran
-FASTER = {("matmul", 3, "keops"): 1.4, ("matmul", 16, "keops"): 5.0, ("matmul", 64, "keops"): 5.0}
-# MMD^2 with both gradients takes at most so many times as long as its value alone
-GRADIENT_OVER_VALUE = 2.2
-# milliseconds of a batch of 1024, the public function, replayed as a graph
-LATENCY = 0.025
-
-
-def targets(rows):
-    """Lines: each target, what was measured, whether it is met. Of what was not run none is met or missed."""
-    timed = {(row["case"], row["run"]): row for row in rows if "ms" in row}
-    plain = [case for case in cases() if case.columns == 1 and not case.ladder and not case.graph]
-
-    def largest(op, d, run):
-        found = [case for case in plain if (case.op, case.d) == (op, d) and (case.name, run) in timed]
-        return max(found, key=lambda case: case.pairs, default=None)
-
-    def line(what, measured, wanted, met):
-        return f"{'met' if met else 'MISSED':7} {what}: {measured:.3g}, wanted {wanted:g}"
-
-    for (op, d, run), wanted in TARGETS.items():
-        case = largest(op, d, run)
-        if case is not None:
-            reached = timed[case.name, run]["Tp/s"]
-            yield line(f"{case.name} {run}, Tp/s", reached, wanted, reached >= wanted)
-    for (op, d, rival), wanted in FASTER.items():
-        case = largest(op, d, rival)
-        if case is not None and (case.name, "highest") in timed:
-            ratio = timed[case.name, rival]["ms"] / timed[case.name, "highest"]["ms"]
-            yield line(f"{case.name} highest, times as fast as {rival}", ratio, wanted, ratio >= wanted)
-    value, gradient = (f"{op} N=16384 M=16384 D=64" for op in ("mmd2", "mmd2 gradient"))
-    for run in OURS:
-        if (value, run) in timed and (gradient, run) in timed:
-            ratio = timed[gradient, run]["ms"] / timed[value, run]["ms"]
-            what = f"{gradient} {run}, times as long as the value"
-            yield line(what, ratio, GRADIENT_OVER_VALUE, ratio <= GRADIENT_OVER_VALUE)
-    call = "mmd2 call N=1024 M=1024 D=128 graph"
-    if (call, "highest") in timed:
-        took = timed[call, "highest"]["ms"]
-        yield line(f"{call} highest, ms", took, LATENCY, took <= LATENCY)
-
-
-# ---- what is timed
-
-
-def sigmas_of(case):
-    return [float(case.d) ** 0.5 * step for step in ((0.25, 0.5, 1.0, 2.0, 4.0) if case.ladder else (1.0,))]
-
-
-def inputs(case):
-    generator = torch.Generator(device=DEVICE).manual_seed(20)
-    x, y = (
-        torch.randn(1, rows, case.d, device=DEVICE, generator=generator) + shift
-        for rows, shift in ((case.n, 0.0), (case.m, 0.3))
-    )
-    v = torch.rand(1, case.m, case.columns, device=DEVICE, generator=generator)
-    return x, y, v
-
-
-def coefficients(case):
-    """g (1, N, M) of the gradient of a matrix, (1, N, E) of that of a product."""
-    generator = torch.Generator(device=DEVICE).manual_seed(21)
-    width = case.m if case.op == "matrix gradient" else case.columns
-    return torch.rand(1, case.n, width, device=DEVICE, generator=generator)
-
-
-def mixture(squares, sigmas):
-    return sum(torch.exp(squares / (-2 * sigma * sigma)) for sigma in sigmas)
-
-
-def pulling(squares, sigmas):
-    return sum(torch.exp(squares / (-2 * sigma * sigma)) / sigma**2 for sigma in sigmas)
-
-
-def dot_squares(x, y):
-    """|x|^2 + |y|^2 - 2 x.y, as people write it."""
-    return x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :] - 2 * x @ y.mT
-
-
-def kernel_matrix(x, y, sigmas):
-    return mixture(dot_squares(x, y), sigmas)
-
-
-def cdist_matrix(x, y, sigmas):
-    return mixture(torch.cdist(x, y).square(), sigmas)
-
-
-def pull_of(weights, p, y):
-    """sum_j weights_ij (y_j - p_i)"""
-    return weights @ y - p * weights.sum(-1, keepdim=True)
-
-
-def mmd2_of(x, y, sigmas, matrix=kernel_matrix):
-    """The matrix may be summed already."""
-    n, m, own = x.shape[-2], y.shape[-2], len(sigmas)
-    xx, yy, xy = (matrix(p, q, sigmas).sum() for p, q in ((x, x), (y, y), (x, y)))
-    return (xx - own * n) / (n * (n - 1)) + (yy - own * m) / (m * (m - 1)) - 2 * xy / (n * m)
-
-
-def with_gradient(function, *points):
-    """The value, and its gradients to the points."""
-    points = [p.detach().clone().requires_grad_() for p in points]
-
-    def run():
-        value = function(*points)
-        return value.detach(), *torch.autograd.grad(value, points)
-
-    return run
-
-
-def in_chunks(function, x, rows):
-    return torch.cat([function(part) for part in x.split(rows, 1)], 1)
-
-
-def checkpointed(function):
-    """Its inner values are computed again for the gradient."""
-    from torch.utils.checkpoint import checkpoint
-
-    return partial(checkpoint, function, use_reentrant=False)
-
-
-def kernel_sum(x, y, sigmas):
-    """Of the matrix, by rows of which a gradient keeps nothing."""
-    block = checkpointed(lambda p, q: kernel_matrix(p, q, sigmas).sum())
-    return torch.stack([block(p, y) for p in x.split(2**28 // y.shape[1], 1)]).sum()
-
-
-def reference_outputs(case, x, y, v):
-    """In float64, at up to 512 rows of x, as the runs return them; each with what its error is a share of.
-
-    An error is the greatest of a matrix or a density, else the norm.
-    """
-    chosen = chosen_rows(case)
-    sigmas, some, y, v = sigmas_of(case), x[:, chosen].double(), y.double(), v.double()
-    sigma = sigmas[0]
-
-    def squared(p):
-        return torch.stack([(p[:, i : i + 1] - y).square().sum(-1) for i in range(p.shape[1])], 1)
-
-    if case.op == "matrix":
-        return [(in_chunks(lambda p: mixture(squared(p), sigmas), some, 64), 1.0)]
-    if case.op == "matmul":
-        return [of_norm(in_chunks(lambda p: mixture(squared(p), sigmas) @ v, some, 64))]
-    if case.op == "signs":
-        y = x.double()
-        # a point is 0 from itself, where K - 1 is 0
-        return [of_norm(in_chunks(lambda p: torch.expm1(squared(p) / (-2 * sigma**2)) @ v, some, 64))]
-    if "gradient" in case.op and case.op != "mmd2 gradient":
-        g = coefficients(case)[:, chosen].double()
-        weights = g if case.op == "matrix gradient" else g @ v.mT
-        parts = zip(some.split(64, 1), weights.split(64, 1), strict=True)
-        return [of_norm(torch.cat([pull_of(w * pulling(squared(p), sigmas), p, y) for p, w in parts], 1))]
-    if case.op in ("density", "score"):
-        constant = math.log(y.shape[1]) + case.d / 2 * math.log(2 * math.pi * sigma**2)
-
-        def log_p(p):
-            return (squared(p) / (-2 * sigma**2)).logsumexp(-1) - constant
-
-        if case.op == "density":
-            centre = y.mean(1, keepdim=True)
-            squares = [(t.double() - centre).square().sum(-1).max().item() for t in (x, y)]
-            return [(in_chunks(log_p, some, 64), max(squares) / (2 * sigma**2))]
-
-        def score(p):
-            share = torch.softmax(squared(p) / (-2 * sigma**2), -1)
-            return (share @ y - p) / sigma**2
-
-        return [of_norm(in_chunks(score, some, 64))]
-    # the sums of MMD^2 in chunks; gradients at the chosen rows of x
-    x = x.double()
-
-    def kernels(p, q):
-        distances = torch.cdist(p, q, compute_mode="donot_use_mm_for_euclid_dist")
-        return mixture(distances.square(), sigmas)
-
-    def total(p, q):
-        """Of K less what it is at a distance of 0, so that a point and itself count for nothing."""
-        return sum((kernels(part, q) - len(sigmas)).sum() for part in p.split(256, 1))
-
-    n, m = case.n, case.m
-    terms = total(x, x) / (n * (n - 1)), total(y, y) / (m * (m - 1)), -2 * total(x, y) / (n * m)
-    value = sum(terms), max(term.abs().item() for term in terms)
-    if case.op == "mmd2":
-        return [value]
-
-    def pull(p, q):
-        distances = torch.cdist(p, q, compute_mode="donot_use_mm_for_euclid_dist")
-        return pull_of(pulling(distances.square(), sigmas), p, q)
-
-    gradient = in_chunks(lambda p: 2 * pull(p, x) / (n * (n - 1)) - 2 * pull(p, y) / (n * m), some, 64)
-    return [value, of_norm(gradient)]
-
-
-def of_norm(truth):
-    return truth, truth.norm().item()
-
-
-def chosen_rows(case):
-    return torch.linspace(0, case.n - 1, min(case.n, 512)).round().long()
-
-
-def score(gpu, x, y, sigma, log_weights, data_weights, precision):
-    """The gradient of a log-density at x, of the kernels that the operators call for it."""
-    by = {"precision": precision}
-    log_p = gpu.log_density(x, y, sigma, log_weights, data_weights, leave_one_out=False, **by)
-    wide = torch.float64 if precision == "highest" else torch.float32
-    arguments = (torch.ones_like(log_p)[..., None], x, y, data_weights[..., None])
-    shift = log_p[..., None] - log_weights.to(log_p)[:, None]
-    of_x = (True, False, False, False, False)
-    g, x, y, v = (t.to(wide) for t in arguments)
-    one = torch.ones_like(sigma)
-    return gpu.rbf_matmul_backward(g, x, y, v, sigma, one, shift.to(wide), wants=of_x, **by)[0].to(x.dtype)
-
-
-def make(case, name, gpu):
-    """The run, whose outputs are a tuple."""
-    x, y, v = inputs(case)
-    sigmas = sigmas_of(case)
-    sigma = sigmas[0]
-    s = torch.tensor([sigmas], dtype=torch.float64)
-    one, wide = torch.ones_like(s), 2**28 // max(1, case.m)
-    log_weight = -case.d / 2 * math.log(2 * math.pi * sigma**2) * one
-    share = torch.full((1, case.m), 1 / case.m, dtype=torch.float64, device=DEVICE)
-    if name in OURS:
-        by = {"precision": name}
-        if case.op == "matrix":
-            out = torch.full((1, case.n, case.m), torch.nan, device=DEVICE)
-            return lambda: (gpu.rbf(x, y, s, one, out=out, **by),)
-        if case.op == "matmul":
-            return lambda: (gpu.rbf_matmul(x, y, v, s, one, **by),)
-        if case.op == "signs":
-            return lambda: (gpu.rbf_matmul(x, x, v, s, one, baseline=one.expand_as(s), skip_diagonal=True, **by),)
-        if case.op == "matmul gradient":
-            g = coefficients(case)
-            wants = (True, False, False, False, False)
-            return lambda: (gpu.rbf_matmul_backward(g, x, y, v, s, one, wants=wants, **by)[0],)
-        if case.op == "matrix gradient":
-            g = coefficients(case)
-            return lambda: gpu.rbf_backward(g, x, y, s, one, wants=(True, True, False, False), **by)[:1]
-        if case.op == "density":
-            return lambda: (gpu.log_density(x, y, s, log_weight, share, leave_one_out=False, **by),)
-        if case.op == "score":
-            return lambda: (score(gpu, x, y, s, log_weight, share, name),)
-        if case.op == "mmd2 call":
-            import gkfast
-
-            call = with_gradient(lambda p, q: gkfast.mmd2(p, q, sigmas, **by), x[0], y[0])
-            return lambda: tuple(t if t.ndim == 0 else t[None] for t in call()[:2])
-        n, m = case.n, case.m
-        scale = torch.tensor(
-            [[[1 / (n * (n - 1)), 1 / (m * (m - 1)), -2 / (n * m)]]], dtype=torch.float64, device=DEVICE
-        )
-        wants = ("gradient" in case.op, "gradient" in case.op, False, False, False, False)
-
-        def run():
-            values, _, dx, *_ = gpu.kernel_sums_with_gradients(
-                scale, x, y, None, None, s, one, one.expand_as(s), drop=1, wants=wants, **by
-            )
-            return (values[0, 0],) if dx is None else (values[0, 0], dx[:, 0])
-
-        return run
-    if name == "keops":
-        return keops(case, x[0], y[0], v[0], sigma)
-    matrix = cdist_matrix if name == "cdist" else kernel_matrix
-    wrap = compiled if name == "compiled" else lambda f: f
-    if case.op == "matrix":
-        run = wrap(lambda p, q: matrix(p, q, sigmas))
-        return lambda: (run(x, y),)
-    if case.op == "matrix gradient":
-        g = coefficients(case)
-        run = with_gradient(lambda p, q: (matrix(p, q, sigmas) * g).sum(), x, y)
-        return lambda: run()[1:2]
-    if case.op == "matmul":
-        product = wrap(lambda p: matrix(p, y, sigmas) @ v)
-        return lambda: (in_chunks(product, x, wide if name == "chunked" else case.n),)
-    if case.op == "signs":
-        return lambda: (in_chunks(lambda p: (kernel_matrix(p, x, sigmas) - 1) @ v, x, wide),)
-    if case.op == "matmul gradient" and name == "checkpoint":
-        g = coefficients(case)
-        block = checkpointed(lambda p: kernel_matrix(p, y, sigmas) @ v)
-        run = with_gradient(lambda p: (in_chunks(block, p, wide) * g).sum(), x)
-        return lambda: run()[1:]
-    if case.op == "matmul gradient":
-        g = coefficients(case)
-
-        def gradient(p, of):
-            return pull_of(pulling(dot_squares(p, y), sigmas) * (of @ v.mT), p, y)
-
-        return lambda: (
-            torch.cat([gradient(*rows) for rows in zip(x.split(wide, 1), g.split(wide, 1), strict=True)], 1),
-        )
-    if case.op in ("density", "score"):
-        constant = math.log(case.m) + case.d / 2 * math.log(2 * math.pi * sigma**2)
-
-        def exponents(p):
-            return -torch.cdist(p, y).square() / (2 * sigma**2)
-
-        if case.op == "density":
-            part = wrap(lambda p: exponents(p).logsumexp(-1) - constant)
-        else:
-            part = wrap(lambda p: (torch.softmax(exponents(p), -1) @ y - p) / sigma**2)
-        return lambda: (in_chunks(part, x, wide),)
-    function = wrap(lambda p, q: mmd2_of(p, q, sigmas, kernel_sum if name == "checkpoint" else matrix))
-    if case.op == "mmd2":
-        return lambda: (function(x, y),)
-    run = with_gradient(function, x, y)
-    return lambda: run()[:2]
-
-
-def compiled(function):
-    """For fixed shapes, as they are timed; the sizes before would count against the limit on recompilations."""
-    torch.compiler.reset()
-    return torch.compile(function, dynamic=False)
-
-
-def keops(case, x, y, v, sigma):
-    """None where KeOps is not installed."""
-    if importlib.util.find_spec("pykeops") is None:
-        return None
-    from pykeops.torch import LazyTensor
-
-    def exponents(x):
-        x_i, y_j = LazyTensor((x / (2**0.5 * sigma))[:, None]), LazyTensor((y / (2**0.5 * sigma))[None])
-        return -((x_i - y_j) ** 2).sum(-1)
-
-    if case.op == "density":
-        constant = math.log(case.m) + case.d / 2 * math.log(2 * math.pi * sigma**2)
-        return lambda: ((exponents(x).logsumexp(dim=1)[:, 0] - constant)[None],)
-    if case.op == "matmul gradient":
-        g = coefficients(case)[0]
-        # dx has 1 / sigma^2, as ours
-        run = with_gradient(lambda p: ((exponents(p).exp() @ v) * g).sum(), x)
-        return lambda: (run()[1][None],)
-    return lambda: ((exponents(x).exp() @ v)[None],)
-
-
-# ---- how it is timed
-
-
-def once(run):
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    stop.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(stop) / 1e3
-
-
-def seconds(run, budget=0.5):
-    """Median of CUDA events around single runs; warm before, and three runs at least."""
-    for _ in range(3):
-        if once(run) > budget:
-            break
-    times = []
-    while len(times) < 3 or (sum(times) < budget and len(times) < 200):
-        times.append(once(run))
-    return statistics.median(times)
-
-
-def captured(run):
-    """The run as a CUDA graph, and what it returns."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
-
-    def replay():
-        graph.replay()
-        return outputs
-
-    return replay
-
-
-def measured_ceilings():
-    """exp2 a second, bfloat16 multiply-adds a second, bytes a second."""
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def exponentials(out_ptr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
-        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        # chains that neither grow nor vanish: -2^x stays between -1 and 0
-        x = at.to(tl.float32) * -1e-9
-        for _ in range(ROUNDS):
-            x = -tl.exp2(x)
-        tl.store(out_ptr + at, x)
-
-    # far more than any cache holds
-    big = torch.randn(2**28, device=DEVICE)
-    other = torch.empty_like(big)
-    moved = 2 * 4 * big.numel() / seconds(partial(other.copy_, big))
-    del big, other
-    a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    products = 8192**3 / seconds(lambda: a @ b)
-    blocks, block, rounds = 132 * 64, 1024, 2000
-    out = torch.empty(blocks * block, device=DEVICE)
-    values = blocks * block * rounds / seconds(lambda: exponentials[(blocks,)](out, ROUNDS=rounds, BLOCK=block))
-    return values, products, moved
-
-
-def error(case, outputs, exact):
-    worst = 0.0
-    for found, (truth, size) in zip(outputs, exact, strict=True):
-        found = found.detach()
-        if found.ndim > 1 and found.shape[1] == case.n:
-            found = found[:, chosen_rows(case).to(found.device)]
-        apart = found.double().reshape(truth.shape) - truth
-        share = (apart.abs().max() if case.op in ("matrix", "density") else apart.norm()).item() / size
-        # a NaN is never the greater
-        worst = share if share != share else max(worst, share)
-    return worst
-
-
-def tolerance(case, name):
-    return TOLERANCE[case.op][OURS.index(name)] if name in OURS else RIVAL_TOLERANCE
-
-
-def rows_of(case, gpu, ceilings):
-    exact = None
-    for name in case.runs:
-        row = {"case": case.name, "op": case.op, "N": case.n, "M": case.m, "D": case.d, "run": name}
-        try:
-            exact = reference_outputs(case, *inputs(case)) if exact is None else exact
-            run = make(case, name, gpu)
-            if run is None:
-                continue
-            if case.graph:
-                run = captured(run)
-            outputs = run()
-            torch.cuda.synchronize()
-            row["error"] = error(case, outputs, exact)
-            allowed = tolerance(case, name)
-            del outputs
-            if not row["error"] <= allowed:
-                row["wrong"] = f"WRONG: error {row['error']:.1e}, allowed {allowed:.0e}"
-            else:
-                time = seconds(run)
-                # "highest" computes densities in float64
-                products = 0 if (name, case.op) in _IN_FLOAT64 else PRODUCTS.get(name, 1)
-                bounds = [c / r for c, r in zip(case.ceilings(products), ceilings, strict=True)]
-                row |= {"ms": 1e3 * time, "Tp/s": case.pairs / time / 1e12, "share": max(bounds) / time}
-                row["bound"] = ("exp2", "products", "bytes")[bounds.index(max(bounds))]
-        except Exception as failure:
-            # a rival that cannot run, or lacks memory, must not end the others' runs; the row says what it was
-            row["wrong"] = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0][:80]}"
-        run = None
-        torch.cuda.empty_cache()
-        yield row
-
-
-_IN_FLOAT64 = {("highest", "density"), ("highest", "score")}
 FIELDS = [
     "gpu",
     "torch",
@@ -648,6 +50,79 @@ FIELDS = [
 ]
 
 
+def rows_of(case, gpu, ceilings, runs=None, deadline=math.inf):
+    """A row for each run of the case, or each of those named; none is begun that may end after the deadline."""
+    import torch
+
+    from bench import gpu_cases, gpu_clock
+
+    products, exact = gpu_cases.products_of(gpu), None
+    for name in case.runs if runs is None else runs:
+        if time.monotonic() + longest(case, name) > deadline:
+            continue
+        row = {"case": case.name, "op": case.op, "N": case.n, "M": case.m, "D": case.d, "run": name}
+        try:
+            exact = gpu_cases.reference_outputs(case, *gpu_cases.inputs(case)) if exact is None else exact
+            run = gpu_cases.make(case, name, gpu)
+            if run is None:
+                continue
+            if case.graph:
+                run = gpu_clock.captured(run)
+            outputs = run()
+            gpu_clock.synchronize()
+            row["error"] = gpu_cases.error(case, outputs, exact)
+            allowed = gpu_cases.tolerance(case, name)
+            del outputs
+            if not row["error"] <= allowed:
+                row["wrong"] = f"WRONG: error {row['error']:.1e}, allowed {allowed:.0e}"
+            else:
+                took = gpu_clock.seconds(run)
+                bound, row["bound"] = gpu_cases.bounds(case, name, products.get(name, 1), ceilings)
+                row |= {"ms": 1e3 * took, "Tp/s": case.pairs / took / 1e12, "share": bound / took}
+        except Exception as failure:
+            # a rival that cannot run, or lacks memory, must not end the others' runs; the row says what it was
+            row["wrong"] = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0][:80]}"
+        run = None
+        torch.cuda.empty_cache()
+        yield row
+
+
+def longest(case, name):
+    """Seconds that a run may take, at worst, with what it compiles and repeats."""
+    from bench import gpu_cases
+
+    if name in gpu_cases.OURS:
+        # six runs, at a tenth of what the kernels are meant to do
+        return 10 + 6 * case.pairs * (1 + case.d / 64) / 0.1e12
+    # three runs that go through memory a dozen times
+    return (45 if name in gpu_cases.SLOW_TO_START else 1) + 3 * case.pairs * (1 + case.columns / 64) / 0.03e12
+
+
+def in_order(chosen):
+    """(case, its runs) of all cases, and once more with the rivals that are slow to start."""
+    from bench.gpu_cases import SLOW_TO_START
+
+    for slow in (False, True):
+        for case in chosen:
+            runs = [name for name in case.runs if (name in SLOW_TO_START) == slow]
+            if runs:
+                yield case, runs
+
+
+def compile_ahead(chosen, until):
+    """Fill Triton's cache: gkfast's runs, each once, in as many processes as there are processors."""
+    from bench.gpu_cases import OURS
+    from bench.gpu_pool import PYTHON, Crew
+
+    # together the processes hold no more matrices than the memory of a large GPU
+    small = [case for case in chosen if "matrix" not in case.op or case.pairs <= 3e8]
+    groups = [[{"kind": "case", "case": asdict(case), "run": n} for n in case.runs if n in OURS] for case in small]
+    with Crew(PYTHON) as crew:
+        for _ in crew.work(groups, count=min(16, os.cpu_count() or 1), until=until, limit=60):
+            # a failure shows again where the run is timed
+            pass
+
+
 def write(rows, place):
     """These rows into the file, in the place of those of the same runs; others that it has stay."""
     kept = {}
@@ -656,56 +131,95 @@ def write(rows, place):
             kept = {(row["case"], row["run"]): row for row in csv.DictReader(file)}
     kept |= {(row["case"], row["run"]): row for row in rows}
     place.parent.mkdir(parents=True, exist_ok=True)
-    with open(place, "w", newline="") as file:
+    # whoever is killed meanwhile leaves the file as it was
+    new = place.with_name(place.name + ".new")
+    with open(new, "w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(kept.values())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, place)
+
+
+def said_of(row):
+    if "ms" not in row:
+        return f"{row['case']:36} {row['run']:10} {row['wrong']}"
+    return (
+        f"{row['case']:36} {row['run']:10} {row['ms']:10.3f} ms {row['Tp/s']:8.3f} Tp/s"
+        f" {row['share']:5.0%} of {row['bound']:8} error {row['error']:.0e}"
+    )
+
+
+def long_bench(chosen, options):
+    import torch
+
+    from bench import gpu_cases, gpu_clock
+
+    if not torch.cuda.is_available():
+        print("bench/gpu.py must have a CUDA device, got none; --list shows the cases", file=sys.stderr)
+        return 2
+    gpu_cases.load()
+    import triton
+
+    from gkfast.kernels import gpu
+
+    deadline = STARTED + 60 * (options.minutes or math.inf)
+    # rivals at full float32, as gkfast's "highest" is
+    torch.set_float32_matmul_precision("highest")
+    device = torch.cuda.get_device_name()
+    place = options.out or ROOT / "bench/results" / f"{device.lower().replace(' ', '-')}.csv"
+    versions = {"gpu": device, "torch": torch.__version__, "triton": triton.__version__}
+    print(*versions.values(), flush=True)
+    # a sixth of the time at most: what is not compiled then is compiled when it runs
+    compile_ahead(chosen, min(deadline, time.monotonic() + 10 * (options.minutes or 60)))
+    ceilings = gpu_clock.measured_ceilings()
+    exponentials, products, moved = (c / 1e12 for c in ceilings)
+    print(f"ceilings: {exponentials:.2f} T exp2/s, {products:.0f} T float16 multiply-adds/s, {moved:.2f} TB/s")
+    found, asked = [], 0
+    for case, runs in in_order(chosen):
+        asked += len(runs)
+        for row in rows_of(case, gpu, ceilings, runs, deadline):
+            found.append(versions | row)
+            print(said_of(row), flush=True)
+        # what is measured is kept, however the next case ends
+        write(found, place)
+    print(f"{len(found)} of {asked} runs in {time.monotonic() - STARTED:.0f} s; targets of an H200:")
+    print(*gpu_cases.targets(found), sep="\n")
+    return int(any("wrong" in row for row in found if row["run"] in gpu_cases.OURS))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     parser.add_argument("--only", default="", metavar="NAME", help="cases whose name holds this")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where rows go, by default bench/results/<gpu>.csv")
+    parser.add_argument("--minutes", type=float, help="when to stop: --first after 6 by default, else when all ran")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where rows go, by default in bench/results")
+    parser.add_argument("--first", action="store_true", help="first contact")
+    parser.add_argument("--over", action="store_true", help="--first: start over, and forget the rows of the file")
+    parser.add_argument(
+        "--dry", action="store_true", help="--first: its stages at tiny sizes, interpreted on the CPU"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="say what a file of --first holds, and stop")
     options = parser.parse_args()
+    if options.report:
+        from bench.gpu_record import report
+
+        print(report(options.report))
+        return 0
+    if options.first:
+        # without torch: its processes load it
+        from bench import gpu_first
+
+        return gpu_first.run(options, STARTED + 60 * (options.minutes or 6))
+    from bench.gpu_cases import cases
+
     chosen = [case for case in cases() if options.only in case.name]
     if options.list:
         for case in chosen:
             print(f"{case.name:40} {' '.join(case.runs)}")
         return 0
-    if not torch.cuda.is_available():
-        print("bench/gpu.py must have a CUDA device, got none; --list shows the cases", file=sys.stderr)
-        return 2
-    load()
-    import triton
-
-    from gkfast.kernels import gpu
-
-    # rivals at full float32, as gkfast's "highest" is
-    torch.set_float32_matmul_precision("highest")
-    device = torch.cuda.get_device_name()
-    place = options.out or ROOT / "bench/results" / f"{device.lower().replace(' ', '-')}.csv"
-    versions = {"gpu": device, "torch": torch.__version__, "triton": triton.__version__}
-    ceilings = measured_ceilings()
-    print(*versions.values())
-    exponentials, products, moved = (c / 1e12 for c in ceilings)
-    print(f"ceilings: {exponentials:.2f} T exp2/s, {products:.0f} T bfloat16 multiply-adds/s, {moved:.2f} TB/s")
-    found = []
-    for case in chosen:
-        for row in rows_of(case, gpu, ceilings):
-            found.append(versions | row)
-            if "ms" in row:
-                print(
-                    f"{row['case']:36} {row['run']:10} {row['ms']:10.3f} ms {row['Tp/s']:8.3f} Tp/s"
-                    f" {row['share']:5.0%} of {row['bound']:8} error {row['error']:.0e}",
-                    flush=True,
-                )
-            else:
-                print(f"{row['case']:36} {row['run']:10} {row['wrong']}", flush=True)
-        # what is measured is kept, however the next case ends
-        write(found, place)
-    print("targets of an H200:", *targets(found), sep="\n")
-    return int(any("wrong" in row for row in found if row["run"] in OURS))
+    return long_bench(chosen, options)
 
 
 if __name__ == "__main__":

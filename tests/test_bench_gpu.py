@@ -13,7 +13,9 @@ pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platfo
 # bench/ is not installed, and plain `pytest` leaves the checkout off the path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench import gpu as bench
+from bench import gpu_cases, gpu_clock
 from gkfast.kernels import gpu
+from gkfast.kernels.gpu import bf16_pieces
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="python bench/gpu.py runs on the GPU itself")
 pytestmark = [pytest.mark.interpreter, no_gpu]
@@ -25,16 +27,16 @@ def small(case):
 
 
 # one of each kind
-SMALL = {(c.op, c.d > 4, c.columns, c.ladder, c.runs): c for c in map(small, bench.cases())}
+SMALL = {(c.op, c.d > 4, c.columns, c.ladder, c.runs): c for c in map(small, gpu_cases.cases())}
 
 
 @pytest.fixture
 def on_the_cpu(monkeypatch):
-    """Nothing is compiled, and every time is a second."""
-    monkeypatch.setattr(bench, "DEVICE", "cpu")
-    monkeypatch.setattr(bench, "compiled", lambda function: function)
-    monkeypatch.setattr(bench, "seconds", lambda run: 1.0)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    """By products, as large cases are; nothing is compiled, and every time is a second."""
+    monkeypatch.setattr(gpu_cases, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_cases, "compiled", lambda function: function)
+    monkeypatch.setattr(gpu_clock, "seconds", lambda run: 1.0)
+    monkeypatch.setattr(bf16_pieces, "SMALL", 0)
 
 
 @pytest.mark.parametrize("case", SMALL.values(), ids=lambda case: f"{case.name} {len(case.runs)}")
@@ -48,7 +50,7 @@ def test_every_run_is_right(case, on_the_cpu):
 
 def test_what_is_wrong_has_no_time(on_the_cpu, monkeypatch):
     monkeypatch.setattr(gpu, "rbf", lambda x, *_, **by: torch.full((1, 40, 40), torch.nan))
-    case = small(bench.Case("matrix", 1, 1, 3, ("highest", "eager")))
+    case = small(gpu_cases.Case("matrix", 1, 1, 3, ("highest", "eager")))
     ours, rival = bench.rows_of(case, gpu, (1e12, 1e12, 1e12))
     assert ours["wrong"].startswith("WRONG: error nan")
     assert "ms" not in ours
@@ -60,21 +62,21 @@ def test_targets_are_held_against_the_largest_case_that_ran():
         return {"case": case, "run": run, "ms": ms, "Tp/s": rate}
 
     large, small = "matmul N=1000000 M=1000000 D=3", "matmul N=10000 M=10000 D=3"
-    assert not list(bench.targets([{"case": large, "run": "highest", "wrong": "WRONG"}]))
-    found = list(bench.targets([row(small, "highest", 1.0, 9.0), row(large, "highest", 2.0, 2.0)]))
+    assert not list(gpu_cases.targets([{"case": large, "run": "highest", "wrong": "WRONG"}]))
+    found = list(gpu_cases.targets([row(small, "highest", 1.0, 9.0), row(large, "highest", 2.0, 2.0)]))
     assert found == [f"MISSED  {large} highest, Tp/s: 2, wanted 2.9"]
-    found = list(bench.targets([row(large, "highest", 2.0, 3.0), row(large, "keops", 4.0)]))
+    found = list(gpu_cases.targets([row(large, "highest", 2.0, 3.0), row(large, "keops", 4.0)]))
     assert found == [
         f"met     {large} highest, Tp/s: 3, wanted 2.9",
         f"met     {large} highest, times as fast as keops: 2, wanted 1.4",
     ]
     value, both = (f"{op} N=16384 M=16384 D=64" for op in ("mmd2", "mmd2 gradient"))
-    (found,) = bench.targets([row(value, "high", 1.0), row(both, "high", 3.0)])
+    (found,) = gpu_cases.targets([row(value, "high", 1.0), row(both, "high", 3.0)])
     assert found.startswith("MISSED  mmd2 gradient")
     assert found.endswith("times as long as the value: 3, wanted 2.2")
     # every target names a case that there is
-    names = {(case.op, case.d, run) for case in bench.cases() for run in case.runs}
-    assert {*bench.TARGETS, *bench.FASTER} <= names
+    names = {(case.op, case.d, run) for case in gpu_cases.cases() for run in case.runs}
+    assert {*gpu_cases.TARGETS, *gpu_cases.FASTER} <= names
 
 
 def test_rows_of_other_cases_stay(tmp_path):
@@ -84,3 +86,39 @@ def test_rows_of_other_cases_stay(tmp_path):
     with place.open(newline="") as file:
         found = [(row["case"], row["run"], row["ms"]) for row in csv.DictReader(file)]
     assert found == [("a", "high", "1.0"), ("b", "high", "3.0"), ("b", "eager", "4.0")]
+    assert not list(place.parent.glob("*.new"))
+
+
+def test_the_most_informative_come_first():
+    found = gpu_cases.cases()
+    assert tuple(case.name for case in found[: len(gpu_cases.HEADLINES)]) == gpu_cases.HEADLINES
+    assert len({case.name for case in found}) == len(found)
+    order = [(case.name, name) for case, runs in bench.in_order(found) for name in runs]
+    # each once, and rivals that compile for long behind all others
+    assert sorted(order) == sorted((case.name, name) for case in found for name in case.runs)
+    slow = [name in gpu_cases.SLOW_TO_START for _, name in order]
+    assert slow == sorted(slow)
+
+
+def test_no_run_begins_that_would_outlast_the_deadline(on_the_cpu, monkeypatch):
+    case = gpu_cases.Case("matrix", 9, 9, 3, ("highest", "eager", "compiled", "cdist"))
+    now = [100.0]
+    monkeypatch.setattr(bench.time, "monotonic", lambda: now[0])
+    deadline = 100.0 + bench.longest(case, "eager") + 1
+    assert bench.longest(case, "highest") > 5 < bench.longest(case, "compiled")
+    rows = bench.rows_of(case, gpu, (1e12,) * 3, deadline=deadline)
+    assert next(rows)["run"] == "eager"
+    # time that the first rival took
+    now[0] += 2
+    assert not list(rows)
+
+
+def test_a_slow_run_is_timed_once(monkeypatch):
+    ran = []
+    monkeypatch.setattr(gpu_clock, "once", lambda run: run())
+    assert gpu_clock.seconds(lambda: ran.append(1) or 30.0) == 30
+    assert len(ran) == 2
+    ran.clear()
+    assert gpu_clock.in_turn([lambda: ran.append("a") or 0.01, lambda: ran.append("b") or 0.03], 0.1) == [0.01, 0.03]
+    # three to warm up, then three each
+    assert "".join(ran) == "ab" * 6
