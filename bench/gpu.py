@@ -56,7 +56,7 @@ def rows_of(case, gpu, ceilings, runs=None, deadline=math.inf):
 
     from bench import gpu_cases, gpu_clock
 
-    products, exact = gpu_cases.products_of(gpu), None
+    exact = None
     for name in case.runs if runs is None else runs:
         if time.monotonic() + longest(case, name) > deadline:
             continue
@@ -77,7 +77,8 @@ def rows_of(case, gpu, ceilings, runs=None, deadline=math.inf):
                 row["wrong"] = f"WRONG: error {row['error']:.1e}, allowed {allowed:.0e}"
             else:
                 took = gpu_clock.seconds(run)
-                bound, row["bound"] = gpu_cases.bounds(case, name, products.get(name, 1), ceilings)
+                products = gpu_cases.products_of(gpu, case, name)
+                bound, row["bound"] = gpu_cases.bounds(case, products, ceilings)
                 row |= {"ms": 1e3 * took, "Tp/s": case.pairs / took / 1e12, "share": bound / took}
         except Exception as failure:
             # a rival that cannot run, or lacks memory, must not end the others' runs; the row says what it was

@@ -98,10 +98,15 @@ SMALL_RIVALS = ("eager", "compiled", "cdist")
 SLOW_TO_START = ("compiled", "keops")
 
 
-def products_of(gpu):
-    """Products of pieces by precision."""
-    points = getattr(gpu, "points", None) or gpu.bf16_pieces
-    return {precision: count for precision, (count, _) in points.PRODUCTS.items()}
+def products_of(gpu, case, name):
+    """Products of pieces that a precision takes; of a rival one; 0 where numbers are in float64."""
+    points = getattr(gpu, "points", None)
+    if points is None and (name, case.op) in _IN_FLOAT64:
+        return 0
+    return (points or gpu.bf16_pieces).PRODUCTS[name][0] if name in OURS else 1
+
+
+_IN_FLOAT64 = {("highest", "density"), ("highest", "score")}
 
 
 def rivals(n, m, *others):
@@ -544,12 +549,7 @@ def tolerance(case, name):
     return TOLERANCE[case.op][OURS.index(name)] if name in OURS else RIVAL_TOLERANCE
 
 
-def bounds(case, name, products, ceilings):
+def bounds(case, products, ceilings):
     """The greatest of the seconds that the GPU's ceilings allow, and which ceiling it is."""
-    # "highest" computes densities in float64
-    products = 0 if (name, case.op) in _IN_FLOAT64 else products
     found = [c / r for c, r in zip(case.ceilings(products), ceilings, strict=True)]
     return max(found), ("exp2", "products", "bytes")[found.index(max(found))]
-
-
-_IN_FLOAT64 = {("highest", "density"), ("highest", "score")}

@@ -52,7 +52,9 @@ def _settings(form):
     missing = [name for name in ("PRODUCTS", *changes) if not hasattr(owner, name)]
     if missing:
         raise MissingForm(f"{owner.__name__} has no {' and no '.join(missing)}, so {form} cannot be forced")
-    return owner, changes | {"PRODUCTS": {name: (value[0], limit) for name, value in owner.PRODUCTS.items()}}
+    return owner, changes | {
+        "PRODUCTS": {name: (value[0], limit, *value[2:]) for name, value in owner.PRODUCTS.items()}
+    }
 
 
 def _settings_of_bf16_pieces(form):

@@ -39,13 +39,13 @@ LIMITS = {
     "versions": 30,
     "forms": 60,
     "compile": 60,
-    "accuracy": 30,
+    "accuracy": 20,
     "sanitizer": 40,
     "repeat": 20,
     "timing": 30,
     "tests": 60,
 }
-# after so many of one op and form that hung or died the others are left out
+# after so many of one op, form and D that hung or died the others are left out
 PATIENCE = 2
 # what a row has of its job
 _KEPT = ("stage", "name", "op", "d", "n", "form", "precision", "data", "s", "of", "tool")
@@ -71,15 +71,15 @@ class First:
     def note(self, row):
         """What later jobs learn from a row."""
         if row.get("lost"):
-            self.broken[row.get("op"), row.get("form")] += 1
+            self.broken[row.get("op"), row.get("form"), row.get("d")] += 1
         if row["stage"] == "compile" and "failed" in row:
-            self.uncompiled.add(tuple(row.get(key) for key in ("op", "form", "precision", "d")))
+            self.uncompiled.add(tuple(row.get(key) for key in ("op", "form", "d", "precision")))
 
     def is_dropped(self, job):
         if "op" not in job:
             return False
-        of = tuple(job.get(key) for key in ("op", "form", "precision", "d"))
-        return self.broken[of[:2]] >= PATIENCE or (of in self.uncompiled and job["stage"] != "compile")
+        of = tuple(job.get(key) for key in ("op", "form", "d", "precision"))
+        return self.broken[of[:3]] >= PATIENCE or (of in self.uncompiled and job["stage"] != "compile")
 
     def add(self, rows):
         for row in rows:

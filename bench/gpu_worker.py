@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -76,6 +77,9 @@ def clocks(job, at):
     """The driver's word; settings are only read."""
     asked = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
     command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
+    # the driver's own folder may not be on the PATH
+    places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/nvidia/bin", "/usr/bin"])
+    command[0] = shutil.which(command[0], path=places) or command[0]
     found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]
     yield dict(zip(asked.split(","), (part.strip() for part in found.split(",")), strict=True))
 
@@ -205,8 +209,8 @@ def timing(job, at):
     if len(times) > 1:
         row |= {"rival_ms": 1e3 * times[1], "ratio": times[1] / times[0]}
     if job.get("ceilings"):
-        products = gpu_cases.products_of(kernels())[precision] if job["form"] != "differences" else 0
-        bound, row["bound"] = gpu_cases.bounds(of, precision, products, job["ceilings"])
+        products = gpu_cases.products_of(kernels(), of, precision) if job["form"] != "differences" else 0
+        bound, row["bound"] = gpu_cases.bounds(of, products, job["ceilings"])
         row["share"] = bound / times[0]
     yield row
     if gpu_cases.DEVICE != "cpu":

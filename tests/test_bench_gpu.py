@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,3 +123,77 @@ def test_a_slow_run_is_timed_once(monkeypatch):
     assert gpu_clock.in_turn([lambda: ran.append("a") or 0.01, lambda: ran.append("b") or 0.03], 0.1) == [0.01, 0.03]
     # three to warm up, then three each
     assert "".join(ran) == "ab" * 6
+
+
+class Event:
+    """A GPU's, of runs whose seconds are added up in `clock`."""
+
+    clock = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = Event.clock
+
+    def elapsed_time(self, stop):
+        return 1e3 * (stop.at - self.at)
+
+
+class Graph:
+    def __init__(self):
+        self.runs = []
+
+    def replay(self):
+        for run in self.runs:
+            run()
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """What bench/gpu_clock.py asks of torch.cuda; a graph replays what ran while it was captured."""
+    capturing = []
+
+    @contextmanager
+    def graph(graph):
+        capturing.append(graph)
+        try:
+            yield
+        finally:
+            capturing.pop()
+
+    class Stream:
+        def wait_stream(self, _):
+            pass
+
+    fakes = {"Event": Event, "CUDAGraph": Graph, "graph": graph, "Stream": Stream, "current_stream": Stream}
+    fakes |= {"stream": lambda _: nullcontext(), "synchronize": lambda: None}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+    def run_of(seconds, fails=False):
+        def pass_time():
+            Event.clock += seconds
+
+        def run():
+            if capturing and fails:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            if capturing:
+                capturing[-1].runs.append(pass_time)
+            else:
+                pass_time()
+            return seconds
+
+        return run
+
+    return run_of
+
+
+def test_short_runs_are_timed_by_the_dozen(pretended_gpu):
+    for seconds, copies in ((2e-5, 20), (0.01, 1)):
+        run, count, why = gpu_clock.replays(pretended_gpu(seconds))
+        assert (count, why) == (copies, "")
+        assert run() == seconds
+        assert gpu_clock.seconds(run) == pytest.approx(copies * seconds)
+    run = pretended_gpu(0.01, fails=True)
+    assert gpu_clock.replays(run) == (run, 1, "RuntimeError: operation not permitted when stream is capturing")
