@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -48,7 +49,7 @@ LIMITS = {
 # after so many of one op, form and D that hung or died the others are left out
 PATIENCE = 2
 # what a row has of its job
-_KEPT = ("stage", "name", "op", "d", "n", "form", "precision", "data", "s", "of", "tool")
+_KEPT = ("stage", "name", "op", "d", "n", "form", "precision", "data", "s", "of", "tool", "case", "rival")
 # the first line of what compute-sanitizer finds
 _FOUND = re.compile(r"=+ (Invalid|Misaligned|Error|Warning|Uninitialized|Race|Divergent|Barrier|.*hazard)")
 _SUMMARY = re.compile(r"SUMMARY: (\d+)")
@@ -129,18 +130,18 @@ class First:
     def versions(self, place_of, over):
         """Opens the record, which has the device's name. Whether there is a device."""
         self.crews[0].start(self.workers)
-        job = {"stage": "versions", "kind": "versions", "name": "versions"}
         row = {"failed": "no answer"}
-        for found in self.crews[0].work([[job]], count=1, until=self.deadline - MARGIN, limit=60):
+        for found in self.crews[0].work([[{"kind": "versions"}]], count=1, until=self.deadline - MARGIN, limit=60):
             row = found[-1][1]
-        device = row.get("gpu", "unknown")
+        if "failed" in row:
+            print(f"bench/gpu.py --first must have a CUDA device, got {row['failed']}", file=sys.stderr)
+            return False
+        device = row["gpu"]
         self.record = Record(place_of(device), code_of(ROOT / "kernels"), device, over)
         for old in self.record.rows:
             self.note(old)
-        self.add([job | row])
+        self.add([{"stage": "versions", "name": "versions", **row}])
         print(f"{device}: rows go to {self.record.place}", flush=True)
-        if "failed" in row:
-            return False
         jobs = []
         if device != "cpu":
             jobs.append({"kind": "clocks", "name": "clocks"})

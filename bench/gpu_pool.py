@@ -153,7 +153,9 @@ class Crew:
         for k, worker in enumerate(self.workers):
             if now > worker.due and (worker.job is not None or not worker.ready):
                 place = f" at {worker.place}" if worker.place else ""
-                found += self._replace(k, waiting, f"killed: no answer in {limit:g} s{place}: {worker.last_words()}")
+                patience = limit if worker.ready else START
+                why = f"killed: no answer in {patience:g} s{place}: {worker.last_words()}"
+                found += self._replace(k, waiting, why)
         for worker in self.workers[:count] if now < until else ():
             if worker.ready and worker.job is None and self._has_next(worker, waiting):
                 worker.take(limit)

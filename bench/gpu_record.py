@@ -157,13 +157,13 @@ def _failures(by_stage):
         yield f"  and {len(found) - 25} kinds more"
 
 
-def _table(rows, column, value):
-    """Lines of op and form against columns, in each cell the worst value."""
+def _table(rows, line_of, column, value):
+    """In each cell of lines and columns the worst value."""
     worst, columns = {}, []
     for row in rows:
         if row.get("over") is None:
             continue
-        line, name = f"{row['op']} {row['form']}", column(row)
+        line, name = line_of(row), column(row)
         if name not in columns:
             columns.append(name)
         new, old = value(row), worst.get((line, name))
@@ -180,7 +180,7 @@ def _table(rows, column, value):
 
 def _accuracy(by_stage):
     rows = [row for row in by_stage.get("accuracy", {}).values() if "data" in row and row.get("tolerance")]
-    lines = list(_table(rows, lambda row: row["precision"], lambda row: row["over"]))
+    lines = list(_table(rows, lambda r: f"{r['op']} {r['form']}", lambda r: r["precision"], lambda r: r["over"]))
     if lines:
         yield "worst error as a share of what is allowed, over all data and D:"
         yield from lines
@@ -188,9 +188,11 @@ def _accuracy(by_stage):
 
 def _of_k_alone(by_stage):
     rows = [row for row in by_stage.get("accuracy", {}).values() if row["name"].rpartition(" ")[2].startswith("s=")]
-    lines = list(_table(rows, lambda row: f"{row['precision'][:4]} {row['s']:g}", lambda row: row["error"]))
+    lines = list(
+        _table(rows, lambda r: f"{r['form']} {r['precision']}", lambda r: f"s = {r['s']:g}", lambda r: r["error"])
+    )
     if lines:
-        yield "worst error of K where the greatest |x - centre|^2 / (2 sigma^2) is s, by precision and s:"
+        yield "worst error of K alone where the greatest |x - centre|^2 / (2 sigma^2) is s, over all D:"
         yield from lines
 
 

@@ -354,7 +354,8 @@ def main():
     end_with_parent()
     if "--dry" in sys.argv:
         gpu_cases.DEVICE = "cpu"
-        torch.set_num_threads(1)
+    # there are as many of these processes as processors
+    torch.set_num_threads(1)
     gpu_cases.load()
     torch.set_float32_matmul_precision("highest")
     say({"ready": True})

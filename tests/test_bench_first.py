@@ -483,3 +483,12 @@ def test_a_stage_that_fails_itself_costs_no_other(tmp_path):
     first.go_through(timing)
     first.record.close()
     assert read(first.record.place)[-1]["failed"] == "OSError: no such file"
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    place = tmp_path / "rows.jsonl"
+    command = [sys.executable, ROOT / "bench/gpu.py", "--first", "--minutes", "1", "--out", place]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    assert found.returncode == 2
+    assert found.stderr.startswith("bench/gpu.py --first must have a CUDA device, got ")
+    assert not place.exists()

@@ -14,9 +14,8 @@ pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platfo
 # bench/ is not installed, and plain `pytest` leaves the checkout off the path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench import gpu as bench
-from bench import gpu_cases, gpu_clock
+from bench import gpu_cases, gpu_checks, gpu_clock
 from gkfast.kernels import gpu
-from gkfast.kernels.gpu import bf16_pieces
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="python bench/gpu.py runs on the GPU itself")
 pytestmark = [pytest.mark.interpreter, no_gpu]
@@ -37,7 +36,8 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(gpu_cases, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_cases, "compiled", lambda function: function)
     monkeypatch.setattr(gpu_clock, "seconds", lambda run: 1.0)
-    monkeypatch.setattr(bf16_pieces, "SMALL", 0)
+    with gpu_checks.forced("pieces"):
+        yield
 
 
 @pytest.mark.parametrize("case", SMALL.values(), ids=lambda case: f"{case.name} {len(case.runs)}")
