@@ -2,9 +2,11 @@
 
 import csv
 import sys
+import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platfo
 # bench/ is not installed, and plain `pytest` leaves the checkout off the path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench import gpu as bench
-from bench import gpu_cases, gpu_checks, gpu_clock
+from bench import gpu_cases, gpu_checks, gpu_clock, gpu_pool, gpu_worker
 from gkfast.kernels import gpu
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="python bench/gpu.py runs on the GPU itself")
@@ -197,3 +199,65 @@ def test_short_runs_are_timed_by_the_dozen(pretended_gpu):
         assert gpu_clock.seconds(run) == pytest.approx(copies * seconds)
     run = pretended_gpu(0.01, fails=True)
     assert gpu_clock.replays(run) == (run, 1, "RuntimeError: operation not permitted when stream is capturing")
+
+
+def test_the_long_bench_from_end_to_end(on_the_cpu, monkeypatch, tmp_path, capsys):
+    """All of it but the GPU: rows, the file after each case, targets, and the deadline."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(gpu_clock, "measured_ceilings", lambda: (1e12,) * 3)
+    ahead = []
+    monkeypatch.setattr(bench, "compile_ahead", lambda chosen, until: ahead.append((chosen, until)))
+    chosen = [
+        gpu_cases.Case("matrix", 9, 9, 3, ("highest", "eager", "compiled")),
+        gpu_cases.Case("matmul", 9, 9, 3, ("highest", "chunked")),
+    ]
+    place = tmp_path / "gpu.csv"
+    options = SimpleNamespace(minutes=None, out=place)
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert bench.long_bench(chosen, options) == 0
+        with place.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["op"], row["run"]) for row in rows] == [
+            ("matrix", "highest"),
+            ("matrix", "eager"),
+            ("matmul", "highest"),
+            ("matmul", "chunked"),
+            ("matrix", "compiled"),
+        ]
+        assert {(row["gpu"], row["ms"]) for row in rows} == {("NVIDIA H200", "1000.0")}
+        assert "5 of 5 runs" in capsys.readouterr().out
+        # no time left: nothing is run, and rows of the file stay
+        monkeypatch.setattr(bench, "STARTED", time.monotonic() - 600)
+        assert bench.long_bench(chosen, SimpleNamespace(minutes=9, out=place)) == 0
+        assert "0 of 5 runs" in capsys.readouterr().out
+        assert len(place.read_text().splitlines()) == 6
+        assert [cases for cases, _ in ahead] == [chosen] * 2
+        # a sixth of the time is for compilation, and none of it behind the deadline
+        assert ahead[1][1] < time.monotonic()
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_all_runs_of_gkfast_are_compiled_ahead(monkeypatch):
+    asked = []
+
+    class Crew(gpu_pool.Crew):
+        def work(self, groups, **options):
+            asked.extend(job for group in groups for job in group)
+            # one of them as it is
+            first = next(job for job in asked if job["case"]["op"] == "mmd2 gradient")
+            first["case"] = asdict(small(gpu_worker.case_of(first)))
+            found = [row for rows in super().work([[first]], **options) for _, row in rows]
+            assert [row["ok"] for row in found] == [True]
+            return found
+
+    monkeypatch.setattr(gpu_pool, "Crew", Crew)
+    monkeypatch.setattr(gpu_pool, "PYTHON", (*gpu_pool.PYTHON, "--dry"))
+    chosen = gpu_cases.cases()
+    bench.compile_ahead(chosen, time.monotonic() + 60)
+    ours = [name for case in chosen for name in case.runs if name in gpu_cases.OURS]
+    # a matrix of 10 GB in each of many processes is too much
+    assert len(asked) == len(ours) - 1
+    assert {job["run"] for job in asked} == set(gpu_cases.OURS)
