@@ -64,7 +64,7 @@ class First:
         self.crews = [Crew(command)]
         self.share = max(0.0, deadline - time.monotonic()) / 360
         self.workers = min(sizes.workers, os.cpu_count() or 1)
-        self.record, self.missing = None, set()
+        self.record, self.missing, self.watched = None, set(), {}
         self.broken, self.uncompiled = Counter(), set()
 
     def until(self, stage):
@@ -164,22 +164,30 @@ class First:
     def accuracy(self):
         """Half of the processes: a check is short, and each waits for its result."""
         count = max(1, self.workers // 2)
+        # what is watched takes long to load
+        self.start_watched()
         self.work("accuracy", gpu_plan.checks(self.sizes, self.missing), count, self.until("accuracy"))
+
+    def start_watched(self):
+        """A process under each of the sanitizer's tools, where it is installed."""
+        tool = find_tool()
+        for name in ("memcheck", "racecheck") if tool else ():
+            options = ("--tool", name, "--report-api-errors", "no", "--print-limit", "20")
+            self.watched[name] = Crew((tool, *options, *self.command), said=True)
+            self.watched[name].start(1)
+            self.crews.append(self.watched[name])
 
     def sanitizer(self):
         start, until = time.monotonic(), self.until("sanitizer")
-        tool = find_tool()
-        if tool is None:
+        if not self.watched:
             self.add([{"stage": "sanitizer", "name": "compute-sanitizer", "summary": "not there"}])
             self.end("sanitizer", start, [], {"left": 0})
             return
         jobs, rows, left = gpu_plan.sanitizings(self.sizes, self.missing), [], {"left": 0}
 
         def watch(name):
-            command = (tool, "--tool", name, "--report-api-errors", "no", "--print-limit", "20", *self.command)
             own = [{**job, "name": f"{name} {job['name']}", "tool": name} for job in jobs]
-            with Crew(command, said=True) as crew:
-                self.crews.append(crew)
+            with self.watched[name] as crew:
                 for row in self.work("sanitizer", [own], 1, until, Watched(crew)):
                     rows.append(row)
                 left["left"] += crew.left
@@ -191,7 +199,7 @@ class First:
                     row["wrong"] = row["summary"]
             self.add([row])
 
-        threads = [threading.Thread(target=watch, args=(name,), daemon=True) for name in ("memcheck", "racecheck")]
+        threads = [threading.Thread(target=watch, args=(name,), daemon=True) for name in self.watched]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -133,16 +133,16 @@ class Crew:
         self._unless, self.dropped = unless or (lambda _: False), 0
         waiting = deque(deque(group) for group in groups if group)
         self.start(min(count, len(waiting)))
+        # what was said since the last work() comes first: who is ready is not late
+        found = self._listen(waiting, limit, 0)
         while True:
-            found = self._give(waiting, count, until, limit)
+            found += self._give(waiting, count, until, limit)
             self.left = sum(map(len, waiting)) + sum(len(w.jobs) + (w.job is not None) for w in self.workers)
             if found:
                 yield found
             if not self.left or self.broken or time.monotonic() >= until:
                 break
             found = self._listen(waiting, limit, min(0.2, max(0.0, until - time.monotonic())))
-            if found:
-                yield found
         # jobs not begun are for nobody
         for worker in self.workers:
             worker.jobs.clear()

@@ -137,6 +137,10 @@ def _stages(by_stage):
             yield f"{stage:10} {len(own):5} rows, {bad} bad, {how}"
 
 
+# of failures that the report names: it should fit on a page
+_KINDS = 15
+
+
 def _failures(by_stage):
     """The first of each kind, with how many are like it."""
     found, counts = {}, Counter()
@@ -150,11 +154,11 @@ def _failures(by_stage):
         yield "nothing failed"
         return
     yield f"failed first, of {sum(counts.values())}:"
-    for kind, row in list(found.items())[:25]:
+    for kind, row in list(found.items())[:_KINDS]:
         more = f" (and {counts[kind] - 1} like it)" if counts[kind] > 1 else ""
-        yield f"  {row['stage']} {row['name']}{more}: {what_is_wrong(row)[:200]}"
-    if len(found) > 25:
-        yield f"  and {len(found) - 25} kinds more"
+        yield f"  {row['stage']} {row['name']}{more}: {what_is_wrong(row)[:140]}"
+    if len(found) > _KINDS:
+        yield f"  and {len(found) - _KINDS} kinds more"
 
 
 def _table(rows, line_of, column, value):
@@ -173,14 +177,14 @@ def _table(rows, line_of, column, value):
     if not worst:
         return
     yield f"{'':36}" + "".join(f"{name!s:>10}" for name in columns)
-    for line in dict.fromkeys(line for line, _ in worst):
+    for line in sorted({line for line, _ in worst}):
         cells = (worst.get((line, name)) for name in columns)
         yield f"{line:36}" + "".join(f"{'' if cell is None else f'{cell:.2g}':>10}" for cell in cells)
 
 
 def _accuracy(by_stage):
     rows = [row for row in by_stage.get("accuracy", {}).values() if "data" in row and row.get("tolerance")]
-    lines = list(_table(rows, lambda r: f"{r['op']} {r['form']}", lambda r: r["precision"], lambda r: r["over"]))
+    lines = list(_table(rows, lambda r: f"{r['form']}: {r['op']}", lambda r: r["precision"], lambda r: r["over"]))
     if lines:
         yield "worst error as a share of what is allowed, over all data and D:"
         yield from lines
@@ -205,11 +209,12 @@ def _sanitizer(by_stage):
 def _timings(by_stage):
     rows = [row for row in by_stage.get("timing", {}).values() if "ms" in row]
     if rows:
-        yield f"{'timing':50} {'ms':>9} {'eager':>9} {'ratio':>6} {'Tp/s':>7}  of bound"
+        yield f"{'timing':53} {'ms':>9} {'eager':>9} {'ratio':>6} {'Tp/s':>7}  of bound"
     for row in rows:
         rival = f"{row['rival_ms']:9.3f} {row['ratio']:6.2f}" if "ratio" in row else f"{'failed':>9} {'':6}"
         share = f"{row['share']:4.0%} of {row['bound']}" if "share" in row else ""
-        yield f"{row['name']:50} {row['ms']:9.4f} {rival} {row['Tp/s']:7.3f}  {share}"
+        share += ", no graph" if any(row.get("no_graph", ())) else ""
+        yield f"{row['name']:53} {row['ms']:9.4f} {rival} {row['Tp/s']:7.3f}  {share}"
     for row in by_stage.get("timing", {}).values():
         if "us" in row:
             yield (

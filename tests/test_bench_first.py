@@ -118,6 +118,15 @@ def test_the_deadline_in_the_middle(crew):
     assert [name for name, _ in found] == ["b", "d"]
 
 
+def test_who_was_ready_meanwhile_is_not_late(crew, monkeypatch):
+    monkeypatch.setattr(gpu_pool, "START", 2.0)
+    crew.start(2)
+    first = [worker.process.pid for worker in crew.workers]
+    time.sleep(2.5)
+    assert [name for name, _ in done(crew, [named(("a", "row", {}))])] == ["a"]
+    assert [worker.process.pid for worker in crew.workers] == first
+
+
 def test_workers_that_cannot_start(crew, monkeypatch):
     monkeypatch.setenv("NEVER", "1")
     assert not done(crew, [named(("a", "row", {}))])
@@ -402,7 +411,7 @@ def test_the_report_says_what_failed_first(faulty):
     first = lines[next(k for k, line in enumerate(lines) if line.startswith("failed first")) + 1]
     row = next(row for row in read(faulty[0]) if "failed" in row or "wrong" in row)
     assert first.startswith(f"  {row['stage']} {row['name']}")
-    for part in ("sanitizer", "mmd2 gradient N=9 M=9 D=3 highest own", "2 passed", "rbf own", "ceilings", "killed"):
+    for part in ("sanitizer", "mmd2 gradient N=9 M=9 D=3 highest own", "2 passed", "own: rbf", "ceilings", "killed"):
         assert part in text
 
 
