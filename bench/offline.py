@@ -1,13 +1,16 @@
-"""Compiles the GPU kernels for three architectures without a GPU, and says what came out.
+"""Compiles the GPU kernels without a GPU, says what came out, and how fast it would be.
 
-    python bench/offline.py                 every case; prints a table, writes bench/results/offline.csv
-    python bench/offline.py --brief --json  what tests/test_gpu_launches.py asks for
+    python bench/offline.py                    every case for every target; rows go to bench/results/offline.csv
+    python bench/offline.py --targets 90,120   these alone: 80, 86, 89, 90, 100, 120, gfx942, gfx90a
+    python bench/offline.py --bars             the speeds that are wanted of an H200, and those predicted
+    python bench/offline.py --brief --json     what tests/test_gpu_launches.py asks for
 
-The launchers themselves are called, with tensors on the CPU; their launches are recorded instead of run, and each is
-compiled with the constants and types that it had: with the tiles of its architecture, and with those that an unknown
-one takes. Exit status 1 if a kernel spills, needs more registers or shared memory than leave room, lacks the
-tensor-core instructions that it should have, or has those that round float32, computes float32 exponentials the slow
-way, or if a row of the table of tiles was never compiled.
+The launchers themselves are called, on a GPU that is only pretended; their launches are recorded instead of run, and
+each is compiled with the constants and types that it had. `make offline` does it by every version of Triton that is
+supported; rows of other versions stay in the file. Exit status 1 if a kernel spills, needs more registers or shared
+memory than leave room, lacks the tensor-core instructions that it should have, or has those that round float32,
+computes float32 exponentials the slow way, reads a product that may still run, or if a row of the table of tiles was
+never compiled. Speeds are those of gpu_model.py: kernels/gpu/MODEL.md.
 """
 
 import argparse
@@ -15,26 +18,29 @@ import csv
 import json
 import math
 import re
-import subprocess
 import sys
-import tempfile
-from dataclasses import asdict, dataclass
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
 
-ROOT = Path(__file__).parent.parent
-BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
+# `python bench/offline.py` has the folder bench/ on the path, and not the checkout
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench import bars, gpu_model, hazards, sass
+from bench.launches import ROOT, TARGETS, Target, compile_for, empty, in_parallel, kernels, key_of, recorded
+
 # of a thread, where a block has eight warps: a multiprocessor has 65536, and one block must leave room
 MOST_REGISTERS = 200
-# bytes of shared memory that a block may have: Ampere, Hopper, Blackwell; any, for tiles that an unknown GPU takes
-MOST_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 0: 99 << 10}
-# what tensor-core instructions are called in machine code: Ampere, Hopper, Blackwell
-TENSOR_CORE = r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|DMMA)\b"
+# what tensor-core instructions are called in machine code: Ampere, Hopper, Blackwell, CDNA
+TENSOR_CORE = r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|DMMA|v_mfma_\w+)\b"
+# of a pair of points, as columns
+PER_PAIR = (
+    *("instructions", "fp32", "special", "integer", "global_loads", "copies_4", "copies_8", "copies_16"),
+    *("shared_loads", "shared_stores", "stores", "barriers", "shuffles", "tensor", "multiply_adds"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,17 +49,17 @@ class Case:
     dtype: str
     d: int
     columns: int = 1
-    # of products of bfloat16 pieces; None: small, by differences
+    # of products of pieces; None: small
     precision: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """One compiled kernel."""
+    """One form of one compiled kernel."""
 
-    sm: int
-    # whose tiles: 0 of any
-    tiles: int
+    triton: str
+    # 10 times the compute capability, or AMD's name
+    sm: int | str
     kernel: str
     op: str
     dtype: str
@@ -62,168 +68,125 @@ class Row:
     products: int
     tile: str
     warps: int
-    registers: int
-    spills: int
-    shared: int
-    tensor_core: int
-    ex2: int
-    slow_ex2: int
-    expects_tensor_core: bool
+    registers: int = 0
+    spills: int = 0
+    shared: int = 0
+    tensor_core: int = 0
+    ex2: int = 0
+    slow_ex2: int = 0
+    expects_tensor_core: bool = False
+    # of the products of a tile, with M, N and K
+    shapes: str = ""
+    hazards: str = ""
+    error: str = ""
+    # by which a tile is met: products or differences
+    form: str = ""
+    # of a multiprocessor
+    programs: int = 0
+    per_pair: dict = field(default_factory=dict)
+    # 10^12 pairs a second on an H200
+    overlapped: float | None = None
+    serial: float | None = None
+    predicted: float | None = None
+    bound: str = ""
 
     @property
     def wrong(self):
+        target = TARGETS[str(self.sm)]
         most = MOST_REGISTERS if self.warps >= 8 else 255
         faults = {
-            "spills": self.spills > 0,
-            "registers": self.registers > most,
-            "shared memory": self.shared > MOST_SHARED[self.tiles],
-            "no tensor core": self.expects_tensor_core and not self.tensor_core,
+            self.error: bool(self.error),
+            # kernels for AMD are untested, and their spills are only told
+            "spills": not target.amd and self.spills > 0,
+            "registers": not target.amd and self.registers > most,
+            "shared memory": self.shared > target.shared,
+            "no tensor core": not self.error and self.expects_tensor_core and not self.tensor_core,
             # tl.dot of float32 rounds to TensorFloat32 unless it is told otherwise
             "TensorFloat32": self.dtype != "float64" and self.tensor_core > 0 and not self.expects_tensor_core,
             "slow ex2": self.dtype != "float64" and self.slow_ex2 > 0,
+            self.hazards: bool(self.hazards),
         }
         return ", ".join(name for name, fault in faults.items() if fault)
 
+    def columns_of_file(self):
+        found = asdict(self) | {"wrong": self.wrong}
+        each = found.pop("per_pair")
+        found |= {f"{name} a pair": round(each.get(name, 0), 3) if each else "" for name in PER_PAIR}
+        return found
 
-def gpu():
-    """gkfast.kernels.gpu, from an installation or from this checkout."""
-    sys.path.insert(0, str(ROOT))
-    from gkfast.kernels import gpu
 
-    return gpu
+def stand_for_large(large):
+    """Whether small tensors stand for large ones, whose points are cut into pieces first."""
+    for module, name in (("points", "FEW"), ("bf16_pieces", "SMALL")):
+        found = sys.modules.get(f"gkfast.kernels.gpu.{module}")
+        if hasattr(found, name):
+            setattr(found, name, 0 if large else math.inf)
 
 
 def call(case):
     """The public launchers of one case, on small tensors."""
-    kernels = gpu()
+    of = kernels()
     by = {} if case.precision is None else {"precision": case.precision}
-    # small tensors stand for large ones
-    sys.modules["gkfast.kernels.gpu.points"].FEW = 0 if by else math.inf
+    stand_for_large(bool(by))
     dtype = getattr(torch, case.dtype)
     n = 256
-    x, y = torch.zeros(1, n, case.d, dtype=dtype), torch.zeros(1, n, case.d, dtype=dtype)
-    v, a = torch.zeros(1, n, case.columns, dtype=dtype), torch.zeros(1, n, dtype=dtype)
+    x, y = empty(1, n, case.d, dtype=dtype), empty(1, n, case.d, dtype=dtype)
+    v, a = empty(1, n, case.columns, dtype=dtype), empty(1, n, dtype=dtype)
     one = torch.ones(1, 1, dtype=torch.float64)
-    shift = torch.zeros(1, n, 1, dtype=dtype)
+    shift = empty(1, n, 1, dtype=dtype)
     ladder = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0]], dtype=torch.float64)
     # of a size that asks for the unit
     scaled = ladder * 2.0**40 if dtype != torch.float64 else ladder * 2.0**300
     if case.op.endswith("of_many"):
         # so many that programs do not make their rows of the table themselves
         x, y = x.expand(64, n, case.d), y.expand(64, n, case.d)
-        g = torch.zeros(1, n, n, dtype=dtype).expand(64, n, n)
+        g = empty(1, n, n, dtype=dtype).expand(64, n, n)
         one = one.expand(64, 1)
 
     def mmd2(sigma, weights, baseline, *wants):
         arguments = (one.expand(1, 1, 3), x, y, a, a, sigma, weights, baseline)
-        kernels.kernel_sums_with_gradients(*arguments, drop=1, wants=wants, **by)
+        of.kernel_sums_with_gradients(*arguments, drop=1, wants=wants, **by)
 
     if case.op == "rbf" or case.op == "rbf_of_many":
-        kernels.rbf(x, y, one, one, **by)
+        of.rbf(x, y, one, one, **by)
     elif case.op == "rbf_backward_of_x":
-        kernels.rbf_backward(
-            torch.zeros(1, n, n, dtype=dtype), x, None, one, one, wants=(True, False, True, True), **by
-        )
+        of.rbf_backward(empty(1, n, n, dtype=dtype), x, None, one, one, wants=(True, False, True, True), **by)
     elif case.op == "rbf_backward_of_many":
-        kernels.rbf_backward(g, x, y, one, one, wants=(True,) * 4, **by)
+        of.rbf_backward(g, x, y, one, one, wants=(True,) * 4, **by)
     elif case.op == "rbf_backward":
-        kernels.rbf_backward(torch.zeros(1, n, n, dtype=dtype), x, y, one, one, wants=(True,) * 4, **by)
+        of.rbf_backward(empty(1, n, n, dtype=dtype), x, y, one, one, wants=(True,) * 4, **by)
     elif case.op == "rbf_matmul":
-        kernels.rbf_matmul(x, y, v, one, one, **by)
+        of.rbf_matmul(x, y, v, one, one, **by)
     elif case.op == "rbf_matmul_backward":
-        kernels.rbf_matmul_backward(v, x, y, v, one, one, wants=(True,) * 5, **by)
+        of.rbf_matmul_backward(v, x, y, v, one, one, wants=(True,) * 5, **by)
     elif case.op == "density_backward":
-        kernels.rbf_matmul_backward(v, x, y, v, one, one, shift, skip_diagonal=True, wants=(True,) * 5)
+        of.rbf_matmul_backward(v, x, y, v, one, one, shift, skip_diagonal=True, wants=(True,) * 5)
     elif case.op == "rbf_of_bandwidths":
-        kernels.rbf(x, y, scaled, ladder, **by)
+        of.rbf(x, y, scaled, ladder, **by)
     elif case.op == "kernel_sums_of_bandwidths":
         mmd2(scaled, ladder, ladder, *(False,) * 6)
     elif case.op == "mmd2_of_everything":
         mmd2(scaled, ladder, ladder, *(True,) * 6)
     elif case.op == "signs":
-        kernels.rbf_matmul(x, x, v, one, one, None, one, skip_diagonal=True, **by)
+        of.rbf_matmul(x, x, v, one, one, None, one, skip_diagonal=True, **by)
     elif case.op == "mmd2":
         mmd2(ladder, ladder, ladder, True, True, *(False,) * 4)
     elif case.op == "mmd2_of_x":
         mmd2(one, one, one, True, *(False,) * 5)
     elif case.op == "kernel_sums":
-        kernels.kernel_sums_with_gradients(None, x, y, a, a, one, one, drop=1, wants=(False,) * 6, **by)
+        of.kernel_sums_with_gradients(None, x, y, a, a, one, one, drop=1, wants=(False,) * 6, **by)
     elif case.op == "mmd2_of_parameters":
         mmd2(one, one, one, *(False,) * 4, True, True)
     elif case.op == "log_density":
         # few rows and many columns, so that these are swept in parts
-        y, a = torch.zeros(1, 2 * n, case.d, dtype=dtype), torch.zeros(1, 2 * n, dtype=dtype)
-        kernels.log_density(x[:, :32], y, one, one, a, leave_one_out=True, **by)
+        y, a = empty(1, 2 * n, case.d, dtype=dtype), empty(1, 2 * n, dtype=dtype)
+        of.log_density(x[:, :32], y, one, one, a, leave_one_out=True, **by)
     elif case.op == "score":
-        kernels.log_density(x, y, one, one, a, leave_one_out=True, **by)
+        of.log_density(x, y, one, one, a, leave_one_out=True, **by)
         of_x = (True, False, False, False, False)
-        kernels.rbf_matmul_backward(v, x, y, v, one, one, shift.double(), skip_diagonal=True, wants=of_x, **by)
+        of.rbf_matmul_backward(v, x, y, v, one, one, shift, skip_diagonal=True, wants=of_x, **by)
     else:
         raise ValueError(case.op)
-
-
-def launches(case, tiles):
-    """(kernel, arguments, options) of every launch of one case, with the tiles of that architecture."""
-    gpu()
-    sys.modules["gkfast.kernels.gpu.tiles"].architecture = lambda _: tiles
-    found = []
-
-    def record(self, *args, grid, warmup, **kwargs):
-        found.append((self, args, kwargs))
-
-    run, JITFunction.run = JITFunction.run, record
-    try:
-        call(case)
-    finally:
-        JITFunction.run = run
-    return found
-
-
-def source(kernel, arguments, options, sm):
-    """The kernel and its options, as a launch with these arguments compiles them for that architecture."""
-    backend = make_backend(GPUTarget("cuda", sm, 32))
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, rest = bind(*arguments, **options)
-    rest, signature, constants, attributes = kernel._pack_args(backend, rest, bound, specialization, rest)
-    return ASTSource(kernel, signature, constants, attributes), rest.__dict__
-
-
-def compile_row(case, kernel, arguments, options, sm, tiles):
-    warps = options.get("num_warps", 4)
-    made, settings = source(kernel, arguments, options, sm)
-    compiled = triton.compile(made, target=GPUTarget("cuda", sm, 32), options=settings)
-    ptx = compiled.asm["ptx"]
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _run(BIN / "cuobjdump", "--dump-resource-usage", file.name)
-        code = _run(BIN / "cuobjdump", "--dump-sass", file.name)
-    variant = options.get("VARIANT")
-    tile = "x".join(map(str, variant[:3])) if variant else ""
-    products = variant.DOT if variant else options.get("DOT", 0)
-    return Row(
-        sm,
-        tiles,
-        kernel.__name__,
-        case.op,
-        case.dtype,
-        case.d,
-        case.columns,
-        products,
-        tile,
-        warps,
-        int(re.search(r"REG:(\d+)", usage).group(1)),
-        int(re.search(r"STACK:(\d+)", usage).group(1)),
-        compiled.metadata.shared,
-        len(re.findall(TENSOR_CORE, code)),
-        ptx.count("ex2.approx.ftz.f32"),
-        ptx.count("ex2.approx.f32"),
-        variant is not None and variant.DOT > 0,
-    )
-
-
-def _run(*command):
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
 
 
 OPS = ["rbf", "rbf_backward", "rbf_matmul", "rbf_matmul_backward", "mmd2", "mmd2_of_x", "kernel_sums"]
@@ -232,7 +195,7 @@ BY_PRODUCTS = [op for op in OPS if op != "mmd2_of_x"]
 
 
 def cases(brief):
-    """(architecture, whose tiles, case); brief: what differs between dtypes or architectures, each on one."""
+    """(target, case); brief: what differs between dtypes or architectures, each on one."""
     full = [Case(op, dtype, d) for op in OPS for dtype in ("float32", "float64") for d in (3, 64)]
     full += [Case("log_density", dtype, 16) for dtype in ("float32", "float64")]
     full += [
@@ -261,71 +224,170 @@ def cases(brief):
         for d in (3, 64)
     ]
     full += [Case("rbf_matmul_backward", "float32", 784, 10, "high"), Case("score", "float32", 64, 1, "high")]
+    every = TARGETS.values()
     if not brief:
-        return [(sm, tiles, case) for sm in (80, 90, 100) for tiles in (sm, 0) for case in full]
+        return [(target, case) for target in every for case in full]
     few = [c for c in full if c.precision is None or (c.precision, c.d) == ("highest", 64)]
     few += [c for c in full if c.op == "score"]
     some = [c for c in few if c.op in ("rbf", "mmd2") and c.dtype == "float32" and c.d == 64]
     skipped = ("mmd2_of_x", "mmd2_of_parameters")
     of_hopper = [c for c in few if (c.d != 3 or c.op == "mmd2") and c.dtype != "float16" and c.op not in skipped]
-    return [(90, 90, c) for c in of_hopper] + [(sm, sm, c) for sm in (80, 100) for c in some]
+    others = [TARGETS[name] for name in ("80", "100", "120", "gfx942")]
+    return [(TARGETS["90"], c) for c in of_hopper] + [(target, c) for target in others for c in some]
 
 
-def rows(brief, only=""):
-    seen = set()
-    for sm, tiles, case in cases(brief):
-        if only not in case.op:
+@dataclass
+class Work:
+    """A kernel to compile, and the first case that launches it."""
+
+    target: Target
+    case: Case
+    launch: object
+
+
+def compiled_rows(work):
+    """A row for each form of the kernel."""
+    target, case, launch = work.target, work.case, work.launch
+    variant = launch.variant
+    products = variant.DOT if variant else launch.options.get("DOT", 0)
+    row = Row(
+        triton.__version__,
+        target.arch,
+        launch.kernel.__name__,
+        case.op,
+        case.dtype,
+        case.d,
+        case.columns,
+        products,
+        "x".join(map(str, variant[:3])) if variant else "",
+        launch.warps,
+        expects_tensor_core=variant is not None and variant.DOT > 0,
+    )
+    try:
+        compiled = compile_for(target, launch)
+    except Exception as error:
+        row.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return [row]
+    row.registers, row.spills, row.shared = compiled.registers, compiled.spills, compiled.shared
+    row.tensor_core = len(re.findall(TENSOR_CORE, compiled.code))
+    row.hazards = "; ".join(hazards.hazards(compiled.ttgir))
+    if target.amd:
+        row.ex2 = compiled.assembly.count("v_exp_f32")
+        return [row]
+    row.ex2, row.slow_ex2 = (compiled.assembly.count(name) for name in ("ex2.approx.ftz.f32", "ex2.approx.f32"))
+    shapes = Counter(sass.shape_of(i) for i in sass.parse(compiled.code) if i.base in sass.TENSOR)
+    row.shapes = " ".join(f"{n}x{shape}" for shape, n in sorted(shapes.items()))
+    # the model knows the loops of float32
+    if case.dtype == "float64" or variant is None:
+        return [row]
+    shape, works = gpu_model.read(launch, compiled)
+    found = []
+    for form, one in works.items():
+        of = Row(**vars(row))
+        of.form, of.programs, of.per_pair = form, shape.resident, dict(gpu_model.per_pair(one, shape))
+        if target is bars.HOPPER:
+            bound = gpu_model.bounds(one, shape)
+            of.overlapped, of.serial, of.predicted = (
+                round(x, 4) for x in (bound.overlapped, bound.serial, bound.predicted)
+            )
+            of.bound = bound.binding
+        found.append(of)
+    return found or [row]
+
+
+def every_kernel(brief, only="", targets=()):
+    """Every kernel once."""
+    found = {}
+    for target, case in cases(brief):
+        if only not in case.op or (targets and target.name not in targets):
             continue
-        for kernel, arguments, options in launches(case, tiles):
+        for launch in recorded(target, lambda case=case: call(case)):
             # launches of several cases may be one kernel
-            made, settings = source(kernel, arguments, options, sm)
-            key = (sm, made.hash(), str(settings))
-            if key not in seen:
-                seen.add(key)
-                yield compile_row(case, kernel, arguments, options, sm, tiles)
+            found.setdefault(key_of(target, launch), Work(target, case, launch))
+    return list(found.values())
 
 
 def never_taken():
     """Rows of the table of tiles that no case takes on the architectures that they are for."""
+    kernels()
     table = sys.modules["gkfast.kernels.gpu.tiles"]
     find, taken = table.row, set()
 
-    def recorded(*arguments):
+    def recorded_row(*arguments):
         found = find(*arguments)
         taken.add(found)
         return found
 
-    table.row = recorded
-    for _, tiles, case in cases(False):
-        launches(case, tiles)
+    table.row = recorded_row
+    for target, case in cases(False):
+        recorded(target, lambda case=case: call(case))
     table.row = find
     return [row for row in table.TILES if row not in taken]
+
+
+def write(rows, path):
+    """Rows of this version of Triton take the place of those before; those of others stay."""
+    kept = []
+    if path.exists():
+        with open(path, newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row.get("triton") not in (None, "", triton.__version__)]
+    kept = [row for row in kept if set(row) == set(rows[0])]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(kept + rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--brief", action="store_true", help="fewer cases, and no file")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--only", default="", metavar="OP", help="operations whose name holds this")
+    parser.add_argument("--only", default="", metavar="OP", help="operations, or bars, whose name holds this")
+    parser.add_argument("--targets", default="", metavar="NAMES", help="these alone, with commas")
+    parser.add_argument("--bars", action="store_true", help="speeds wanted and predicted at real sizes")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/offline.csv")
     options = parser.parse_args()
-    found = []
-    for row in rows(options.brief, options.only):
-        found.append(asdict(row) | {"wrong": row.wrong})
+    if options.bars:
+        print(f"triton {triton.__version__}, sm_90, predicted for an H200")
+        bars.table(options.only, lambda line: print(line, flush=True))
+        return 0
+    targets = [name for name in options.targets.split(",") if name]
+    if unknown := set(targets) - set(TARGETS):
+        parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
+    start, found = time.monotonic(), []
+
+    def say(done, rows):
+        found.extend(row.columns_of_file() for row in rows)
         if not options.json:
-            if len(found) == 1:
-                print(" ".join(f"{name:>10.10}" for name in found[0]))
-            print(" ".join(f"{value!s:>10.22}" for value in found[-1].values()), flush=True)
+            for row in rows:
+                print(line_of(row), flush=True)
+            if done % 20 == 0:
+                took = time.monotonic() - start
+                print(f"{done} of {len(work)} kernels in {took:.0f} s", file=sys.stderr, flush=True)
+
+    work = every_kernel(options.brief, options.only, targets)
+    in_parallel(compiled_rows, work, say)
     if options.json:
         print(json.dumps(found))
-    elif not options.brief and not options.only:
-        with open(ROOT / "bench/results/offline.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, found[0])
-            writer.writeheader()
-            writer.writerows(found)
-    forgotten = [] if options.only else never_taken()
+    elif not options.brief and not options.only and not targets:
+        write(found, options.out)
+    forgotten = [] if options.only or targets else never_taken()
     for row in forgotten:
         print("never compiled:", *row[:4], file=sys.stderr)
     return int(bool(forgotten) or any(row["wrong"] for row in found))
+
+
+def line_of(row):
+    each, speed = row.per_pair, ""
+    if each:
+        speed = f"{each['instructions']:7.1f} instructions {each.get('global_loads', 0):6.2f} loads a pair"
+    if row.predicted is not None:
+        speed += f" {row.predicted:7.3f} Tp/s ({row.overlapped:.3f} to {row.serial:.3f}), {row.bound}"
+    return (
+        f"{row.sm!s:>6} {row.kernel:20} {row.op:24} {row.dtype:8} D={row.d:<4} E={row.columns:<4} P={row.products} "
+        f"{row.tile:>10} {row.warps} warps {row.registers:3} registers {row.spills:3} spilled {row.shared:6} shared "
+        f"{row.form:11} {speed} {row.wrong}"
+    ).rstrip()
 
 
 if __name__ == "__main__":
