@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast bench lint wheel clean
+.PHONY: demo test test-fast bench offline lint wheel clean
 
 demo: $(READY)
 	$(PY) -m gkfast train --data digits
@@ -26,6 +26,15 @@ test-fast: $(READY)
 bench: $(VENV)/.bench-ready
 	$(PY) -m pytest --benchmark-only --benchmark-quiet --save-rows=bench/results
 	$(PY) -m bench.report
+
+# the GPU kernels, compiled without a GPU by the Triton at hand, by the oldest one that is supported and by the newest;
+# about an hour and a half on two cores. OFFLINE="--targets 90" or OFFLINE=--bars is quicker and writes no file
+offline: $(READY)
+	failed=0; $(PY) bench/offline.py $(OFFLINE) || failed=1; \
+	for wanted in triton==3.6.0 triton; do \
+		$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/other/$$wanted $$wanted || exit 1; \
+		PYTHONPATH=$(VENV)/other/$$wanted $(PY) bench/offline.py $(OFFLINE) || failed=1; \
+	done; exit $$failed
 
 # the rivals, besides what tests need
 $(VENV)/.bench-ready: $(READY)

@@ -133,7 +133,6 @@ class Kernel:
     programs: int = 0
     seconds: float = 0.0
     form: str = ""
-    note: str = ""
 
 
 def compiled_and_read(launch):
@@ -175,38 +174,48 @@ def predict(bar, launches, keys, read, extent):
     return list(found.values())
 
 
-def lines_of(bar, kernels_of, of_bench, of_median):
-    total = sum(kernel.seconds for kernel in kernels_of)
+def forms_of(found):
+    """The forms that meet pairs, of predicted kernels."""
+    return " and ".join(sorted({kernel.form for kernel in found if kernel.form in kernel.works})) or "none"
+
+
+def lines_of(bar, found, of_bench, of_median):
+    """of_...: the extent, and the forms that are taken."""
+    total = sum(kernel.seconds for kernel in found)
     value = bar.in_unit(total)
     verdict = "target" if bar.met(value, bar.target) else "bar" if bar.met(value, bar.bar) else "MISSED"
-    longest = max(kernels_of, key=lambda kernel: kernel.seconds)
-    launches = sum(kernel.times for kernel in kernels_of)
     yield (
         f"{verdict:7} {bar.name}: predicted {value:.3g} {bar.unit}, bar {bar.bar:g}, target {bar.target:g}; "
-        f"{launches} launches; greatest |x-c|^2/(2 sigma^2) {of_bench:.2f}, by the median rule {of_median:.2f}, "
-        f"limit of products {limit_of(bar.precision):.3g}"
+        f"{sum(kernel.times for kernel in found)} launches; by {of_bench[1]} (greatest |x-c|^2/(2 sigma^2) "
+        f"{of_bench[0]:.2f}), with the median distance by {of_median[1]} ({of_median[0]:.2f})"
     )
-    for kernel in sorted(kernels_of, key=lambda kernel: -kernel.seconds):
+    for kernel in sorted(found, key=lambda kernel: -kernel.seconds):
+        grid = "x".join(map(str, kernel.launch.grid))
         share = f"{100 * kernel.seconds / total:3.0f} %"
-        text = (
-            f"    {share} {kernel.times} x {kernel.name} grid {'x'.join(map(str, kernel.launch.grid))}, {kernel.form}"
-        )
-        if kernel.shape is not None and kernel.form in kernel.works:
-            shape, work = kernel.shape, kernel.works[kernel.form]
-            each = model.per_pair(work, shape)
-            of = model.bounds(work, shape)
-            waves = kernel.programs / model.MULTIPROCESSORS / shape.resident
-            text += (
-                f"; tile {shape.bn}x{shape.bm}, {shape.warps} warps, {shape.registers} registers, {shape.resident} "
-                f"programs a multiprocessor, {waves:.2f} waves; a pair: {each['instructions']:.1f} instructions, "
-                f"{each['global_loads']:.2f} loads, {each['multiply_adds']:.0f} multiply-adds; Tp/s of pairs met: "
-                f"{of.overlapped:.3g} overlapped, {of.serial:.3g} serial, {of.predicted:.3g} predicted, {of.binding}"
-            )
-            for note in work.notes:
-                text += f"; {note}"
-        if kernel is longest:
-            text += "  <-"
-        yield text
+        yield f"    {share} {kernel.times} x {kernel.name} grid {grid}, {kernel.form}{details(kernel)}"
+
+
+def details(kernel):
+    """Of a kernel that meets pairs."""
+    if kernel.form not in kernel.works:
+        return ""
+    shape, work = kernel.shape, kernel.works[kernel.form]
+    each, of = model.per_pair(work, shape), model.bounds(work, shape)
+    waves = kernel.programs / model.MULTIPROCESSORS / shape.resident
+    parts = [
+        f"tile {shape.bn}x{shape.bm}, {shape.warps} warps, {shape.registers} registers, {shape.resident} programs a "
+        f"multiprocessor, {waves:.2f} waves",
+        f"a pair: {each['instructions']:.1f} instructions, {each['global_loads']:.2f} loads",
+    ]
+    if each["multiply_adds"]:
+        parts[-1] += f", {each['multiply_adds']:.0f} multiply-adds"
+        parts[-1] += f" (distances need {shape.products * shape.length})"
+    if each["exp2"] > 1.2:
+        parts[-1] += f", {each['exp2']:.1f} exponentials"
+    parts.append(
+        f"Tp/s of pairs met: {of.overlapped:.3g} overlapped, {of.serial:.3g} serial, {of.predicted:.3g} predicted"
+    )
+    return "; ".join(["", *parts, of.binding, *work.notes])
 
 
 def table(only="", say=print):
@@ -228,9 +237,9 @@ def table(only="", say=print):
     read = dict(zip(work, found, strict=True))
     rows = []
     for bar, launches, keys in plans:
-        of_bench, of_median = extents(bar)
-        predicted = predict(bar, launches, keys, read, of_bench)
-        for line in lines_of(bar, predicted, of_bench, of_median):
+        extent, median = extents(bar)
+        found, other = (predict(bar, launches, keys, read, of) for of in (extent, median))
+        for line in lines_of(bar, found, (extent, forms_of(found)), (median, forms_of(other))):
             say(line)
-        rows.append((bar, bar.in_unit(sum(kernel.seconds for kernel in predicted))))
+        rows.append((bar, bar.in_unit(sum(kernel.seconds for kernel in found))))
     return rows

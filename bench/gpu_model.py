@@ -60,6 +60,8 @@ class Shape:
     bk: int = 0
     # tiles between two turns of the loop around that over tiles
     outer: int = 1
+    # of a pair, as the compiler writes them: one that is used in two layouts may be computed twice
+    exponentials: int = 1
 
     @property
     def per_thread(self):
@@ -119,12 +121,18 @@ def outer_turns(ttir, bm):
     return 1
 
 
+def exponentials(ttgir, bn, bm):
+    """How many of a tile's pairs the compiler writes, at least 1."""
+    sizes = re.findall(r"math\.exp2 .*: tensor<(\d+)x(\d+)xf32", ttgir)
+    return max(1, sum(int(n) * int(m) >= bn * bm for n, m in sizes))
+
+
 class _Reading:
     """One program read as one form."""
 
     def __init__(self, program: Program, shape: Shape, form: str):
         self.program, self.shape, self.form = program, shape, form
-        self.tiles, self.parts, self.taken = 1, {}, {}
+        self.tiles, self.parts = 1, {}
         self.inside = {loop: program.inside(loop) for loop in (*program.loops, program.whole)}
         self.own = {loop: program.own(loop) for loop in self.inside}
         # loops over coordinates, and those with products
@@ -143,8 +151,10 @@ class _Reading:
     def differs(self, counts):
         """Coordinates whose differences are squared, or pulled by, for each pair."""
         adds, multiplies = (sum(counts[name] for name in names) for names in (_ADDS, _MULTIPLIES))
-        # a polynomial multiplies more often than it subtracts
-        return min(adds, multiplies) / self.shape.per_thread if multiplies <= 3 * adds else 0.0
+        found = min(adds, multiplies) / self.shape.per_thread
+        # a polynomial, as of a float64 exponential, multiplies more often than it subtracts, and loads no coordinates
+        loaded = counts["global_loads"] + counts["shared_loads"] >= found or not counts["fp64"]
+        return found if multiplies <= 3 * adds and loaded else 0.0
 
     def has_distances(self, loop):
         """Whether the pairs of a tile are measured in the loop, rather than only weighed by another bandwidth."""
@@ -194,32 +204,31 @@ class _Reading:
         else:
             known = False
         often = max(1, math.ceil(often - 0.25))
-        self.parts[loop], self.taken[loop] = Part(loop.depth, often, known, counts), often
+        self.parts[loop] = Part(loop.depth, often, known, counts)
         return often
 
     def last_exponential(self):
         names = (i.name for i in self.program.instructions)
         return max((k for k, name in enumerate(names) if name.startswith("MUFU.EX2")), default=math.inf)
 
-    def stalls(self, loop, often=1.0):
-        """Clocks that the warps of a program wait in a turn of a loop and of those in it."""
-        own = self.program.path(loop, lambda _: 0, self.prefer)
-        waits = own["barriers"] * BARRIER + own["waits"] * WAIT
-        waits += LOAD if own["global_loads"] else 0
-        if own["copies"] + own["bulk_copies"]:
-            turn = self.shape.warps * (own["instructions"] / SLOTS + own["multiply_adds"] / TENSOR)
-            waits += max(0.0, COPY - max(0, self.shape.stages - 1) * turn)
-        return often * (waits + sum(self.stalls(child, self.taken.get(child, 0)) for child in loop.children))
+    def stalls(self, counts):
+        """Clocks that the warps of a program wait."""
+        waits = counts["barriers"] * BARRIER + counts["waits"] * WAIT + counts["loading"] * LOAD
+        if counts["copying"]:
+            turn = counts["copying_instructions"] / SLOTS + counts["copying_multiply_adds"] / TENSOR
+            turn *= self.shape.warps / counts["copying"]
+            waits += counts["copying"] * max(0.0, COPY - max(0, self.shape.stages - 1) * turn)
+        return waits
 
     def work(self):
         shape, program = self.shape, self.program
         region = self.tile_loop()
-        once = program.path(region, lambda _: 1, self.prefer)
-        self.tiles = max(1, round(once["exp2"] / shape.per_thread)) if self.exponentials else 1
+        # an unrolled loop has those of several tiles
+        written = self.inside[region]["exp2"] / shape.per_thread / shape.exponentials
+        self.tiles = max(1, round(written)) if self.exponentials else 1
         counts = program.path(region, self.turns, self.prefer)
         parts = [Part(region.depth, 1, True, counts), *self.parts.values()]
-        # a path may leave a loop out
-        stalls = self.stalls(region)
+        stalls = self.stalls(counts)
         if region.parent is not None and region.parent is not program.whole:
             around = program.path(region.parent, lambda c: 0 if c is region else 1, self.prefer)
             share = self.tiles / shape.outer if shape.outer > 1 else 0
@@ -339,6 +348,7 @@ def shape_of(launch, compiled):
         bandwidths=named.get("S") or 1,
         bk=getattr(variant, "BK", 0),
         outer=outer_turns(compiled.ttir, variant.BM),
+        exponentials=exponentials(compiled.ttgir, variant.BN, variant.BM),
     )
 
 

@@ -278,7 +278,9 @@ class Program:
     def path(self, loop, turns, prefer):
         """Counts of one turn: of the way from its header back, or to the end, for which prefer(counts) is greatest.
 
-        turns(child) is how often a turn passes through a loop in it.
+        turns(child) is how often a turn passes through a loop in it. Beside instructions, `loading` counts the turns
+        of this loop and of those in it that load from global memory, `copying` those that copy from there to shared
+        memory, and `copying_...` what these issue in all.
         """
         inner = {block: child for child in loop.children for block in child.blocks}
         nodes = [loop.header or self.blocks[0]]
@@ -296,7 +298,9 @@ class Program:
 
         def weight(node):
             if not isinstance(node, Loop):
-                return self.counts(node)
+                found = self.counts(node)
+                loads, copies = found["global_loads"], found["copies"] + found["bulk_copies"]
+                return found + Counter(own_loads=loads, own_copies=copies)
             often = turns(node)
             if not often:
                 return Counter()
@@ -321,4 +325,11 @@ class Program:
             state[node] = "done"
             if ways:
                 best[node] = weight(node) + max(ways, key=prefer)
-        return best.get(node_of(nodes[0]), Counter())
+        found = best.get(node_of(nodes[0]), Counter()).copy()
+        if found.pop("own_loads", 0):
+            found["loading"] += 1
+        if found.pop("own_copies", 0):
+            found["copying"] += 1
+            for name in ("instructions", "multiply_adds"):
+                found[f"copying_{name}"] += found[name]
+        return found

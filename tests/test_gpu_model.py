@@ -116,6 +116,20 @@ def test_two_tiles_of_one_turn_are_told_by_their_exponentials():
     assert work_of(sass.Program(code(twice)), SHAPE, "differences").tiles == 2
 
 
+def test_exponentials_in_two_layouts_are_of_one_tile():
+    ttgir = """
+        %k = math.exp2 %t : tensor<16x16xf32, #mma>
+        %l = math.exp2 %u : tensor<16x16xf32, #ttg.dot_op<{opIdx = 0, parent = #mma, kWidth = 2}>>
+        %m = math.exp2 %v : tensor<16xf32, #ttg.slice<{dim = 1, parent = #mma}>>
+    """
+    assert gpu_model.exponentials(ttgir, 16, 16) == 2
+    assert gpu_model.exponentials("", 16, 16) == 1
+    more = "MUFU.EX2 R21, R21\n    MUFU.EX2 R22, R22\n    "
+    program = sass.Program(code(DIFFERENCES.replace("MUFU.EX2 R12, R12", f"{more}MUFU.EX2 R12, R12")))
+    work = work_of(program, replace(SHAPE, exponentials=2), "differences")
+    assert (work.tiles, work.counts["exp2"]) == (1, 4)
+
+
 def test_a_kernel_may_have_both_forms():
     program = sass.Program(code(BOTH))
     shape = replace(SHAPE, length=16, products=1, bk=16)
@@ -125,6 +139,8 @@ def test_a_kernel_may_have_both_forms():
     assert (products.counts["copies_16"], products.counts["fadd"]) == (1, 0)
     assert products.counts["instructions"] == 1 + 3 + 3
     assert differences.counts["multiply_adds"] == 0
+    # nothing waits for a way that is not taken
+    assert (products.stalls, differences.stalls) == (gpu_model.WAIT + gpu_model.COPY, 0)
     # five coordinates
     assert differences.counts["instructions"] == 1 + 5 * 5 + 1 + 3
     assert gpu_model.forms(program, SHAPE) == ("differences",)
