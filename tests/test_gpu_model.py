@@ -266,6 +266,23 @@ def test_more_programs_hide_more():
 
 
 @pytest.mark.parametrize(
+    ("bm", "dims", "multiply_adds", "instructions", "special", "reported"),
+    [
+        # attention's forward pass in Triton on an H100, two products of 64 a pair: 350e12 operations a second
+        (64, 64, 128, 10, 1, 350e12 / 256 / 1e12),
+        # distances by one product and a running minimum, on an H200
+        (128, 64, 64, 5, 0, 2.14),
+        (128, 128, 128, 5, 0, 1.6),
+    ],
+)
+def test_the_model_is_near_what_is_reported(bm, dims, multiply_adds, instructions, special, reported):
+    shape = Shape(bn=128, bm=bm, warps=8, registers=230, shared=0, dims=dims)
+    of_pair = {"instructions": instructions, "special": special, "multiply_adds": multiply_adds * 32}
+    one = work(stalls=60.0, **{name: n * shape.per_thread for name, n in of_pair.items()})
+    assert bounds(one, shape).predicted == pytest.approx(reported, rel=0.4)
+
+
+@pytest.mark.parametrize(
     ("registers", "shared", "warps", "resident"),
     [(255, 0, 8, 1), (128, 0, 8, 2), (64, 100 << 10, 4, 2), (32, 0, 32, 2), (168, 0, 4, 3)],
 )
