@@ -1,13 +1,18 @@
-"""Reads what Triton's passes made of a kernel (TTGIR) for two of their mistakes.
+"""Reads what Triton made of a kernel for two of its mistakes.
 
     unwaited      Blackwell: a buffer of tensor memory is read or written while a product that writes it may still run
     in_flight     Hopper: a product whose left factor is in registers runs on over the back edge of a loop
+    overwritten   Hopper: such registers are written while the product may still run
 
-Loops are walked twice, so that what one turn leaves meets the next; barriers are followed through what loops carry.
+The first two read Triton's own text (TTGIR), the last one machine code. In flight is harmless until something is
+overwritten. Loops are walked twice, so that what one turn leaves meets the next; barriers are followed through what
+loops carry.
 """
 
 import re
 from dataclasses import dataclass, field
+
+from bench import sass
 
 _NAME = r"%[\w$.#-]+"
 
@@ -164,5 +169,76 @@ def in_flight(ttgir):
     return _of(_InFlight(), ttgir)
 
 
-def hazards(ttgir):
-    return unwaited(ttgir) + in_flight(ttgir)
+# ---- in machine code
+
+
+_NOTHING_WRITTEN = (
+    *("ST", "RED", "BAR", "BRA", "EXIT", "DEPBAR", "LDGSTS", "LDGDEPBAR", "MEMBAR", "WARP", "FENCE", "SYNCS"),
+    *("PLOP3", "R2P", "FCHK", "BSSY", "BSYNC"),
+)
+
+
+def written(instruction):
+    """Registers that it writes."""
+    base, parts = instruction.base, instruction.name.split(".")
+    if base.startswith(_NOTHING_WRITTEN) or base.endswith("SETP"):
+        return ()
+    operands = [operand.strip() for operand in instruction.operands.split(",")]
+    # predicates that are results stand first
+    while operands and re.fullmatch(r"!?U?P[\dT]", operands[0]):
+        del operands[0]
+    first = re.match(r"R(\d+)\b", operands[0]) if operands else None
+    if not first:
+        return ()
+    count = 1
+    if base in sass.TENSOR:
+        shape = re.search(r"(\d+)x(\d+)x(\d+)", instruction.name)
+        count = int(shape[2]) // 2 if shape else 4
+    elif base in ("LDG", "LDS", "LDSM", "LDL", "LDC", "ATOM", "ATOMG", "LD"):
+        count = max(1, sass.width(instruction.name) // 4)
+    elif base in sass.FP64 or "WIDE" in parts or (base == "CS2R" and "32" not in parts) or parts[1:2] == ["F64"]:
+        count = 2
+    return tuple(range(int(first[1]), int(first[1]) + count))
+
+
+def overwritten(program):
+    """Registers that are written while a product of Hopper that reads them may still run."""
+    # of each block: the products that may run when it begins, in their order, each with its registers
+    begins, waiting, found = {}, [(program.blocks[0], ())], []
+    while waiting:
+        block, running = waiting.pop()
+        if running in begins.setdefault(block, set()):
+            continue
+        begins[block].add(running)
+        groups, opened = list(running), []
+        for instruction in program.instructions[block.start : block.stop]:
+            if instruction.base == "HGMMA":
+                source = re.match(r"R(\d+)\b", instruction.operands.split(",")[1].strip())
+                # of 64 x 16 halves, or of as many bytes, a thread has four registers
+                opened += [(instruction.at, int(source[1]) + k) for k in range(4)] if source else []
+                if "gsb0" in instruction.operands:
+                    groups.append(tuple(opened))
+                    opened = []
+                continue
+            if instruction.name.startswith("WARPGROUP.DEPBAR"):
+                left = int(instruction.operands.split(",")[-1], 16)
+                groups = groups[len(groups) - left :] if left < len(groups) else groups
+                continue
+            writes = set(written(instruction))
+            for at, register in [pair for group in (*groups, opened) for pair in group]:
+                if register in writes:
+                    found.append(
+                        f"R{register} is written at {instruction.at:#x}, product at {at:#x} may still read it"
+                    )
+        # what nobody waits for is the same after some turns
+        waiting += [(after, tuple(groups[-8:])) for after in block.next]
+    return list(dict.fromkeys(found))
+
+
+def hazards(ttgir, code=""):
+    """What is wrong, and what is only remarkable."""
+    wrong, notes = unwaited(ttgir), in_flight(ttgir)
+    if "HGMMA" in code:
+        found = overwritten(sass.Program(code))
+        wrong += [*found[:1], f"{len(found)} such writes"] if found else []
+    return wrong, notes

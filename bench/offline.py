@@ -78,6 +78,8 @@ class Row:
     # of the products of a tile, with M, N and K
     shapes: str = ""
     hazards: str = ""
+    # remarkable, but not wrong
+    notes: str = ""
     error: str = ""
     # by which a tile is met: products or differences
     form: str = ""
@@ -270,7 +272,7 @@ def compiled_rows(work):
         return [row]
     row.registers, row.spills, row.shared = compiled.registers, compiled.spills, compiled.shared
     row.tensor_core = len(re.findall(TENSOR_CORE, compiled.code))
-    row.hazards = "; ".join(hazards.hazards(compiled.ttgir))
+    row.hazards, row.notes = ("; ".join(found) for found in hazards.hazards(compiled.ttgir, compiled.code))
     if target.amd:
         row.ex2 = compiled.assembly.count("v_exp_f32")
         return [row]
@@ -285,6 +287,7 @@ def compiled_rows(work):
     for form, one in works.items():
         of = Row(**vars(row))
         of.form, of.programs, of.per_pair = form, shape.resident, dict(gpu_model.per_pair(one, shape))
+        of.notes = "; ".join([*filter(None, [row.notes]), *one.notes])
         if target is bars.HOPPER:
             bound = gpu_model.bounds(one, shape)
             of.overlapped, of.serial, of.predicted = (

@@ -327,27 +327,27 @@ PIPELINED = """
 
 
 def test_products_that_are_waited_for_are_no_hazard():
-    assert hazards.hazards(BLACKWELL) == []
-    assert hazards.hazards(PIPELINED) == []
+    assert hazards.unwaited(BLACKWELL) == []
+    assert hazards.unwaited(PIPELINED) == []
 
 
 def test_a_buffer_that_is_read_before_its_product_is_waited_for():
     swapped = BLACKWELL.strip().splitlines()
     swapped[2:] = swapped[:1:-1]
-    assert hazards.hazards("\n".join(swapped)) == ["line 3: load of %acc, product of line 2"]
+    assert hazards.unwaited("\n".join(swapped)) == ["line 3: load of %acc, product of line 2"]
     # of the product of the turn before
     late = PIPELINED.replace("ttng.wait_barrier %old, %phase deps %a, %b : !ttg.memdesc<1xi64>\n", "")
-    assert any("load of %acc" in found for found in hazards.hazards(late))
+    assert any("load of %acc" in found for found in hazards.unwaited(late))
     # behind the loop
-    assert hazards.hazards(PIPELINED.replace("wait_barrier %r#0", "wait_barrier %other"))
+    assert hazards.unwaited(PIPELINED.replace("wait_barrier %r#0", "wait_barrier %other"))
     # a barrier has seen the products before its own
     chained = BLACKWELL.replace("%bar[%true]", "%first[%true]", 1).replace(
         "    ttng.wait_barrier",
         "    ttng.tc_gen5_mma %a, %b, %acc, %true, %true, %bar[%true] {is_async} : !ttg.memdesc<64x32xbf16>\n"
         "    ttng.wait_barrier",
     )
-    assert hazards.hazards(chained) == []
-    assert hazards.hazards(chained.replace("wait_barrier %bar", "wait_barrier %first"))
+    assert hazards.unwaited(chained) == []
+    assert hazards.unwaited(chained.replace("wait_barrier %bar", "wait_barrier %first"))
 
 
 HOPPER = """
@@ -369,7 +369,60 @@ HOPPER = """
     ],
 )
 def test_a_product_of_registers_ends_before_its_loop_turns(left, pending, found):
-    assert len(hazards.hazards(HOPPER.replace("LEFT", left).replace("PENDING", pending))) == found
+    assert len(hazards.in_flight(HOPPER.replace("LEFT", left).replace("PENDING", pending))) == found
+
+
+# the left factor is loaded in each turn, and multiplied
+REGISTERS = """
+    tile:
+    LDS.64 R4, [R20]
+    LDS.64 R6, [R20+0x40]
+    WARPGROUP.ARRIVE
+    HGMMA.64x32x16.F32.BF16 R24, R4, gdesc[UR12].tnspB, R24, gsb0
+    HGMMA.64x32x16.F32.BF16 R40, gdesc[UR16], R40, gsb0
+    WARPGROUP.DEPBAR.LE gsb0, 0x1
+    FADD R8, R8, R9
+    @P0 BRA <tile>
+    WARPGROUP.DEPBAR.LE gsb0, 0x0
+    EXIT
+"""
+
+
+def test_registers_that_are_written_under_a_product():
+    def found(text):
+        return hazards.overwritten(sass.Program(code(text)))
+
+    # all but the last product have ended
+    assert found(REGISTERS) == []
+    late = REGISTERS.replace("gsb0, 0x1", "gsb0, 0x2")
+    assert found(late)[0] == "R4 is written at 0x0, product at 0x30 may still read it"
+    assert len(found(late)) == 4
+    assert "such writes" in hazards.hazards("", code(late))[0][1]
+    # a wait before they are written again, and other registers
+    assert found(late.replace("LDS.64 R4, [R20]", "WARPGROUP.DEPBAR.LE gsb0, 0x0\n    LDS.64 R4, [R20]")) == []
+    assert found(late.replace("LDS.64 R4", "LDS.64 R60").replace("LDS.64 R6,", "LDS.64 R62,")) == []
+    # within a turn
+    assert found(late.replace("FADD R8", "FADD R7").replace("@P0 BRA <tile>", "NOP")) == [
+        "R7 is written at 0x60, product at 0x30 may still read it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("FADD R5, R4, R3", (5,)),
+        ("LDS.128 R8, [R2]", (8, 9, 10, 11)),
+        ("LDSM.16.M88.4 R8, [R2]", (8, 9, 10, 11)),
+        ("SHFL.BFLY PT, R5, R4, 0x2, 0x1f", (5,)),
+        ("ISETP.GE.AND P5, PT, R127, R135, PT", ()),
+        ("STS.64 [R5], R8", ()),
+        ("F2F.F64.F32 R6, R5", (6, 7)),
+        ("IMAD.WIDE R6, R5, R4, R2", (6, 7)),
+        ("HGMMA.64x32x16.F32.BF16 R24, R4, gdesc[UR12], R24", tuple(range(24, 40))),
+    ],
+)
+def test_registers_that_an_instruction_writes(line, expected):
+    assert hazards.written(sass.parse(code(line))[0]) == expected
 
 
 # ---- a kernel known by heart
