@@ -114,7 +114,8 @@ def counts_of(instruction):
     found = Counter(instructions=1)
     if base in FP32:
         found["fp32"] = 1
-        found[base[:4].lower()] = 1
+        # Blackwell's work on two numbers
+        found[base[:4].lower()] = 2 if base.endswith("2") else 1
     elif base in FP64:
         found["fp64"] = 1
         found[base[:4].lower()] = 1
@@ -182,6 +183,9 @@ def _jumps(instruction):
         if ".DIV" in instruction.name:
             return False, True
         return True, not (always and not re.match(r"!?U?P\d", instruction.operands))
+    if base == "CALL" and not always:
+        # a way out of a loop on Ampere and Ada; other calls return
+        return True, True
     if base in ("EXIT", "RET"):
         return False, not always
     return False, True

@@ -188,6 +188,11 @@ def test_width_of_a_load(name, bytes_):
     assert sass.width(name) == bytes_
 
 
+def test_instructions_on_two_numbers():
+    counts = sass.counts_of(sass.parse(code("FFMA2 R4, R6, R8, R4"))[0])
+    assert counts == Counter(instructions=1, fp32=1, ffma=2)
+
+
 def test_the_way_of_split_warps_is_not_counted():
     text = """
     BRA.DIV UR4, <slow>
@@ -200,6 +205,27 @@ def test_the_way_of_split_warps_is_not_counted():
     """
     program = sass.Program(code(text))
     assert program.path(program.whole, lambda _: 1, lambda counts: counts["instructions"])["instructions"] == 3
+
+
+def test_a_loop_that_is_left_by_a_call():
+    """As on Ampere and Ada."""
+    text = """
+    outer:
+    MOV R1, R2
+    inner:
+    MUFU.EX2 R1, R1
+    @!P0 CALL.REL.NOINC <end>
+    BRA <inner>
+    end:
+    CALL.REL.NOINC <routine>
+    @P1 BRA <outer>
+    EXIT
+    routine:
+    RET.REL.NODEC R4 0x0
+    """
+    outer, inner = sass.Program(code(text)).loops
+    assert inner.parent is outer
+    assert (len(outer.blocks), len(inner.blocks)) == (4, 2)
 
 
 def test_turns_of_the_loop_around_follow_from_the_steps():
