@@ -7,7 +7,7 @@ device alone.
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -219,7 +219,7 @@ def details(kernel):
 
 
 def table(only="", say=print):
-    """Predicted and wanted, line by line; returns rows of (bar, value, wanted)."""
+    """Predicted and wanted, line by line; returns a row for each bar."""
     plans, work = [], {}
     for bar in BARS:
         if only in bar.name:
@@ -241,5 +241,7 @@ def table(only="", say=print):
         found, other = (predict(bar, launches, keys, read, of) for of in (extent, median))
         for line in lines_of(bar, found, (extent, forms_of(found)), (median, forms_of(other))):
             say(line)
-        rows.append((bar, bar.in_unit(sum(kernel.seconds for kernel in found))))
+        value = bar.in_unit(sum(kernel.seconds for kernel in found))
+        launches_of = sum(kernel.times for kernel in found)
+        rows.append(asdict(bar) | {"predicted": value, "launches": launches_of, "form": forms_of(found)})
     return rows

@@ -228,20 +228,28 @@ class _Reading:
         self.tiles = max(1, round(written)) if self.exponentials else 1
         counts = program.path(region, self.turns, self.prefer)
         parts = [Part(region.depth, 1, True, counts), *self.parts.values()]
-        stalls = self.stalls(counts)
+        stalls, outside = self.stalls(counts), Counter()
         if region.parent is not None and region.parent is not program.whole:
             around = program.path(region.parent, lambda c: 0 if c is region else 1, self.prefer)
             share = self.tiles / shape.outer if shape.outer > 1 else 0
             parts.append(Part(region.parent.depth, share, shape.outer > 1, around))
             counts = counts + Counter({name: n * share for name, n in around.items()})
+            # once in a program, if nothing is known
+            outside = Counter() if share else around
         skipped = {region, *region.parents}
-        outside = Counter()
         if region is not program.whole:
-            outside = program.path(program.whole, lambda c: 0 if c in skipped else 1, lambda c: c["instructions"])
+            straight = program.path(program.whole, lambda c: 0 if c in skipped else 1, lambda c: c["instructions"])
+            outside = outside + straight
         each = Counter({name: n / self.tiles for name, n in counts.items()})
         notes = [f"loop of {p.counts['instructions']:.0f} instructions: turns unknown" for p in parts if not p.known]
         free = counts["barriers"] < 0.5 * self.tiles
         return Work(self.tiles, each, parts, outside, stalls / self.tiles, free, self.form, notes)
+
+
+def meets_pairs(program: Program, shape: Shape):
+    """Whether a kernel has exponentials, products, or differences of a tile, and not only its constants."""
+    found = _Reading(program, shape, "products")
+    return bool(found.exponentials or found.measuring or found.inside[program.whole]["fp64"])
 
 
 def work_of(program: Program, shape: Shape, form: str):
@@ -358,4 +366,6 @@ def read(launch, compiled):
     if shape is None:
         return None, {}
     program = Program(compiled.code)
+    if not meets_pairs(program, shape):
+        return None, {}
     return shape, {form: work_of(program, shape, form) for form in forms(program, shape)}

@@ -351,8 +351,13 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/offline.csv")
     options = parser.parse_args()
     if options.bars:
-        print(f"triton {triton.__version__}, sm_90, predicted for an H200")
-        bars.table(options.only, lambda line: print(line, flush=True))
+        if options.json:
+            print(
+                json.dumps([{"triton": triton.__version__} | row for row in bars.table(options.only, lambda _: None)])
+            )
+        else:
+            print(f"triton {triton.__version__}, sm_90, predicted for an H200")
+            bars.table(options.only, lambda line: print(line, flush=True))
         return 0
     targets = [name for name in options.targets.split(",") if name]
     if unknown := set(targets) - set(TARGETS):
