@@ -53,8 +53,11 @@ class Call:
         if not self.operators:
             return {}
         # float64 is float64 in every mode, and only GPU kernels read it
-        wide = self.compute == self.xp.float64
-        return {"precision": "highest" if wide else self.precision or self.backend.torch_precision()}
+        if self.compute == self.xp.float64:
+            return {"precision": "highest"}
+        if self.precision == "torch":
+            return {"precision": self.backend.torch_precision()}
+        return {"precision": self.precision or self.backend.default_precision()}
 
     @property
     def scalar_dtype(self) -> Any:

@@ -6,6 +6,7 @@ NumPy arrays, so nothing here waits for a device or breaks a graph.
 
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 Array = Any  # a NumPy array or a torch tensor; NumPy in, NumPy out, tensors in, tensors out
 Sigma = Any  # a number, an array or tensor of shape () or (..., S), or a sequence of them
 Backend = Literal["reference", "cpu", "gpu"]
-Precision = Literal["highest", "high", "medium"]
+Precision = Literal["highest", "high", "medium", "torch"]
 Estimator = Literal["biased", "unbiased", "u_statistic", "linear"]
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -446,8 +447,27 @@ def leave_one_out(value: bool, x: Array, data: Array) -> None:
 
 
 def precision(value: str | None) -> None:
-    if value is not None and (not isinstance(value, str) or value not in ("highest", "high", "medium")):
-        raise ValueError(f"precision must be highest, high, medium or None, got {value!r}; None follows torch")
+    if value is not None and (not isinstance(value, str) or value not in ("highest", "high", "medium", "torch")):
+        raise ValueError(f"precision must be highest, high, medium, torch or None, got {value!r}; None is highest")
+
+
+_said: set[str] = set()
+
+
+def once(text: str) -> None:
+    """A warning, the first time in a process."""
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(text, stacklevel=3)
+
+
+def setting_of_torch(setting: str) -> None:
+    """Who has lowered the precision of torch's products hears once that kernels do not follow without being told."""
+    if setting != "highest":
+        once(
+            "precision is None, which means 'highest' on a GPU, but torch.get_float32_matmul_precision() is lower; "
+            "pass precision='torch' to follow torch, or precision='highest' to keep what you have"
+        )
 
 
 def backend(value: str | None, x: Array) -> None:

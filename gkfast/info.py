@@ -8,18 +8,18 @@ from pathlib import Path
 
 def lines() -> list[str]:
     """One line for each part: versions, processor, CPU kernels, their cache, GPU kernels, precision."""
-    import torch
     from llvmlite import binding
 
+    from gkfast.ops import torch_precision
+
     packages = ", ".join(f"{name} {_version(name)}" for name in ("numpy", "numba", "torch", "triton"))
-    precision = torch.get_float32_matmul_precision()
     return [
         f"gkfast     {version('gkfast')}, Python {platform.python_version()}, {platform.system()}",
         f"packages   {packages}",
         f"processor  {_processor()} ({binding.get_host_cpu_name()})",
         *_cpu(),
         f"GPU        {_gpu()}",
-        f"precision  {precision}, as torch.get_float32_matmul_precision() says; on the CPU all are float32-grade",
+        f"precision  highest unless named, and 'torch' is {torch_precision()}; on the CPU all are float32-grade",
     ]
 
 

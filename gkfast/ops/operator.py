@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gkfast import checks
 from gkfast.ops.tiling import add, vjp
 from gkfast.ops.torch_private import (
     below_autograd,
@@ -50,11 +51,24 @@ gpu_kernels: dict[str, Callable[..., Any]] = {}
 _NUMBERS = frozenset({"scale", "sigma", "weights", "log_weights"})
 
 
-# a constant of a compiled graph, since dynamo cannot trace it; torch traces anew where the setting goes from or to
+# constants of a compiled graph, since dynamo cannot trace them; torch traces anew where the setting goes from or to
 # "highest", not between the other two
 @constant_when_compiled
 def torch_precision() -> str:
-    return torch.get_float32_matmul_precision()
+    """What precision="torch" is."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # torch refuses to tell it where the newer setting stands beside it
+        newer = torch.backends.cuda.matmul.fp32_precision
+        return {"tf32": "high", "bf16": "medium"}.get(newer, "highest")
+
+
+@constant_when_compiled
+def default_precision() -> str:
+    """What precision=None is on a GPU, whatever torch's products have."""
+    checks.setting_of_torch(torch_precision())
+    return "highest"
 
 
 def visible(tensor: Tensor) -> bool:
