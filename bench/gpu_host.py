@@ -150,7 +150,7 @@ def of_kernels(op: str, n: int, m: int, d: int, precision: str) -> Callable[[], 
     sigma, weights = (float(d) ** 0.5,), (1.0,)
     by = {"precision": precision}
     if op.startswith("mmd2"):
-        scale, baseline = torch.ones(1, 1, 3, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+        scale, baseline = (1.0, 1.0, -2.0), torch.ones(1, 1, dtype=torch.float64)
         wants = (op == "mmd2",) * 2 + (False,) * 4
         return lambda: gpu.kernel_sums_with_gradients(
             scale, x, y, None, None, sigma, weights, baseline, drop=1, wants=wants, **by

@@ -14,12 +14,6 @@ pytestmark = pytest.mark.interpreter
 
 SCRIPT = Path(__file__).parent / "plans_without_gpu.py"
 CHECKS = re.findall(r"^def (check_\w+)", SCRIPT.read_text(), re.MULTILINE)
-CASES = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="sweeps do not launch by launch() yet"))
-    if name == "check_operations"
-    else name
-    for name in CHECKS
-]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +26,7 @@ def report(tmp_path_factory):
     return json.loads(found.stdout)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CHECKS)
 def test_plan(name, report):
     assert report[name] == ""
 

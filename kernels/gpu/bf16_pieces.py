@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from .bandwidths import SLOTS, row_of_table, triton_dtype
+from .launch import launch
 from .tiles import FUSION, SIZES
 
 # the interpreter has no bfloat16 products: float32 holds them exactly, and sums as the hardware does
@@ -314,12 +315,11 @@ class Pieces:
             *(p.new_empty(p.shape[:2], dtype=torch.float32) for p in (x, y)),
             torch.empty(SLOTS, dtype=torch.int32, device=x.device) if own else table.greatest,
         )
-        with torch.cuda.device_of(x):
-            _pieces_kernel[(SLOTS if own else batch * tiles,)](
-                x, y, self.points, table.arguments(), n, m, dims, batch, table.count, table.stride,
-                TABLE=table.constants(own), DP=self.dims, DOT=self.products, BN=_BN, BK=self.bk,
-                num_warps=8, **FUSION,
-            )  # fmt: skip
+        launch(_pieces_kernel, (SLOTS if own else batch * tiles,),
+            x, y, self.points, table.arguments(), n, m, dims, batch, table.count, table.stride,
+            TABLE=table.constants(own), DP=self.dims, DOT=self.products, BN=_BN, BK=self.bk,
+            num_warps=8, **FUSION,
+        )  # fmt: skip
         self.a = self.b = None
         columns = next((v.shape[2] for v in (a, b) if v is not None), 1)
         self.columns = 0
@@ -332,11 +332,10 @@ class Pieces:
             # one alone stands for the other, which no kernel reads: Triton compiles a kernel for each dtype
             pieces = [self._empty(v, self.columns) for v in (first, second) if v is not None]
             self.a, self.b = pieces[0], pieces[-1]
-            with torch.cuda.device_of(x):
-                _column_pieces_kernel[(batch * sum(triton.cdiv(r, _BN) for r in rows),)](
-                    first, first if second is None else second, self.a, self.b, self.points.greatest, *rows, columns,
-                    EP=self.columns, DOT=self.products, BN=_BN, BK=min(32, self.columns), num_warps=8, **FUSION,
-                )  # fmt: skip
+            launch(_column_pieces_kernel, (batch * sum(triton.cdiv(r, _BN) for r in rows),),
+                first, first if second is None else second, self.a, self.b, self.points.greatest, *rows, columns,
+                EP=self.columns, DOT=self.products, BN=_BN, BK=min(32, self.columns), num_warps=8, **FUSION,
+            )  # fmt: skip
 
     def _empty(self, points, length):
         return points.new_empty(*points.shape[:2], (self.products + 3) // 3 * length, dtype=torch.bfloat16)

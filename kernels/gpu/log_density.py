@@ -17,6 +17,7 @@ import triton.language as tl
 from .bandwidths import LOG2_E, Table, row_of_table
 from .bf16_pieces import Pieces, is_other_variant, use_tensor_cores, variants
 from .distances import norms_of, point_length, side_of, squared_distances
+from .launch import launch
 from .tiles import FUSION, SIZES, column_ranges, tile
 
 
@@ -104,15 +105,13 @@ def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, precis
     tile_of = partial(tile, "log", dims, wide, x.device)
     own = table.own(triton.cdiv(n, tile_of().bn), ranges, math.inf)
     for found, points, variant in variants(pieces, table, x, y, tile_of) if batch * n else ():
-        with torch.cuda.device_of(x):
-            _log_sum_exp_kernel[(batch * triton.cdiv(n, found.bn), ranges)](
-                points, data_weights, logs, table.arguments(),
-                n, m, dims, table.count, batch, table.stride, ranges,
-                SKIP_DIAGONAL=leave_one_out, TABLE=table.constants(own), VARIANT=variant, **found.options,
-            )  # fmt: skip
+        launch(_log_sum_exp_kernel, (batch * triton.cdiv(n, found.bn), ranges),
+            points, data_weights, logs, table.arguments(),
+            n, m, dims, table.count, batch, table.stride, ranges,
+            SKIP_DIAGONAL=leave_one_out, TABLE=table.constants(own), VARIANT=variant, **found.options,
+        )  # fmt: skip
     if ranges == 1 or not batch * n:
         return logs[0]
     out, block = x.new_empty(batch, n, dtype=torch.float64), 256
-    with torch.cuda.device_of(x):
-        _add_logs_kernel[(triton.cdiv(batch * n, block),)](logs, out, batch * n, ranges, BLOCK=block, **FUSION)
+    launch(_add_logs_kernel, (triton.cdiv(batch * n, block),), logs, out, batch * n, ranges, BLOCK=block, **FUSION)
     return out

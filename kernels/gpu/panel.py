@@ -19,6 +19,7 @@ import triton.language as tl
 
 from .bf16_pieces import is_other_variant, weighted_points
 from .distances import point_length, side_of
+from .launch import launch
 from .pairings import height_of, pulling, sets_of
 from .tiles import SIZES, tile
 
@@ -156,10 +157,9 @@ def pull_by_panel(of: Panels, place, table, points, coefficients, pulls, asked, 
     ranges, pairings, batch, _, width = pulls.shape
     device = points.x.device
     found = tile("panel pull", width, torch.float32, device, variant.DOT)
-    with torch.cuda.device_of(points.x):
-        _panel_kernel[(blocks * (ROWS // found.bn), of.weights.shape[0], ranges * triton.cdiv(width, found.bd))](
-            of.weights, pulls, points, coefficients, table.rows,
-            points.x.shape[1], points.y.shape[1], batch, table.stride, ranges, first, start, of.window,
-            PAIRINGS=pairings, PULL=asked.PULL, FACTORS=asked.ONE_COLUMN and not asked.ONES,
-            VARIANT=variant._replace(BN=found.bn, BM=found.bm, BD=found.bd, BK=found.bk), **found.options,
-        )  # fmt: skip
+    launch(_panel_kernel, (blocks * (ROWS // found.bn), of.weights.shape[0], ranges * triton.cdiv(width, found.bd)),
+        of.weights, pulls, points, coefficients, table.rows,
+        points.x.shape[1], points.y.shape[1], batch, table.stride, ranges, first, start, of.window,
+        PAIRINGS=pairings, PULL=asked.PULL, FACTORS=asked.ONE_COLUMN and not asked.ONES,
+        VARIANT=variant._replace(BN=found.bn, BM=found.bm, BD=found.bd, BK=found.bk), **found.options,
+    )  # fmt: skip

@@ -19,6 +19,7 @@ import triton.language as tl
 from .bandwidths import Table, accumulator, row_at, row_of_table
 from .bf16_pieces import Pieces, is_other_variant, less_own_points, use_tensor_cores, variants, weighted_points, zeros
 from .distances import cast, next_kernel, norms_of, point_length, pulled_by_differences, side_of, squared_distances
+from .launch import launch
 from .reduce import Reduced, reduce_moments
 from .tiles import SIZES, tile
 
@@ -162,12 +163,11 @@ def _matrix(name, table, pieces, x, y, out, *, g=None, moments=None, same=False)
     tile_of = partial(tile, name, dims, table.dtype, x.device)
     own = table.own(_tiles(tile_of(), n, m))
     for found, points, variant in variants(pieces, table, x, y, tile_of):
-        with torch.cuda.device_of(x):
-            _rbf_kernel[(batch * _tiles(found, n, m),)](
-                g, out, moments, points, table.arguments(),
-                n, m, dims, table.count, table.stride, 0 if moments is None else moments.shape[1],
-                SAME=same, TABLE=table.constants(own), VARIANT=variant, **found.options,
-            )  # fmt: skip
+        launch(_rbf_kernel, (batch * _tiles(found, n, m),),
+            g, out, moments, points, table.arguments(),
+            n, m, dims, table.count, table.stride, 0 if moments is None else moments.shape[1],
+            SAME=same, TABLE=table.constants(own), VARIANT=variant, **found.options,
+        )  # fmt: skip
 
 
 def _tiles(of, n, m):
@@ -221,11 +221,10 @@ def rbf_backward(g, x, y, sigma, weights, *, wants, precision="highest"):
         blocks = want_moments + of_rows * triton.cdiv(dims, found.bd)
         if not batch * blocks:
             continue
-        with torch.cuda.device_of(x):
-            _pull_kernel[(batch * blocks,)](
-                w, points, moments, gradients, table.rows,
-                blocks, n, m, dims, table.count, batch, table.stride, tiles[variant.DOT],
-                moments.shape[1] if want_moments else 0,
-                BOTH=y is None, SP=table.sp, VARIANT=variant, **found.options,
-            )  # fmt: skip
+        launch(_pull_kernel, (batch * blocks,),
+            w, points, moments, gradients, table.rows,
+            blocks, n, m, dims, table.count, batch, table.stride, tiles[variant.DOT],
+            moments.shape[1] if want_moments else 0,
+            BOTH=y is None, SP=table.sp, VARIANT=variant, **found.options,
+        )  # fmt: skip
     return dx, dy, dsigma if want_sigma else None, dweights if want_weights else None

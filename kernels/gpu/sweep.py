@@ -34,6 +34,7 @@ from . import tile_sums
 from .bandwidths import Table, row_of_table
 from .bf16_pieces import Pieces, block_of, is_other_variant, variants
 from .distances import cast, coordinates_of, norms_of, point_length, side_of
+from .launch import launch
 from .pairings import height_of, modes_of, place_among_pulling, sets_of
 from .panel import ROWS, Panels, panels, pull_by_panel, tile_of_panel, weights_of
 from .tiles import SIZES, column_ranges, tile
@@ -341,12 +342,11 @@ def sweep(
         )  # fmt: skip
         for place in of.places:
             first, blocks, start = place
-            with torch.cuda.device_of(x):
-                _sweep_kernel[(blocks * tiles, pairings, ranges * e_blocks)](
-                    points, coefficients, shift, baseline, sums, of.weights, table.arguments(),
-                    n, m, dims, columns, batch, table.count, table.stride, ranges, first, start, of.window,
-                    TABLE=table.constants(own), ASKED=asked, VARIANT=variant, **found.options,
-                )  # fmt: skip
+            launch(_sweep_kernel, (blocks * tiles, pairings, ranges * e_blocks),
+                points, coefficients, shift, baseline, sums, of.weights, table.arguments(),
+                n, m, dims, columns, batch, table.count, table.stride, ranges, first, start, of.window,
+                TABLE=table.constants(own), ASKED=asked, VARIANT=variant, **found.options,
+            )  # fmt: skip
             if asked.PANEL:
                 pull_by_panel(of, place, table, points, raw, sums.pull, asked, variant)
 
