@@ -331,6 +331,8 @@ def _backend(first: Array, backend: Backend | None) -> tuple[ModuleType, bool]:
 
         return ops, True
     if checks.is_tensor(first) or backend == "reference":
+        if backend is None:
+            checks.kernels_of(first.device)
         from gkfast.kernels import reference
 
         return reference, False

@@ -482,6 +482,15 @@ def backend(value: str | None, x: Array) -> None:
         raise ValueError(f"backend='gpu' must get tensors on a CUDA device, got {where}; move them with .cuda()")
 
 
+def kernels_of(device: Any) -> None:
+    """Who has tensors on a device without kernels hears once what runs there instead."""
+    if device.type not in ("cpu", "cuda", "meta") and not compiling():
+        once(
+            f"tensors must be on the CPU or a CUDA device for gkfast's kernels, got {device.type}, where torch runs "
+            f"the reference with O(N M) memory; move them with .cpu(), or pass backend='reference' for no warning"
+        )
+
+
 def out(value: Array, shape: tuple[int, ...], arrays: Sequence[Array | None], needs_grad: bool) -> None:
     """value can take a result of this shape as it is; the arrays, x first, are what it is made of."""
     same_kind("out", value, "x", arrays[0])

@@ -2,6 +2,7 @@
 
 import importlib
 import platform
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,11 +59,19 @@ def _gpu() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "none: torch finds no CUDA device"
+        others = [name for name in ("xpu", "mps") if getattr(torch, name).is_available()]
+        return (
+            f"none: torch finds no CUDA device{''.join(f', but {name}, where the reference runs' for name in others)}"
+        )
     devices = (torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count()))
     names = sorted({f"{device.name} (sm_{device.major}{device.minor})" for device in devices})
     try:
         importlib.import_module("gkfast.kernels.gpu")
-    except ImportError as error:
+        check = importlib.import_module("gkfast.kernels.gpu.device").check
+        with warnings.catch_warnings(record=True) as untested:
+            warnings.simplefilter("always")
+            for k in range(torch.cuda.device_count()):
+                check(k)
+    except (ImportError, RuntimeError) as error:
         return f"{', '.join(names)}, no kernels: {error}"
-    return f"{', '.join(names)}, Triton kernels"
+    return f"{', '.join(names)}, Triton kernels{', untested on AMD GPUs (ROCm)' if untested else ''}"

@@ -277,9 +277,11 @@ def check_each_device_has_its_own_kernels(which=(1, 0, 1, 1, 1, 0, 0, 0)):
         DEVICE.current = before
 
     of_x = [0]
-    real = torch.Tensor.get_device, torch.cuda.current_device, torch.cuda.device
+    real = torch.Tensor.get_device, torch.cuda.current_device, torch.cuda.device, torch.cuda.get_device_capability
     torch.Tensor.get_device = lambda t: of_x[0]
     torch.cuda.current_device, torch.cuda.device = (lambda: DEVICE.current), on
+    # the third is too old
+    torch.cuda.get_device_capability, torch.cuda.get_device_name = (lambda k: (9 - k, 0)), str
     forget()
     try:
         for device in which:
@@ -288,8 +290,14 @@ def check_each_device_has_its_own_kernels(which=(1, 0, 1, 1, 1, 0, 0, 0)):
             toy_planned(x, None, None)
             assert [stream for _, _, stream, _ in calls] == [100 + device] * 2
             assert DEVICE.current == 0
+        of_x[0] = 2
+        calls.clear()
+        with contextlib.suppress(RuntimeError):
+            toy_planned(x, None, None)
+            raise AssertionError("a GPU before Ampere was not refused")
+        assert not calls
     finally:
-        torch.Tensor.get_device, torch.cuda.current_device, torch.cuda.device = real
+        torch.Tensor.get_device, torch.cuda.current_device, torch.cuda.device, torch.cuda.get_device_capability = real
     # never where it is the current one already
     assert entered == [1] * 4
     assert len(module._plans) == 2

@@ -8,6 +8,7 @@ pairings     whose rows meet whose columns
 sweep        all pairs, row by row, for every sum
 panel        pulls of many coordinates, from weights that a sweep leaves
 reduce       the sums of a sweep's programs, added and combined
+device       GPUs that Triton does not compile for, and what it lacks here
 numbers      numbers of the host among the arguments of kernels
 launch       launches, and plans that spare the host the way to them
 rbf, rbf_matmul, kernel_sums, log_density   the operations; precision "highest", "high" or "medium" as in README.md

@@ -17,6 +17,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
+from subprocess import CalledProcessError
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.compiler import make_backend
 from triton.runtime import driver
 
+from .device import check, explained
 from .numbers import MOST, Encoded, Numbers, numbers
 
 # calls that are kept
@@ -57,7 +59,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     if torch.version.hip is not None:
         known = _known(kernel, driver.active.get_current_target().arch)
         options = {name: value for name, value in options.items() if name in known}
-    compiled = kernel[grid](*arguments, **options)
+    try:
+        compiled = kernel[grid](*arguments, **options)
+    except (RuntimeError, CalledProcessError) as error:
+        clear = explained(error)
+        if clear is None:
+            raise
+        raise clear from error
     if _thread.recorder is not None:
         _thread.recorder.launched(kernel, compiled, grid, arguments, options)
 
@@ -94,6 +102,7 @@ def planned(function: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
         if _runtime.interpret or _thread.recorder is not None:
             return function(*given, **options)
         device = given[place].get_device()
+        check(device)
         with _on(device):
             key = _key(function, device, given, options)
             if key is None:
