@@ -4,10 +4,11 @@
     python bench/gpu_host.py mmd2:1024:1024:128 ...      op:N:M:D[:precision]
 
 No GPU is needed, or used: tensors are on the CPU, and the driver takes launches without carrying them out. So the
-times hold all of Python and of torch's allocator and dispatcher, and none of CUDA's own launch (2 to 3 us for each).
+times hold all of Python and of torch's allocator, none of CUDA's own launch (2 to 3 us for each), and for torch's
+operators beside the kernels what the CPU takes.
 Printed for each case: launches of Triton's kernels, torch operators beside them, and the least and median time of a
-call, at two levels: the function of kernels.gpu, and the public function with its backward. That one takes the path
-of a GPU tensor: the autograd Function, the dispatcher, and the kernel under the dispatcher's CPU key.
+call, at two levels: the function of kernels.gpu, and the public function with its backward, which takes the path of
+GPU tensors.
 """
 
 import argparse
@@ -109,17 +110,14 @@ def pretend() -> None:
     driver.set_active(Driver())
     import gkfast.ops  # noqa: F401
     from gkfast.kernels import gpu  # noqa: F401  (loads the modules that are changed)
-    from gkfast.ops import operator
+    from gkfast.ops import operator, torch_private
 
-    modules = [module for name, module in sys.modules.items() if name.startswith("gkfast.")]
-    for module in modules:
-        # not the short ways of the CPU
-        for name in ("plain", "eager"):
-            if hasattr(module, name):
-                setattr(module, name, lambda arguments: False)
-        if hasattr(module, "column_ranges"):
+    for name, module in list(sys.modules.items()):
+        if name.startswith("gkfast.") and hasattr(module, "column_ranges"):
             vars(module)["column_ranges"] = column_ranges
-    operator.Operator.on_cpu = operator.Operator.on_gpu
+    # a tensor of the CPU is one of the GPU's
+    keys = frozenset(torch_private._PLAIN)
+    torch_private._PLAIN, torch_private.plain_of_gpu = frozenset(), lambda: keys
     # the dispatcher keeps the first kernel of a key, unless it is told to forget it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

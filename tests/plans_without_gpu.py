@@ -338,6 +338,7 @@ def check_operations():
         scale, out = torch.zeros(2, 1, 3, dtype=torch.float64), x.new_zeros(2, n, m)
         numbers, inputs = ((0.5, 2.0), (1.0, 1.0)), {"x": x, "y": y, "g": g, "v": v, "w": w, "a": a, "b": b, "o": out}
         inputs |= {"shares": shares, "wide": wide, "scale": scale}
+        thrice(gpu.baselines, inputs, x, y, numbers[0])
         thrice(gpu.rbf, inputs, x, y, *numbers)
         thrice(gpu.rbf, inputs, x, None, *numbers)
         found = thrice(gpu.rbf, inputs, x, y, *numbers, out=out)

@@ -13,9 +13,9 @@ is how the result moves when the tensors move along tangents. From these follow 
 of the CPU and GPU kernels of that name, backward (by the kernel `rbf_matmul_backward`), forward mode, both modes of
 the second derivative, and vmap.
 
-A call takes the shortest way that still shows the operator to whoever asks: a kernel directly for ordinary CPU
-tensors, an autograd Function where a gradient is wanted, and torch's dispatcher for compiled graphs, transforms,
-modes, profilers and GPUs.
+A call takes the shortest way that still shows the operator to whoever asks: a kernel directly for ordinary tensors,
+an autograd Function where a gradient is wanted, and torch's dispatcher for compiled graphs, transforms, modes and
+profilers.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +33,9 @@ from gkfast.ops.torch_private import (
     below_autograd,
     constant_when_compiled,
     eager,
+    eager_place,
     forward_mode_enabled,
-    plain,
+    plain_place,
     transforms,
     unwrap_dead_wrappers,
 )
@@ -164,14 +165,15 @@ class Operator:
         library.impl(self.name, self.function.apply, "FuncTorchDynamicLayerFrontMode")
 
     def __call__(self, *arguments: Argument, **options: Any) -> Any:
-        if not eager(arguments):
+        place = eager_place(arguments)
+        if not place:
             return self.dispatched(arguments, options)
+        arguments += (None,) * (self.count - len(arguments))
         if torch.is_grad_enabled():
             for a in arguments:
                 if a is not None and type(a) is not tuple and a.requires_grad:
-                    arguments += (None,) * (self.count - len(arguments))
-                    return _apply(_Eager, self, options, *arguments)
-        return self.on_cpu(arguments, options)
+                    return _apply(_Eager, self, place, options, *arguments)
+        return self.on(place, arguments, options)
 
     def dispatched(self, arguments: Sequence[Argument], options: Options) -> Any:
         """The call in the forms of torch: an operator of the dispatcher, or its Function."""
@@ -189,8 +191,9 @@ class Operator:
 
     def run(self, inputs: Sequence[Any]) -> Any:
         """Without derivatives. Results that are not wanted are None or empty."""
-        if plain(inputs[: self.count]):
-            return self.on_cpu(self.arguments(inputs), self.chosen(inputs))
+        place = plain_place(inputs[: self.count])
+        if place:
+            return self.on(place, self.arguments(inputs), self.chosen(inputs))
         with below_autograd():
             return getattr(torch.ops.gkfast, self.name).default(*inputs)
 
@@ -236,6 +239,10 @@ class Operator:
         """The results, for operands with one batch dimension: arrays on the CPU, tensors on a GPU."""
         return (getattr(kernels(device), self.name)(*operands, **options),)
 
+    def on(self, place: str, arguments: Sequence[Argument], options: Options) -> Any:
+        """By the kernel of that place."""
+        return self.on_cpu(arguments, options) if place == "cpu" else self.on_gpu(arguments, options)
+
     def on_cpu(self, arguments: Sequence[Argument], options: Options) -> Any:
         """By the CPU kernel."""
         batch = arguments[self.x].shape[:-2]
@@ -260,22 +267,28 @@ class Operator:
         batch = arguments[self.x].shape[:-2]
         operands: list[Any] = []
         for slot, a in zip(self.slots, arguments, strict=True):
-            if type(a) is tuple:
-                a = _tensor(a, [batch.numel()])
-            elif a is not None:
+            # numbers go along as they are
+            if a is not None and type(a) is not tuple:
                 # kernels read bandwidths by their strides, and those on the CPU without waiting
                 a = a.detach() if slot.name in _NUMBERS else a.contiguous()
-                a = a.reshape((batch.numel(), *a.shape[len(batch) :]))
+                a = a if len(batch) == 1 else a.reshape((batch.numel(), *a.shape[len(batch) :]))
             operands.append(a)
         found = self.call_kernel("cuda", operands, self.kernel_options("cuda", options))
-        found = [r if r is None else r.reshape(batch + r.shape[1:]) for r in found]
+        if len(batch) != 1:
+            found = [r if r is None else r.reshape(batch + r.shape[1:]) for r in found]
         found = [self._like(r, arguments, output) for r, output in zip(found, self.outputs, strict=True)]
         return tuple(found) if self.several else found[0]
 
     def _like(self, result: Tensor | None, arguments: Sequence[Argument], output: Output) -> Tensor | None:
         """A result with the dtype and device that it is declared with."""
         like = None if output.like is None else arguments[output.like]
-        return result.to(like) if result is not None and isinstance(like, Tensor) else result
+        if (
+            result is None
+            or not isinstance(like, Tensor)
+            or (result.dtype, result.device) == (like.dtype, like.device)
+        ):
+            return result
+        return result.to(like)
 
     def _by_kernel(self, kernel: Callable[..., Any], *inputs: Any) -> Any:
         """The dispatcher takes no None: a result that is not wanted is empty."""
@@ -347,9 +360,9 @@ class Operator:
             found[k] = numbers
         return found
 
-    def record(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
-        """Forward of a call on ordinary CPU tensors."""
-        found = self.on_cpu(arguments, options)
+    def record(self, ctx: Any, place: str, arguments: Sequence[Argument], options: Options) -> Any:
+        """Forward of a call on ordinary tensors."""
+        found = self.on(place, arguments, options)
         ctx.save_for_backward(*self.save(ctx, arguments, options, found))
         return found
 
@@ -491,16 +504,16 @@ def _function(operator: Operator) -> Any:
 
 
 class _Eager(torch.autograd.Function):
-    """A call on ordinary CPU tensors: the kernel, and what backward needs, without the forms of the dispatcher."""
+    """A call on ordinary tensors: the kernel, and what backward needs, without the forms of the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Operator, options: Options, *arguments: Argument) -> Any:
+    def forward(ctx: Any, operator: Operator, place: str, options: Options, *arguments: Argument) -> Any:
         ctx.operator = operator
-        return operator.record(ctx, arguments, options)
+        return operator.record(ctx, place, arguments, options)
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor | None) -> Any:
-        return None, None, *ctx.operator.backward(ctx, g, ctx.needs_input_grad[2:])
+        return None, None, None, *ctx.operator.backward(ctx, g, ctx.needs_input_grad[3:])
 
 
 @cache

@@ -23,12 +23,12 @@ class Rbf(Operator):
         ctx.k = None
         return super().save(ctx, arguments, options, result)
 
-    def record(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
-        result = super().record(ctx, arguments, options)
+    def record(self, ctx: Any, place: str, arguments: Sequence[Argument], options: Options) -> Any:
+        result = super().record(ctx, place, arguments, options)
         # of one bandwidth K is what its gradients are made of. save_for_backward would forbid its change in place;
         # the version counter tells whether it is intact
         sigma, weights = arguments[2:]
-        if type(sigma) is type(weights) is tuple and len(sigma) == 1:
+        if place == "cpu" and type(sigma) is type(weights) is tuple and len(sigma) == 1:
             ctx.k, ctx.version = result.detach(), version(result)
         return result
 

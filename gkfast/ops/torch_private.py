@@ -5,7 +5,8 @@ torch without one of them is refused on import, by its name.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -60,19 +61,42 @@ with torch.inference_mode():
 _PLAIN.add(dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
 
 
-def plain(arguments: Sequence[Any]) -> bool:
-    """Ordinary CPU tensors, and no mode, transform, trace or profiler is active: the dispatcher may be skipped.
+@cache
+def plain_of_gpu() -> Set[int]:
+    """The dispatch keys of ordinary CUDA tensors."""
+    if not torch.cuda.is_available():
+        return frozenset()
+    with torch.inference_mode():
+        inferred = dispatch_keys(torch.empty(0, device="cuda")).raw_repr()
+    return frozenset({inferred, dispatch_keys(torch.empty(0, device="cuda")).raw_repr()})
 
-    Among the tensors there may be None, and numbers in a tuple.
+
+def plain_place(arguments: Sequence[Any]) -> str:
+    """Where ordinary tensors are, "cpu" or "cuda", if no mode, transform, trace or profiler is active; else "".
+
+    The dispatcher may then be skipped. Among the tensors there may be None, and numbers in a tuple.
     """
     if dispatch_modes() or func_transforms() or tracing_state() or profiler_enabled():
-        return False
-    return {dispatch_keys(a).raw_repr() for a in arguments if a is not None and type(a) is not tuple} <= _PLAIN
+        return ""
+    keys = {dispatch_keys(a).raw_repr() for a in arguments if a is not None and type(a) is not tuple}
+    if keys <= _PLAIN:
+        return "cpu"
+    return "cuda" if keys <= plain_of_gpu() else ""
+
+
+def eager_place(arguments: Sequence[Any]) -> str:
+    """`plain_place`, outside of forward mode and of a graph that is being traced."""
+    if torch.compiler.is_dynamo_compiling() or forward_ad._current_level >= 0:
+        return ""
+    return plain_place(arguments)
+
+
+def plain(arguments: Sequence[Any]) -> bool:
+    return plain_place(arguments) == "cpu"
 
 
 def eager(arguments: Sequence[Any]) -> bool:
-    """`plain`, and outside of forward mode and of a graph that is being traced."""
-    return not torch.compiler.is_dynamo_compiling() and forward_ad._current_level < 0 and plain(arguments)
+    return eager_place(arguments) == "cpu"
 
 
 def constant_when_compiled(function: Function) -> Function:

@@ -7,6 +7,7 @@ distances    squared distances of a tile, and kernels of them
 pairings     whose rows meet whose columns
 sweep        all pairs, row by row, for every sum
 panel        pulls of many coordinates, from weights that a sweep leaves
+baselines    where sums take k - 1
 reduce       the sums of a sweep's programs, added and combined
 device       GPUs that Triton does not compile for, and what it lacks here
 numbers      numbers of the host among the arguments of kernels
@@ -28,6 +29,7 @@ if _found == "none" or [int(part) for part in _found.split(".")[:2]] < [3, 6]:
         'builds bring it (pip install "gkfast[gpu]"), or move the tensors to the CPU'
     )
 
+from . import baselines as _baselines
 from . import kernel_sums as _kernel_sums
 from . import log_density as _log_density
 from . import rbf as _rbf
@@ -35,12 +37,14 @@ from . import rbf_matmul as _rbf_matmul
 from .launch import planned
 
 # the place of the points x, which say where a call runs, is the first but where it is named
+baselines = planned(_baselines.baselines)
 kernel_sums_with_gradients = planned(_kernel_sums.kernel_sums_with_gradients, 1)
 log_density = planned(_log_density.log_density)
 rbf, rbf_backward = planned(_rbf.rbf), planned(_rbf.rbf_backward)
 rbf_matmul, rbf_matmul_backward = planned(_rbf_matmul.rbf_matmul), planned(_rbf_matmul.rbf_matmul_backward)
 
 __all__ = [
+    "baselines",
     "kernel_sums_with_gradients",
     "log_density",
     "rbf",

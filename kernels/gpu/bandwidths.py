@@ -188,7 +188,7 @@ class Table:
         self.batch, self.device = x.shape[0], x.device
         self.dtype = dtype or accumulator(x)
         self.rows = self.greatest = None
-        sigma, weights = _of_host(sigma), _of_host(weights)
+        sigma, weights = host_numbers(sigma), host_numbers(weights)
         self.count = len(sigma.floats) if type(sigma) is Numbers else sigma.shape[1]
         self.width = 1 + 6 * self.count
         self.scaled = not _moderate(sigma, self.dtype)
@@ -253,7 +253,7 @@ class Table:
 _NONE = numbers(()).encoded
 
 
-def _of_host(given):
+def host_numbers(given):
     """Numbers, from a tensor on the CPU too if they are few and the same for all of the batch; a tensor as it is."""
     if type(given) is Numbers or given.device.type != "cpu" or given.numel() == 0 or given.shape[1] > MOST:
         return given
