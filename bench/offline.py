@@ -116,6 +116,7 @@ def call(case):
 
     def mmd2(sigma, weights, baseline, *wants):
         arguments = (one.expand(1, 1, 3), x, y, a, a, sigma, weights, baseline)
+        kernels.baselines(x, y, sigma)
         kernels.kernel_sums_with_gradients(*arguments, drop=1, wants=wants, **by)
 
     if case.op == "rbf" or case.op == "rbf_of_many":

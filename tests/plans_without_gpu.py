@@ -128,7 +128,10 @@ def _toy_kernel(x, pair, encoded, N, K, FLAG: tl.constexpr, BLOCK: tl.constexpr)
         tl.store(pair.one + at, value, mask=at < N)
 
 
-def toy(x, y, numbers, *, flag=True, outside=False, copied=False, read=False, k=7):
+KEPT = torch.zeros(48, 3)
+
+
+def toy(x, y, numbers, *, flag=True, outside=False, copied=False, read=False, kept=False, k=7):
     """Two launches, a tensor that nobody gets, and views as results."""
     middle, out = x.new_empty(x.shape[0], 4), torch.empty(1, x.shape[0], 3, dtype=x.dtype, device=x.device)
     encoded = None if numbers is None else numbers.encoded
@@ -138,6 +141,8 @@ def toy(x, y, numbers, *, flag=True, outside=False, copied=False, read=False, k=
         x = x + 1
     if read:
         refuse_plan()
+    if kept:
+        x = KEPT
     launch(_toy_kernel, (n % 7 + 1,), x, Pair(middle, y, n), encoded, n, k, **by)
     if outside:
         _toy_kernel[(1,)](x, Pair(middle, y, n), encoded, n, k, **by)
@@ -228,7 +233,7 @@ def check_results_are_new():
 
 def check_what_is_more_than_launches_is_not_planned():
     x = torch.zeros(48, 3)
-    for options in ({"copied": True}, {"read": True}, {"outside": True}):
+    for options in ({"copied": True}, {"read": True}, {"outside": True}, {"kept": True}):
         forget()
         for _ in range(4):
             calls.clear()

@@ -140,6 +140,7 @@ def test_no_launch_leaves_contraction_to_the_environment(monkeypatch):
     gpu.rbf_matmul_backward(columns(1, 9, 1, torch.float32), x, y, v, ONE, ONE, wants=(True,) * 5)
     gpu.log_density(x, y, ONE, ONE, v[..., 0], leave_one_out=False, precision="high")
     gpu.rbf_matmul(x, y, v, ONE.expand(1, 9), ONE.expand(1, 9))
+    gpu.baselines(x, y, ONE)
     assert named == {name: {True} for name in all_kernels()}
 
 

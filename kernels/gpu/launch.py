@@ -42,6 +42,9 @@ _VIEWING = {"detach", "alias", "_unsafe_view", "lift_fresh"}
 _plans: dict[Any, "Plan | None"] = {}
 _met: set[Any] = set()
 _runtime, _compilation = triton.knobs.runtime, triton.knobs.compilation
+_INTERPRETED = _runtime.interpret
+# one call is recorded at a time
+_recording = threading.Lock()
 
 
 class _Thread(threading.local):
@@ -99,7 +102,7 @@ def planned(function: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
         given = [_taken(a) if type(a) is tuple else a for a in arguments]
-        if _runtime.interpret or _thread.recorder is not None:
+        if _INTERPRETED or _thread.recorder is not None:
             return function(*given, **options)
         device = given[place].get_device()
         check(device)
@@ -116,7 +119,8 @@ def planned(function: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
                 _keep(key)
                 return function(*given, **options)
             recorder = _Recorder(inputs, place)
-            result = recorder.record(function, len(given), list(options))
+            with _recording:
+                result = recorder.record(function, len(given), list(options))
             _plans[key] = recorder.plan(result if type(result) is tuple else (result,))
             return recorder.given(result)
 
@@ -273,11 +277,18 @@ class _Recorder(TorchDispatchMode):
     def launched(self, kernel: Any, compiled: Any, grid: Any, arguments: Any, options: dict[str, Any]) -> None:
         names = kernel.arg_names[len(arguments) :]
         # what only looks at launches, or compiles in the background, gives nothing that could be called
-        if not hasattr(compiled, "packed_metadata") or any(name not in options for name in names):
+        known = hasattr(compiled, "packed_metadata") and all(name in options for name in names)
+        if not (known and self._knows(arguments)):
             self.refused = True
             return
         constants = [options[name] for name in names]
         self.launches.append((kernel, compiled, (*grid, 1, 1)[:3], (*arguments, *constants)))
+
+    def _knows(self, arguments: Any) -> bool:
+        """Whether all tensors among the arguments are inputs, or made by the call."""
+        if isinstance(arguments, tuple) and type(arguments) is not Encoded:
+            return all(map(self._knows, arguments))
+        return not isinstance(arguments, torch.Tensor) or id(arguments) in self.origins
 
     def plan(self, outputs: Sequence[torch.Tensor | None]) -> "Plan | None":
         """None where a call does more than making tensors and launching kernels."""
