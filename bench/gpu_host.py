@@ -1,6 +1,6 @@
 """Host time of calls of the GPU kernels, compiled by Triton for an H200, under a driver that does nothing.
 
-    python bench/gpu_host.py                             what a GAN step calls
+    python bench/gpu_host.py                             what a GAN step calls; writes bench/results/gpu_host.csv
     python bench/gpu_host.py mmd2:1024:1024:128 ...      op:N:M:D[:precision]
 
 No GPU is needed, or used: tensors are on the CPU, and the driver takes launches without carrying them out. So the
@@ -8,18 +8,19 @@ times hold all of Python and of torch's allocator, none of CUDA's own launch (2 
 operators beside the kernels what the CPU takes.
 Printed for each case: launches of Triton's kernels, torch operators beside them, and the least and median time of a
 call, at two levels: the function of kernels.gpu, and the public function with its backward, which takes the path of
-GPU tensors.
+GPU tensors. Operators are counted by a mode of torch, under which gradients are scaled one by one, not in one launch.
 """
 
 import argparse
 import contextlib
+import csv
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -184,8 +185,26 @@ def of_public(op: str, n: int, m: int, d: int, precision: str) -> Callable[[], A
     return call
 
 
-def measure(call: Callable[[], Any], rounds: int) -> str:
-    """What a call launches, and how long it takes."""
+class Row(NamedTuple):
+    """A call: what it launches, and how long the host takes."""
+
+    case: str
+    level: str
+    launches: int
+    torch_operators: int
+    best_us: float
+    median_us: float
+    triton: str
+    names: str = ""
+
+    def __str__(self) -> str:
+        times = f"{self.launches:3d} launches, best {self.best_us:5.0f} us, median {self.median_us:5.0f} us"
+        return f"{self.case:28} {self.level:12} {times}, torch beside: {self.torch_operators} {self.names}".rstrip()
+
+
+def measure(case: str, level: str, call: Callable[[], Any], rounds: int) -> Row:
+    import triton
+
     for _ in range(3):
         # its kernels are compiled, and its plan made
         call()
@@ -199,9 +218,9 @@ def measure(call: Callable[[], Any], rounds: int) -> str:
         call()
         times.append((time.perf_counter_ns() - start) / 1e3)
     times.sort()
-    names = f" ({', '.join(beside.names)})" if beside.names else ""
-    what = f"{launches:3d} launches, best {times[0]:5.0f} us, median {times[rounds // 2]:5.0f} us"
-    return f"{what}, torch beside: {len(beside.names)}{names}"
+    best, median = round(times[0], 1), round(times[rounds // 2], 1)
+    names = ", ".join(beside.names)
+    return Row(case, level, launches, len(beside.names), best, median, triton.__version__, names)
 
 
 def main() -> None:
@@ -213,6 +232,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     pretend()
+    rows = []
     for text in options.cases:
         op, *sizes = text.split(":")
         if op not in OPS or len(sizes) not in (3, 4):
@@ -224,7 +244,8 @@ def main() -> None:
         )
         for level, make in levels.items():
             call = make(op, n, m, d, precision)
-            print(f"{text:28} {level:12} {measure(call, options.rounds)}", flush=True)
+            rows.append(measure(text, level, call, options.rounds))
+            print(rows[-1], flush=True)
             if options.profile:
                 import cProfile
                 import pstats
@@ -233,6 +254,11 @@ def main() -> None:
                     for _ in range(options.rounds):
                         call()
                 pstats.Stats(profile).sort_stats("tottime").print_stats(40)
+    if options.cases == CASES and not options.kernels_only:
+        with open(ROOT / "bench/results/gpu_host.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(Row._fields)
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gkfast import checks
+from gkfast import checks, notices
 from gkfast.checks import Array, Backend, Precision, Sigma
 
 # calls that are kept: a training repeats its few shapes and bandwidths, and checks them once
@@ -332,7 +332,7 @@ def _backend(first: Array, backend: Backend | None) -> tuple[ModuleType, bool]:
         return ops, True
     if checks.is_tensor(first) or backend == "reference":
         if backend is None:
-            checks.kernels_of(first.device)
+            notices.no_kernels(first.device)
         from gkfast.kernels import reference
 
         return reference, False

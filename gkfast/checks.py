@@ -6,7 +6,6 @@ NumPy arrays, so nothing here waits for a device or breaks a graph.
 
 import math
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -451,25 +450,6 @@ def precision(value: str | None) -> None:
         raise ValueError(f"precision must be highest, high, medium, torch or None, got {value!r}; None is highest")
 
 
-_said: set[str] = set()
-
-
-def once(text: str) -> None:
-    """A warning, the first time in a process."""
-    if text not in _said:
-        _said.add(text)
-        warnings.warn(text, stacklevel=3)
-
-
-def setting_of_torch(setting: str) -> None:
-    """Who has lowered the precision of torch's products hears once that kernels do not follow without being told."""
-    if setting != "highest":
-        once(
-            "precision is None, which means 'highest' on a GPU, but torch.get_float32_matmul_precision() is lower; "
-            "pass precision='torch' to follow torch, or precision='highest' to keep what you have"
-        )
-
-
 def backend(value: str | None, x: Array) -> None:
     """value names a backend that can run where x is."""
     if value is not None and (not isinstance(value, str) or value not in ("reference", "cpu", "gpu")):
@@ -480,15 +460,6 @@ def backend(value: str | None, x: Array) -> None:
     if value == "gpu" and device != "cuda":
         where = x.device if is_tensor(x) else "a NumPy array"
         raise ValueError(f"backend='gpu' must get tensors on a CUDA device, got {where}; move them with .cuda()")
-
-
-def kernels_of(device: Any) -> None:
-    """Who has tensors on a device without kernels hears once what runs there instead."""
-    if device.type not in ("cpu", "cuda", "meta") and not compiling():
-        once(
-            f"tensors must be on the CPU or a CUDA device for gkfast's kernels, got {device.type}, where torch runs "
-            f"the reference with O(N M) memory; move them with .cpu(), or pass backend='reference' for no warning"
-        )
 
 
 def out(value: Array, shape: tuple[int, ...], arrays: Sequence[Array | None], needs_grad: bool) -> None:

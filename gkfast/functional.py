@@ -63,10 +63,9 @@ def rbf(
     out : array of shape (..., N, M), optional
         Contiguous array of the dtype of x that receives K, with memory of its own; no gradient is then recorded.
     precision : {"highest", "high", "medium", "torch"}, optional
-        How GPU kernels multiply float32 and half data, see Notes. None is "highest", float32-grade, whatever
-        ``torch.set_float32_matmul_precision`` was given, and says so once where that is less; "torch" follows it.
-        Ignored for float64 and on the CPU, except that "highest" makes `log_density` compute float32 input in
-        float64.
+        How GPU kernels multiply float32 and half data, see Notes. None is "highest", float32-grade; "torch" follows
+        ``torch.get_float32_matmul_precision()``. Ignored for float64 and on the CPU, except that "highest" makes
+        `log_density` compute float32 input in float64.
     backend : {"reference", "cpu", "gpu"}, optional
         None picks by type and device.
 

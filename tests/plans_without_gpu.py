@@ -359,6 +359,45 @@ def check_operations():
         thrice(sums, inputs, scale, x, y, None, None, *numbers, wide, drop=1, wants=[*both, *(False,) * 4])
 
 
+def check_public_functions():
+    """Values and gradients of the public functions, whose operators have plans of their own."""
+    import gkfast
+    from gkfast.ops import operator, torch_private
+
+    plain, keys = torch_private._PLAIN, frozenset(torch_private._PLAIN)
+    torch_private._PLAIN, torch_private.plain_of_gpu = frozenset(), lambda: keys
+    functions = {
+        "mmd2": lambda x, y: gkfast.mmd2(x, y, [0.5, 1.0]),
+        "kernel_means": lambda x, y: gkfast.kernel_means(x, y, 0.5)[2],
+        "rbf": lambda x, y: gkfast.rbf(x, y, 0.5),
+        "rbf_matmul": lambda x, y: gkfast.rbf_matmul(x, y, y, [0.5] * 12),
+        "log_density": lambda x, y: gkfast.log_density(x, y, 0.5),
+    }
+    try:
+        for name, function in functions.items():
+            for shape in ((20, 3), (2, 20, 3), (2, 1, 20, 3)):
+
+                def call(function=function, shape=shape):
+                    x, y = torch.zeros(shape, requires_grad=True), torch.zeros(shape, requires_grad=True)
+                    value = function(x, y)
+                    return value, *torch.autograd.grad(value.sum(), (x, y))
+
+                forget()
+                found = []
+                for _ in range(4):
+                    launches, _, facts = noted(call, {})
+                    found.append((launches, facts))
+                assert found[1:] == found[:1] * 3, (name, shape)
+                assert found[0][0], (name, shape)
+            # more numbers than a kernel takes are copied
+            planned_here = [k[0] for k, plan in module._plans.items() if plan is not None]
+            assert any(isinstance(getattr(f, "__self__", None), operator.Operator) for f in planned_here) == (
+                name != "rbf_matmul"
+            ), (name, planned_here)
+    finally:
+        torch_private._PLAIN = plain
+
+
 if __name__ == "__main__":
     only = sys.argv[1:]
     report = {}

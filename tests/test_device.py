@@ -215,7 +215,8 @@ LAUNCHES = {
     "rbf of x with itself": ((1, 2), (3, 5)),
     "rbf_matmul of a column": ((2, 2), (4, 5)),
     "rbf_matmul of three columns": ((2, 3), (5, 8)),
-    "mmd2": ((2, 0), (5, 0)),
+    # one that finds where k - 1 is summed
+    "mmd2": ((3, 0), (6, 0)),
     "kernel_means": ((2, 0), (5, 0)),
     "log_density": ((2, 2), (2, 2)),
     "log_density, high": ((2, 2), (4, 5)),

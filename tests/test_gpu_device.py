@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gkfast import checks, info
+from gkfast import info, notices
 from gkfast.arguments import prepare
 
 pytest.importorskip("triton", minversion="3.6", reason="no Triton on this platform")
@@ -104,7 +104,7 @@ def test_other_errors_stay_what_they_are():
 
 @pytest.mark.parametrize("place", ["xpu", "mps"])
 def test_devices_without_kernels_hear_once_what_runs_there(place, monkeypatch):
-    monkeypatch.setattr(checks, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     with FakeTensorMode():
         x = torch.zeros(5, 3, device=place)
         named = prepare({"x": x}, 1.0, None, None, "reference").call.backend

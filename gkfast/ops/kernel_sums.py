@@ -11,7 +11,7 @@ from torch import Tensor
 from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels
 from gkfast.ops.rbf_matmul import rbf_matmul, tile_change
 from gkfast.ops.tiling import Tile, add, tiles, vjp_by_tiles
-from gkfast.ops.torch_private import eager, eager_place
+from gkfast.ops.torch_private import eager_place, foreach_mul
 
 # one combination for each of the three sums
 _EACH = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -32,7 +32,7 @@ class Baselines(Operator):
     @torch.no_grad()
     def __call__(self, *arguments: Argument, **options: Any) -> Tensor:
         x, y, sigma = arguments
-        if eager(arguments):
+        if eager_place(arguments) == "cpu":
             found: Tensor = self.on_cpu(arguments, options)
             return found
         from gkfast.kernels import reference
@@ -206,7 +206,7 @@ class Combinations(Operator):
 
     def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
         scale, *tensors = operands
-        if type(scale) is not tuple:
+        if isinstance(scale, Tensor) or device == "cpu":
             if device == "cuda" and scale.device != tensors[0].device:
                 scale = scale.to(tensors[0].device)
             # numbers come as (B, 3 R)
@@ -289,15 +289,20 @@ class _Swept(torch.autograd.Function):
         wants = ctx.needs_input_grad[4:]
         value, *gradients = operator.swept(place, numbers, points, options, wants)
         ctx.save_for_backward(*points, *gradients)
-        ctx.call = operator, numbers, options
+        ctx.call = operator, place, numbers, options
         found: Tensor = value
         return found
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad[4:]
-        operator, numbers, options = ctx.call
+        operator, place, numbers, options = ctx.call
         if not torch.is_grad_enabled():
+            wanted = [k for k, need in enumerate(needed) if need]
+            if place == "cuda" and g.ndim == 0 and len(wanted) > 1:
+                # one launch for all
+                scaled = dict(zip(wanted, foreach_mul([saved[4 + k] for k in wanted], g), strict=True))
+                return None, None, None, None, *(scaled.get(k) for k in range(4))
             found = [operator.times(g, d) if need else None for d, need in zip(saved[4:], needed, strict=True)]
             return None, None, None, None, *found
         # gradients must themselves be differentiable

@@ -27,12 +27,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gkfast import checks
+from gkfast import notices
 from gkfast.ops.tiling import add, vjp
 from gkfast.ops.torch_private import (
     below_autograd,
     constant_when_compiled,
-    eager,
     eager_place,
     forward_mode_enabled,
     plain_place,
@@ -68,13 +67,13 @@ def torch_precision() -> str:
 @constant_when_compiled
 def default_precision() -> str:
     """What precision=None is on a GPU, whatever torch's products have."""
-    checks.setting_of_torch(torch_precision())
+    notices.lower_setting(torch_precision())
     return "highest"
 
 
 def visible(tensor: Tensor) -> bool:
     """Whether the numbers in a tensor may be read: it is on the CPU, and nothing is traced or transformed."""
-    return eager((tensor,))
+    return eager_place((tensor,)) == "cpu"
 
 
 def differentiated(*arguments: Argument) -> bool:
@@ -137,6 +136,8 @@ class Operator:
         # how many inputs of the schema are no tensors
         self.others = len(self.numbers) + len(self.option_names)
         self.outputs = self.declared_outputs()
+        # `_on_gpu`, once it has been called
+        self.planned: Callable[..., Any] | None = None
         # whether results are a tuple, the last of them wanted or not by the option `wants`
         self.several = "wants" in self.option_names or not self.outputs
 
@@ -263,32 +264,30 @@ class Operator:
         return tuple(found) if self.several else found[0]
 
     def on_gpu(self, arguments: Sequence[Argument], options: Options) -> Any:
-        """By the GPU kernel."""
+        """By the GPU kernel; a call that repeats by its plan, see kernels/gpu/launch.py."""
+        if self.planned is None:
+            self.planned = kernels("cuda").planned(self._on_gpu, self.x)
+        return self.planned(*arguments, **options)
+
+    def _on_gpu(self, *arguments: Argument, **options: Any) -> Any:
         batch = arguments[self.x].shape[:-2]
         operands: list[Any] = []
         for slot, a in zip(self.slots, arguments, strict=True):
             # numbers go along as they are
-            if a is not None and type(a) is not tuple:
+            if isinstance(a, Tensor):
                 # kernels read bandwidths by their strides, and those on the CPU without waiting
                 a = a.detach() if slot.name in _NUMBERS else a.contiguous()
-                a = a if len(batch) == 1 else a.reshape((batch.numel(), *a.shape[len(batch) :]))
+                a = a.reshape((batch.numel(), *a.shape[len(batch) :]))
             operands.append(a)
         found = self.call_kernel("cuda", operands, self.kernel_options("cuda", options))
-        if len(batch) != 1:
-            found = [r if r is None else r.reshape(batch + r.shape[1:]) for r in found]
+        found = [r if r is None else r.reshape(batch + r.shape[1:]) for r in found]
         found = [self._like(r, arguments, output) for r, output in zip(found, self.outputs, strict=True)]
         return tuple(found) if self.several else found[0]
 
     def _like(self, result: Tensor | None, arguments: Sequence[Argument], output: Output) -> Tensor | None:
         """A result with the dtype and device that it is declared with."""
         like = None if output.like is None else arguments[output.like]
-        if (
-            result is None
-            or not isinstance(like, Tensor)
-            or (result.dtype, result.device) == (like.dtype, like.device)
-        ):
-            return result
-        return result.to(like)
+        return result.to(like) if result is not None and isinstance(like, Tensor) else result
 
     def _by_kernel(self, kernel: Callable[..., Any], *inputs: Any) -> Any:
         """The dispatcher takes no None: a result that is not wanted is empty."""

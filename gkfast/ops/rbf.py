@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels
 from gkfast.ops.rbf_matmul import about_their_mean, double
-from gkfast.ops.torch_private import keeps_graph, plain, version
+from gkfast.ops.torch_private import keeps_graph, plain_place, version
 
 
 class Rbf(Operator):
@@ -37,7 +37,7 @@ class Rbf(Operator):
         if ctx.k is not None and not keeps_graph():
             # as saved tensors are let go
             ctx.k = None
-        if k is None or g[0] is None or torch.is_grad_enabled() or not plain(g):
+        if k is None or g[0] is None or torch.is_grad_enabled() or plain_place(g) != "cpu":
             return super().backward(ctx, g, needed)
         x, y, sigma, weights = self.restored(ctx, ctx.saved_tensors)
         count = x.shape[:-2].numel()

@@ -1,4 +1,6 @@
-"""Every private name of torch that gkfast uses, with its reason; no other file uses one.
+"""Every private name of torch that gkfast uses, with its reason; no other file of it uses one.
+
+The GPU kernels, which import nothing from here, use TorchDispatchMode to record what a call does.
 
 All are the same in torch 2.6.0, 2.13.0 and 2.15.0, with which the tests pass. None has a public equal, so a
 torch without one of them is refused on import, by its name.
@@ -40,8 +42,9 @@ profiler_enabled = _find("torch._C", "_autograd._profiler_enabled")
 keeps_graph = _find("torch._C", "_autograd._get_current_graph_task_keep_graph")
 # forward mode stays on within a jvp, which torch calls with it off
 forward_mode_enabled = _find("torch.autograd.forward_ad", "_set_fwd_grad_enabled")
-# one operation for all tensors of a moving average
+# one operation for all tensors of a moving average, and for all gradients that are scaled
 foreach_lerp_ = _find("torch", "_foreach_lerp_")
+foreach_mul = _find("torch", "_foreach_mul")
 # how often a tensor has been changed in place
 version = attrgetter("_version")
 
@@ -89,14 +92,6 @@ def eager_place(arguments: Sequence[Any]) -> str:
     if torch.compiler.is_dynamo_compiling() or forward_ad._current_level >= 0:
         return ""
     return plain_place(arguments)
-
-
-def plain(arguments: Sequence[Any]) -> bool:
-    return plain_place(arguments) == "cpu"
-
-
-def eager(arguments: Sequence[Any]) -> bool:
-    return eager_place(arguments) == "cpu"
 
 
 def constant_when_compiled(function: Function) -> Function:

@@ -255,6 +255,9 @@ _NONE = numbers(()).encoded
 
 def host_numbers(given):
     """Numbers, from a tensor on the CPU too if they are few and the same for all of the batch; a tensor as it is."""
+    if type(given) is tuple:
+        refuse_plan()
+        given = torch.tensor([given], dtype=torch.float64, device="cpu")
     if type(given) is Numbers or given.device.type != "cpu" or given.numel() == 0 or given.shape[1] > MOST:
         return given
     if given.shape[0] != 1 and given.stride(0) != 0:

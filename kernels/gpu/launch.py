@@ -95,13 +95,13 @@ def forget() -> None:
 def planned(function: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
     """A function of tensors, numbers of the host and None; all kernels run on the device of the place-th, a tensor.
 
-    Numbers are a tuple of floats, the same for all of the batch; the function gets them as Numbers, or as a float64
-    tensor (1, S) on the CPU where they are more than a kernel takes. Options are Python's, or tensors or None.
+    Numbers are a tuple of floats, the same for all of the batch; the function gets them as Numbers, or as they are if
+    they are more than a kernel takes. Options are Python's, or tensors or None.
     """
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
-        given = [_taken(a) if type(a) is tuple else a for a in arguments]
+        given = [numbers(a) if type(a) is tuple and len(a) <= MOST else a for a in arguments]
         if _INTERPRETED or _thread.recorder is not None:
             return function(*given, **options)
         device = given[place].get_device()
@@ -112,8 +112,7 @@ def planned(function: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
                 return function(*given, **options)
             plan, inputs = _plans.get(key), [*given, *options.values()]
             if plan is not None:
-                found = plan(device, inputs)
-                return tuple(found) if len(found) > 1 else found[0]
+                return plan(device, inputs)
             if key in _plans or key not in _met:
                 # a shape that never comes again is not worth it
                 _keep(key)
@@ -121,16 +120,10 @@ def planned(function: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
             recorder = _Recorder(inputs, place)
             with _recording:
                 result = recorder.record(function, len(given), list(options))
-            _plans[key] = recorder.plan(result if type(result) is tuple else (result,))
+            _plans[key] = recorder.plan(result)
             return recorder.given(result)
 
     return call
-
-
-def _taken(floats: tuple[float, ...]) -> Numbers | torch.Tensor:
-    if len(floats) <= MOST:
-        return numbers(floats)
-    return torch.tensor([floats], dtype=torch.float64, device="cpu")
 
 
 def _keep(key: Any) -> None:
@@ -173,13 +166,13 @@ def _key(function: Any, device: int, given: Sequence[Any], options: dict[str, An
             if a.get_device() != device:
                 return None
             # not a stride that says nothing
-            key += (a.shape, a.dtype, a.data_ptr() & 15, a.is_contiguous() or a.stride())
+            key.append((a.shape, a.dtype, a.data_ptr() & 15, a.is_contiguous() or a.stride()))
         elif isinstance(a, torch.Tensor):
             return None
         elif kind is Numbers:
             if not a.usual:
                 return None
-            key += (len(a.floats), a.moderate)
+            key.append((len(a.floats), a.moderate))
         elif kind is list:
             key.append(tuple(a))
         else:
@@ -290,10 +283,10 @@ class _Recorder(TorchDispatchMode):
             return all(map(self._knows, arguments))
         return not isinstance(arguments, torch.Tensor) or id(arguments) in self.origins
 
-    def plan(self, outputs: Sequence[torch.Tensor | None]) -> "Plan | None":
+    def plan(self, result: Any) -> "Plan | None":
         """None where a call does more than making tensors and launching kernels."""
-        known = all(t is None or id(t) in self.origins for t in outputs)
-        return Plan(self, outputs) if known and not self.refused else None
+        known = all(t is None or id(t) in self.origins for t in (result if type(result) is tuple else (result,)))
+        return Plan(self, result) if known and not self.refused else None
 
 
 class Plan:
@@ -302,7 +295,9 @@ class Plan:
     Its slots hold the inputs, then the tensors that it makes, then constants, tuples, and places within tensors.
     """
 
-    def __init__(self, recorder: _Recorder, outputs: Sequence[torch.Tensor | None]) -> None:
+    def __init__(self, recorder: _Recorder, result: Any) -> None:
+        self.several = type(result) is tuple
+        outputs = result if self.several else (result,)
         inputs, made = recorder.inputs, recorder.made
         self._origins, self._constants = recorder.origins, len(inputs) + len(made)
         self.place, self.numbers = recorder.place, [k for k, a in enumerate(inputs) if type(a) is Numbers]
@@ -364,7 +359,7 @@ class Plan:
         entry[0].append((slot, *entry[1]))
         return slot
 
-    def __call__(self, device: int, inputs: Sequence[Any]) -> list[torch.Tensor | None]:
+    def __call__(self, device: int, inputs: Sequence[Any]) -> Any:
         x = inputs[self.place]
         slots = [*inputs, *self.rest]
         for k in self.numbers:
@@ -392,14 +387,8 @@ class Plan:
             compiled.run(
                 *grid, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *arguments
             )
-        return [
-            None
-            if view is None
-            else slots[view.slot]
-            if view.place is None
-            else slots[view.slot].as_strided(*view.place)
-            for view in self.outputs
-        ]
+        found = [None if view is None else _seen(slots[view.slot], view.place) for view in self.outputs]
+        return tuple(found) if self.several else found[0]
 
 
 def _seen(tensor: torch.Tensor, place: tuple[Any, ...] | None) -> torch.Tensor:
