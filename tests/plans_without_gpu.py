@@ -147,7 +147,7 @@ def toy(x, y, numbers, *, flag=True, outside=False, copied=False, read=False, ke
     if outside:
         _toy_kernel[(1,)](x, Pair(middle, y, n), encoded, n, k, **by)
     launch(_toy_kernel, (1, 2), middle, Pair(out, None if y is None else y[1:], 5), encoded, n, k, **by)
-    return out[0], None, middle[:, 2:]
+    return out[0], None, middle[:, 2:], out, out.flatten()[3:], middle
 
 
 toy_planned = planned(toy)
@@ -222,9 +222,13 @@ def check_values_are_put_into_place():
 
 def check_results_are_new():
     x = torch.zeros(48, 3)
-    first, _, middle = toy_planned(x, None, None)
+    first, _, middle, *_ = toy_planned(x, None, None)
     results = [toy_planned(x, None, None) for _ in range(4)]
     assert len({r[0].data_ptr() for r in results}) == 4
+    # views of one tensor stay views of one
+    assert len({t.untyped_storage().data_ptr() for t in (results[3][k] for k in (0, 3, 4))}) == 1
+    assert results[3][3].shape == (1, 48, 3)
+    assert results[3][4].storage_offset() == 3
     assert results[3][2].storage_offset() == 2
     assert results[3][2].stride() == (4, 1)
     assert first.shape == (48, 3)

@@ -15,7 +15,7 @@ are thought to stay as they are: who changes one says forget().
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from subprocess import CalledProcessError
 from typing import Any, NamedTuple
@@ -113,9 +113,13 @@ def planned(function: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
             plan, inputs = _plans.get(key), [*given, *options.values()]
             if plan is not None:
                 return plan(device, inputs)
-            if key in _plans or key not in _met:
+            if key not in _met:
                 # a shape that never comes again is not worth it
-                _keep(key)
+                if len(_met) >= _MOST_KEPT:
+                    forget()
+                _met.add(key)
+                return function(*given, **options)
+            if key in _plans:
                 return function(*given, **options)
             recorder = _Recorder(inputs, place)
             with _recording:
@@ -126,18 +130,6 @@ def planned(function: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
     return call
 
 
-def _keep(key: Any) -> None:
-    if len(_met) >= _MOST_KEPT:
-        forget()
-    _met.add(key)
-
-
-@contextlib.contextmanager
-def _entered(device: int) -> Iterator[None]:
-    with torch.cuda.device(device):
-        yield
-
-
 _NOWHERE = contextlib.nullcontext()
 
 
@@ -145,7 +137,7 @@ def _on(device: int) -> Any:
     """A context in which that device is the current one."""
     if device < 0 or device == torch.cuda.current_device():
         return _NOWHERE
-    return _entered(device)
+    return torch.cuda.device(device)
 
 
 # options as they are in a key
@@ -285,8 +277,17 @@ class _Recorder(TorchDispatchMode):
 
     def plan(self, result: Any) -> "Plan | None":
         """None where a call does more than making tensors and launching kernels."""
-        known = all(t is None or id(t) in self.origins for t in (result if type(result) is tuple else (result,)))
+        known = all(t is None or self._can_be_made(t) for t in (result if type(result) is tuple else (result,)))
         return Plan(self, result) if known and not self.refused else None
+
+    def _can_be_made(self, t: torch.Tensor) -> bool:
+        """An output: an input as it is, or a view of what the call makes."""
+        slot, behind = self.origins.get(id(t), (-1, 0))
+        if slot < 0:
+            return False
+        base = (*self.inputs, *self.made)[slot]
+        itself = behind == 0 and (t.shape, t.stride()) == (base.shape, base.stride())
+        return t.dtype == base.dtype and (itself or slot >= len(self.inputs))
 
 
 class Plan:
@@ -307,7 +308,8 @@ class Plan:
         # (slot, slot of the tensor that it is a place in, how many bytes behind its first)
         self.places: list[tuple[int, int, int]] = []
         self.steps = [self._step(*each) for each in recorder.launches]
-        tensors = [*inputs, *made]
+        # each output is made in the sizes that the caller gets, where it can be
+        tensors, self._made_for = [*inputs, *made], set[int]()
         self.outputs = [None if t is None else self._output(t, tensors) for t in outputs]
         # tensors of their own: (slot, sizes, dtype); the others share one: (slot, first byte)
         self.whole: list[tuple[int, Any, Any]] = []
@@ -326,12 +328,12 @@ class Plan:
     def _output(self, t: torch.Tensor, tensors: list[Any]) -> _View:
         slot, behind = self._origins[id(t)]
         base = tensors[slot]
-        if slot >= self._inputs and t.is_contiguous() and (t.numel(), t.dtype) == (base.numel(), base.dtype):
-            # made in the sizes that the caller gets; a second output of these numbers is a view
+        if slot >= self._inputs and slot not in self._made_for and t.is_contiguous() and t.numel() == base.numel():
             tensors[slot] = base = t
-        first = base.storage_offset() + behind // t.element_size()
-        same = behind == 0 and (t.shape, t.stride(), t.dtype) == (base.shape, base.stride(), base.dtype)
-        return _View(slot, None if same else (t.shape, t.stride(), first))
+        # a second output of the same numbers is a view of them
+        self._made_for.add(slot)
+        same = behind == 0 and (t.shape, t.stride()) == (base.shape, base.stride())
+        return _View(slot, None if same else (t.shape, t.stride(), behind // t.element_size()))
 
     def _step(self, kernel: Any, compiled: Any, grid: Any, arguments: Any) -> _Step:
         tuples: list[tuple[int, Callable[[Any], Any]]] = []
