@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gkfast import checks
+from gkfast import checks, notices
 from gkfast.checks import Array, Backend, Precision, Sigma
 
 # calls that are kept: a training repeats its few shapes and bandwidths, and checks them once
@@ -53,8 +53,11 @@ class Call:
         if not self.operators:
             return {}
         # float64 is float64 in every mode, and only GPU kernels read it
-        wide = self.compute == self.xp.float64
-        return {"precision": "highest" if wide else self.precision or self.backend.torch_precision()}
+        if self.compute == self.xp.float64:
+            return {"precision": "highest"}
+        if self.precision == "torch":
+            return {"precision": self.backend.torch_precision()}
+        return {"precision": self.precision or self.backend.default_precision()}
 
     @property
     def scalar_dtype(self) -> Any:
@@ -328,6 +331,8 @@ def _backend(first: Array, backend: Backend | None) -> tuple[ModuleType, bool]:
 
         return ops, True
     if checks.is_tensor(first) or backend == "reference":
+        if backend is None:
+            notices.no_kernels(first.device)
         from gkfast.kernels import reference
 
         return reference, False

@@ -14,7 +14,7 @@ import numpy as np
 Array = Any  # a NumPy array or a torch tensor; NumPy in, NumPy out, tensors in, tensors out
 Sigma = Any  # a number, an array or tensor of shape () or (..., S), or a sequence of them
 Backend = Literal["reference", "cpu", "gpu"]
-Precision = Literal["highest", "high", "medium"]
+Precision = Literal["highest", "high", "medium", "torch"]
 Estimator = Literal["biased", "unbiased", "u_statistic", "linear"]
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -446,8 +446,8 @@ def leave_one_out(value: bool, x: Array, data: Array) -> None:
 
 
 def precision(value: str | None) -> None:
-    if value is not None and (not isinstance(value, str) or value not in ("highest", "high", "medium")):
-        raise ValueError(f"precision must be highest, high, medium or None, got {value!r}; None follows torch")
+    if value is not None and (not isinstance(value, str) or value not in ("highest", "high", "medium", "torch")):
+        raise ValueError(f"precision must be highest, high, medium, torch or None, got {value!r}; None is highest")
 
 
 def backend(value: str | None, x: Array) -> None:

@@ -62,8 +62,8 @@ def rbf(
         Weights of the summed kernels; all ones by default. Pass 1/S for the average.
     out : array of shape (..., N, M), optional
         Contiguous array of the dtype of x that receives K, with memory of its own; no gradient is then recorded.
-    precision : {"highest", "high", "medium"}, optional
-        How GPU kernels multiply float32 and half data, see Notes; None follows
+    precision : {"highest", "high", "medium", "torch"}, optional
+        How GPU kernels multiply float32 and half data, see Notes. None is "highest", float32-grade; "torch" follows
         ``torch.get_float32_matmul_precision()``. Ignored for float64 and on the CPU, except that "highest" makes
         `log_density` compute float32 input in float64.
     backend : {"reference", "cpu", "gpu"}, optional

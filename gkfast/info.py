@@ -2,24 +2,25 @@
 
 import importlib
 import platform
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def lines() -> list[str]:
     """One line for each part: versions, processor, CPU kernels, their cache, GPU kernels, precision."""
-    import torch
     from llvmlite import binding
 
+    from gkfast.ops import torch_precision
+
     packages = ", ".join(f"{name} {_version(name)}" for name in ("numpy", "numba", "torch", "triton"))
-    precision = torch.get_float32_matmul_precision()
     return [
         f"gkfast     {version('gkfast')}, Python {platform.python_version()}, {platform.system()}",
         f"packages   {packages}",
         f"processor  {_processor()} ({binding.get_host_cpu_name()})",
         *_cpu(),
         f"GPU        {_gpu()}",
-        f"precision  {precision}, as torch.get_float32_matmul_precision() says; on the CPU all are float32-grade",
+        f"precision  highest unless named, and 'torch' is {torch_precision()}; on the CPU all are float32-grade",
     ]
 
 
@@ -58,11 +59,19 @@ def _gpu() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "none: torch finds no CUDA device"
+        others = [name for name in ("xpu", "mps") if getattr(torch, name).is_available()]
+        return (
+            f"none: torch finds no CUDA device{''.join(f', but {name}, where the reference runs' for name in others)}"
+        )
     devices = (torch.cuda.get_device_properties(k) for k in range(torch.cuda.device_count()))
     names = sorted({f"{device.name} (sm_{device.major}{device.minor})" for device in devices})
     try:
         importlib.import_module("gkfast.kernels.gpu")
-    except ImportError as error:
+        check = importlib.import_module("gkfast.kernels.gpu.device").check
+        with warnings.catch_warnings(record=True) as untested:
+            warnings.simplefilter("always")
+            for k in range(torch.cuda.device_count()):
+                check(k)
+    except (ImportError, RuntimeError) as error:
         return f"{', '.join(names)}, no kernels: {error}"
-    return f"{', '.join(names)}, Triton kernels"
+    return f"{', '.join(names)}, Triton kernels{', untested on AMD GPUs (ROCm)' if untested else ''}"

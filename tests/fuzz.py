@@ -331,7 +331,7 @@ def _options(m: Maker, call: Call) -> None:
     if name == "median_sigma" and m.chance(0.3):
         given["max_points"] = m.pick((2, 5, 2000))
     if name in WITH_SIGMA and not name.startswith("distributed.") and m.chance(0.3):
-        given["precision"] = m.pick((None, "highest", "high", "medium"))
+        given["precision"] = m.pick((None, "highest", "high", "medium", "torch"))
         given["backend"] = m.pick((None, "cpu", "reference"))
     if name == "rbf" and m.chance(0.2):
         y = given["x"] if given["y"] is None else given["y"]

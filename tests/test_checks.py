@@ -197,7 +197,7 @@ def test_bad_backend_and_precision_are_refused(call):
         call(t, t, backend="gpu")
     with pytest.raises(ValueError, match=r"backend='cpu' must get data on the CPU, got meta; move it"):
         call(t.to("meta"), t.to("meta"), backend="cpu")
-    with pytest.raises(ValueError, match=r"precision must be highest, high, medium or None, got 'low'"):
+    with pytest.raises(ValueError, match=r"precision must be highest, high, medium, torch or None, got 'low'"):
         call(x, y, precision="low")
 
 

@@ -226,12 +226,13 @@ def test_half_of_the_pairs_by_products(drop):
 
 
 @overflows
-@pytest.mark.parametrize("kind", ["two clusters", "one outlier", "infinity", "NaN"])
-@pytest.mark.parametrize("dims", [6, 140])
+@pytest.mark.parametrize(
+    ("kind", "dims"), [("two clusters", 6), ("one outlier", 6), ("infinity", 6), ("NaN", 6), ("one outlier", 129)]
+)
 def test_tiles_that_are_far_go_by_differences(dims, kind, by_differences):
     """Rows and columns of several tiles; what is not finite has its say in no other row."""
-    x, y = sample(1, 150, 140, dims, torch.float32)
-    v, g = torch.rand(1, 140, 1).to(DEVICE), torch.rand(1, 150, 1).to(DEVICE)
+    x, y = sample(1, 80, 70, dims, torch.float32)
+    v, g = torch.rand(1, 70, 1).to(DEVICE), torch.rand(1, 80, 1).to(DEVICE)
     if kind == "two clusters":
         # products alone would be off by far more
         x[:, ::2] += 100

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gkfast
-from gkfast import ops
+from gkfast import notices, ops
 from gkfast.arguments import prepare
 from gkfast.ops.operator import gpu_kernels
 
@@ -53,7 +53,7 @@ def launched(monkeypatch):
 
         return call
 
-    for name in gpu.__all__:
+    for name in set(gpu.__all__) - {"baselines"}:
         monkeypatch.setattr(gpu, name, recorded(name, getattr(gpu, name)))
     return calls
 
@@ -192,7 +192,7 @@ def test_precision_changes_no_bit_on_the_cpu(name, torch_setting):
 
     expected = found()
     torch_setting("medium")
-    for by in ({}, *({"precision": mode} for mode in MODES)):
+    for by in ({}, *({"precision": mode} for mode in (*MODES, "torch"))):
         for ours, theirs in zip(found(**by), expected, strict=True):
             assert torch.equal(ours, theirs)
     if name in ("rbf", "mmd2", "score"):
@@ -204,13 +204,72 @@ def precision_of(x, asked=None, backend=None):
     return prepare({"x": x}, 1.0, None, asked, backend).options
 
 
+@pytest.fixture
+def unsaid(monkeypatch):
+    """No warning has been given yet in this process."""
+    monkeypatch.setattr(notices, "_said", set())
+
+
 @pytest.mark.parametrize("setting", MODES)
-def test_precision_of_none_follows_torch_on_a_gpu_only(setting, torch_setting):
+def test_precision_named_torch_follows_it(setting, torch_setting):
     torch_setting(setting)
     with FakeTensorMode():
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            assert precision_of(torch.zeros(2, 3, device="cuda", dtype=dtype)) == {"precision": setting}
-        assert precision_of(torch.zeros(2, 3)) == {"precision": "highest"}
+            assert precision_of(torch.zeros(2, 3, device="cuda", dtype=dtype), "torch") == {"precision": setting}
+        # float64 is float64
+        wide = torch.zeros(2, 3, device="cuda", dtype=torch.float64)
+        assert precision_of(wide, "torch") == {"precision": "highest"}
+
+
+@pytest.mark.parametrize("setting", ["high", "medium"])
+def test_precision_of_none_is_the_highest_and_says_so_once(setting, torch_setting, unsaid):
+    torch_setting(setting)
+    with FakeTensorMode():
+        x = torch.zeros(2, 3, device="cuda")
+        # nobody is told of what does not concern them
+        for quiet in (torch.zeros(2, 3), x.double()):
+            assert precision_of(quiet) == {"precision": "highest"}
+        assert precision_of(x, "highest") == {"precision": "highest"}
+        with pytest.warns(UserWarning, match=r"precision is None, .*; pass precision='torch' to follow torch, or"):
+            assert precision_of(x) == {"precision": "highest"}
+        # warnings are errors here
+        for again in (x, x.half(), torch.zeros(5, 3, device="cuda")):
+            assert precision_of(again) == {"precision": "highest"}
+
+
+def test_precision_of_none_says_nothing_where_torch_has_the_highest(torch_setting, unsaid):
+    torch_setting("highest")
+    with FakeTensorMode():
+        assert precision_of(torch.zeros(2, 3, device="cuda")) == {"precision": "highest"}
+
+
+def test_torch_is_followed_by_its_newer_setting(torch_setting, unsaid):
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has the older setting alone")
+    for newer, expected in (("tf32", "high"), ("ieee", "highest")):
+        # what the older one says beside it, torch refuses to tell
+        torch_setting("highest")
+        matmul.fp32_precision = newer
+        assert ops.torch_precision() == expected
+        assert precision_of(torch.zeros(2, 3), "torch") == {"precision": expected}
+    matmul.fp32_precision = "tf32"
+    with FakeTensorMode(), pytest.warns(UserWarning, match="precision is None"):
+        assert precision_of(torch.zeros(2, 3, device="cuda")) == {"precision": "highest"}
+    torch_setting("highest")
+
+
+def test_the_precision_of_none_can_be_compiled_with_a_lower_setting(torch_setting, unsaid):
+    torch._dynamo.reset()
+    torch_setting("medium")
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def precision(x):
+        return x + MODES.index(ops.default_precision()), MODES.index(ops.torch_precision())
+
+    with pytest.warns(UserWarning, match="precision is None"):
+        found = precision(torch.zeros(()))
+    assert found == (0, 2)
 
 
 @pytest.mark.parametrize("asked", MODES)
@@ -235,12 +294,13 @@ def test_gradients_of_densities_are_as_wide_as_their_exponents(launched, monkeyp
     module = importlib.import_module("gkfast.ops.log_density")
     with FakeTensorMode():
         for dtype in (torch.float32, torch.float64):
-            points = torch.zeros(1, 2, 3, device="cuda", dtype=dtype)
-            widths = [module._wide(points, mode) for mode in MODES]
-            assert widths == [torch.float64, dtype, dtype]
-            assert module._wide(torch.zeros(1, 2, 3, dtype=dtype), "medium") == torch.float64
+            for dims, of_points in ((3, torch.float64), (6, dtype)):
+                points = torch.zeros(1, 2, dims, device="cuda", dtype=dtype)
+                widths = [module._wide(points, mode) for mode in MODES]
+                assert widths == [(of_points, torch.float64), (dtype, dtype), (dtype, dtype)]
+            assert module._wide(torch.zeros(1, 2, 3, dtype=dtype), "medium") == (torch.float64, torch.float64)
     # as on a GPU
-    monkeypatch.setattr(module, "_wide", lambda x, precision: x.dtype)
+    monkeypatch.setattr(module, "_wide", lambda x, precision: (x.dtype, x.dtype))
     x, y = sample()
     a = torch.rand(6, dtype=torch.float32, device=DEVICE).requires_grad_()
     sigma = torch.tensor([0.8, 1.2], dtype=torch.float64, requires_grad=True)

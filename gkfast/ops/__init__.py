@@ -9,12 +9,13 @@ kernels of their own and O(N) memory.
 
 from gkfast.ops.kernel_sums import baselines, kernel_sums, kernel_sums_with_gradients, mmd2
 from gkfast.ops.log_density import log_density, score
-from gkfast.ops.operator import differentiated, torch_precision, visible
+from gkfast.ops.operator import default_precision, differentiated, torch_precision, visible
 from gkfast.ops.rbf import rbf, rbf_backward, rbf_out
 from gkfast.ops.rbf_matmul import rbf_matmul, rbf_matmul_backward
 
 __all__ = [
     "baselines",
+    "default_precision",
     "differentiated",
     "kernel_sums",
     "kernel_sums_with_gradients",

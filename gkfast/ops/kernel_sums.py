@@ -11,7 +11,7 @@ from torch import Tensor
 from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels
 from gkfast.ops.rbf_matmul import rbf_matmul, tile_change
 from gkfast.ops.tiling import Tile, add, tiles, vjp_by_tiles
-from gkfast.ops.torch_private import eager
+from gkfast.ops.torch_private import eager_place, foreach_mul
 
 # one combination for each of the three sums
 _EACH = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -32,7 +32,7 @@ class Baselines(Operator):
     @torch.no_grad()
     def __call__(self, *arguments: Argument, **options: Any) -> Tensor:
         x, y, sigma = arguments
-        if eager(arguments):
+        if eager_place(arguments) == "cpu":
             found: Tensor = self.on_cpu(arguments, options)
             return found
         from gkfast.kernels import reference
@@ -130,7 +130,7 @@ def _call_kernel(device: str, scale: Any, operands: Sequence[Any], options: Opti
     x, y, _, _, sigma, _ = operands
     subtracted = None
     if options["less_baselines"]:
-        subtracted = (kernels("cpu").baselines if device == "cpu" else baselines)(x, y, sigma)
+        subtracted = kernels(device).baselines(x, y, sigma)
     rest = {name: value for name, value in options.items() if name != "less_baselines"}
     found: Sequence[Any] = kernels(device).kernel_sums_with_gradients(scale, *operands, subtracted, **rest)
     return found
@@ -170,20 +170,26 @@ class Combinations(Operator):
         scale, *points, sigma, weights = arguments
         numbers = (scale, sigma, weights)
         graph = torch.is_grad_enabled()
-        if type(scale) is type(sigma) is type(weights) is tuple and eager(points):
+        place = eager_place(points) if type(scale) is type(sigma) is type(weights) is tuple else ""
+        if place:
             if graph and any([t is not None and t.requires_grad for t in points]):
                 # as `_apply` does
-                swept: Tensor = super(torch.autograd.Function, _Swept).apply(self, numbers, options, *points)
+                swept: Tensor = super(torch.autograd.Function, _Swept).apply(self, place, numbers, options, *points)
                 return swept
-            return self.swept(numbers, points, options, (False,) * 4)[0]
+            return self.swept(place, numbers, points, options, (False,) * 4)[0]
         wants = [graph and isinstance(a, Tensor) and a.requires_grad for a in arguments[1:]]
         found: Tensor = self.dispatched(arguments, {**options, "wants": wants})[0]
         return found
 
     def swept(
-        self, numbers: tuple[Any, ...], points: Sequence[Any], options: Options, wants: Sequence[bool]
-    ) -> list[Any]:
-        """The values, and the gradients to points and their weights, of ordinary CPU tensors."""
+        self, place: str, numbers: tuple[Any, ...], points: Sequence[Any], options: Options, wants: Sequence[bool]
+    ) -> Sequence[Any]:
+        """The values, and the gradients to points and their weights, of ordinary tensors."""
+        if place == "cuda":
+            scale, sigma, weights = numbers
+            operands = (scale, *points, sigma, weights)
+            found = self.on_gpu(operands, {**options, "wants": [*wants, False, False]})
+            return found[0], *found[2:6]
         batch = points[0].shape[:-2]
         count, axes = batch.numel(), len(batch)
         scale, sigma, weights = (array_of(values, count) for values in numbers)
@@ -200,10 +206,11 @@ class Combinations(Operator):
 
     def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
         scale, *tensors = operands
-        if device == "cuda" and scale.device != tensors[0].device:
-            scale = _filled(scale, tensors[0])
-        # numbers come as (B, 3 R)
-        scale = scale.reshape(len(scale), math.prod(scale.shape[1:]) // 3, 3)
+        if isinstance(scale, Tensor) or device == "cpu":
+            if device == "cuda" and scale.device != tensors[0].device:
+                scale = scale.to(tensors[0].device)
+            # numbers come as (B, 3 R)
+            scale = scale.reshape(len(scale), math.prod(scale.shape[1:]) // 3, 3)
         values, sums, *found = _call_kernel(device, scale, tensors, options)
         if self.rows:
             return values, sums, *found
@@ -268,40 +275,40 @@ class Combinations(Operator):
 
 
 class _Swept(torch.autograd.Function):
-    """A call on ordinary CPU tensors: forward computes the gradients, backward scales them."""
+    """A call on ordinary tensors: forward computes the gradients, backward scales them."""
 
     @staticmethod
     def forward(
-        ctx: Any, operator: Combinations, numbers: tuple[Any, ...], options: Options, *points: Tensor | None
+        ctx: Any,
+        operator: Combinations,
+        place: str,
+        numbers: tuple[Any, ...],
+        options: Options,
+        *points: Tensor | None,
     ) -> Tensor:
-        wants = ctx.needs_input_grad[3:]
-        value, *gradients = operator.swept(numbers, points, options, wants)
+        wants = ctx.needs_input_grad[4:]
+        value, *gradients = operator.swept(place, numbers, points, options, wants)
         ctx.save_for_backward(*points, *gradients)
-        ctx.call = operator, numbers, options
+        ctx.call = operator, place, numbers, options
         found: Tensor = value
         return found
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
-        operator, numbers, options = ctx.call
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[4:]
+        operator, place, numbers, options = ctx.call
         if not torch.is_grad_enabled():
+            wanted = [k for k, need in enumerate(needed) if need]
+            if place == "cuda" and g.ndim == 0 and len(wanted) > 1:
+                # one launch for all
+                scaled = dict(zip(wanted, foreach_mul([saved[4 + k] for k in wanted], g), strict=True))
+                return None, None, None, None, *(scaled.get(k) for k in range(4))
             found = [operator.times(g, d) if need else None for d, need in zip(saved[4:], needed, strict=True)]
-            return None, None, None, *found
+            return None, None, None, None, *found
         # gradients must themselves be differentiable
         scale, sigma, weights = numbers
         options = {**options, "wants": [*needed, False, False]}
-        return None, None, None, *operator.differentiable(g, scale, [*saved[:4], sigma, weights], options)[1:5]
-
-
-def _filled(scale: Tensor, like: Tensor) -> Tensor:
-    """Numbers on the device of `like`: a copy from the host would wait, and no CUDA graph could capture it."""
-    values = scale[0].flatten().tolist()
-    found = like.new_full((1, len(values)), values[0], dtype=torch.float64)
-    for k, value in enumerate(values):
-        if value != values[0]:
-            found[:, k] = value
-    return found.reshape(1, *scale.shape[1:]).expand(scale.shape)
+        return None, None, None, None, *operator.differentiable(g, scale, [*saved[:4], sigma, weights], options)[1:5]
 
 
 _sums = Sums()

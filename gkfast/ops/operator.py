@@ -13,9 +13,9 @@ is how the result moves when the tensors move along tangents. From these follow 
 of the CPU and GPU kernels of that name, backward (by the kernel `rbf_matmul_backward`), forward mode, both modes of
 the second derivative, and vmap.
 
-A call takes the shortest way that still shows the operator to whoever asks: a kernel directly for ordinary CPU
-tensors, an autograd Function where a gradient is wanted, and torch's dispatcher for compiled graphs, transforms,
-modes, profilers and GPUs.
+A call takes the shortest way that still shows the operator to whoever asks: a kernel directly for ordinary tensors,
+an autograd Function where a gradient is wanted, and torch's dispatcher for compiled graphs, transforms, modes and
+profilers.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gkfast import notices
 from gkfast.ops.tiling import add, vjp
 from gkfast.ops.torch_private import (
     below_autograd,
     constant_when_compiled,
-    eager,
+    eager_place,
     forward_mode_enabled,
-    plain,
+    plain_place,
     transforms,
     unwrap_dead_wrappers,
 )
@@ -50,16 +51,29 @@ gpu_kernels: dict[str, Callable[..., Any]] = {}
 _NUMBERS = frozenset({"scale", "sigma", "weights", "log_weights"})
 
 
-# a constant of a compiled graph, since dynamo cannot trace it; torch traces anew where the setting goes from or to
+# constants of a compiled graph, since dynamo cannot trace them; torch traces anew where the setting goes from or to
 # "highest", not between the other two
 @constant_when_compiled
 def torch_precision() -> str:
-    return torch.get_float32_matmul_precision()
+    """What precision="torch" is."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # torch refuses to tell it where the newer setting stands beside it
+        newer = torch.backends.cuda.matmul.fp32_precision
+        return {"tf32": "high", "bf16": "medium"}.get(newer, "highest")
+
+
+@constant_when_compiled
+def default_precision() -> str:
+    """What precision=None is on a GPU, whatever torch's products have."""
+    notices.lower_setting(torch_precision())
+    return "highest"
 
 
 def visible(tensor: Tensor) -> bool:
     """Whether the numbers in a tensor may be read: it is on the CPU, and nothing is traced or transformed."""
-    return eager((tensor,))
+    return eager_place((tensor,)) == "cpu"
 
 
 def differentiated(*arguments: Argument) -> bool:
@@ -122,6 +136,8 @@ class Operator:
         # how many inputs of the schema are no tensors
         self.others = len(self.numbers) + len(self.option_names)
         self.outputs = self.declared_outputs()
+        # `_on_gpu`, once it has been called
+        self.planned: Callable[..., Any] | None = None
         # whether results are a tuple, the last of them wanted or not by the option `wants`
         self.several = "wants" in self.option_names or not self.outputs
 
@@ -150,14 +166,15 @@ class Operator:
         library.impl(self.name, self.function.apply, "FuncTorchDynamicLayerFrontMode")
 
     def __call__(self, *arguments: Argument, **options: Any) -> Any:
-        if not eager(arguments):
+        place = eager_place(arguments)
+        if not place:
             return self.dispatched(arguments, options)
+        arguments += (None,) * (self.count - len(arguments))
         if torch.is_grad_enabled():
             for a in arguments:
                 if a is not None and type(a) is not tuple and a.requires_grad:
-                    arguments += (None,) * (self.count - len(arguments))
-                    return _apply(_Eager, self, options, *arguments)
-        return self.on_cpu(arguments, options)
+                    return _apply(_Eager, self, place, options, *arguments)
+        return self.on(place, arguments, options)
 
     def dispatched(self, arguments: Sequence[Argument], options: Options) -> Any:
         """The call in the forms of torch: an operator of the dispatcher, or its Function."""
@@ -175,8 +192,9 @@ class Operator:
 
     def run(self, inputs: Sequence[Any]) -> Any:
         """Without derivatives. Results that are not wanted are None or empty."""
-        if plain(inputs[: self.count]):
-            return self.on_cpu(self.arguments(inputs), self.chosen(inputs))
+        place = plain_place(inputs[: self.count])
+        if place:
+            return self.on(place, self.arguments(inputs), self.chosen(inputs))
         with below_autograd():
             return getattr(torch.ops.gkfast, self.name).default(*inputs)
 
@@ -222,6 +240,10 @@ class Operator:
         """The results, for operands with one batch dimension: arrays on the CPU, tensors on a GPU."""
         return (getattr(kernels(device), self.name)(*operands, **options),)
 
+    def on(self, place: str, arguments: Sequence[Argument], options: Options) -> Any:
+        """By the kernel of that place."""
+        return self.on_cpu(arguments, options) if place == "cpu" else self.on_gpu(arguments, options)
+
     def on_cpu(self, arguments: Sequence[Argument], options: Options) -> Any:
         """By the CPU kernel."""
         batch = arguments[self.x].shape[:-2]
@@ -242,13 +264,17 @@ class Operator:
         return tuple(found) if self.several else found[0]
 
     def on_gpu(self, arguments: Sequence[Argument], options: Options) -> Any:
-        """By the GPU kernel."""
+        """By the GPU kernel; a call that repeats by its plan, see kernels/gpu/launch.py."""
+        if self.planned is None:
+            self.planned = kernels("cuda").planned(self._on_gpu, self.x)
+        return self.planned(*arguments, **options)
+
+    def _on_gpu(self, *arguments: Argument, **options: Any) -> Any:
         batch = arguments[self.x].shape[:-2]
         operands: list[Any] = []
         for slot, a in zip(self.slots, arguments, strict=True):
-            if type(a) is tuple:
-                a = _tensor(a, [batch.numel()])
-            elif a is not None:
+            # numbers go along as they are
+            if isinstance(a, Tensor):
                 # kernels read bandwidths by their strides, and those on the CPU without waiting
                 a = a.detach() if slot.name in _NUMBERS else a.contiguous()
                 a = a.reshape((batch.numel(), *a.shape[len(batch) :]))
@@ -333,9 +359,9 @@ class Operator:
             found[k] = numbers
         return found
 
-    def record(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
-        """Forward of a call on ordinary CPU tensors."""
-        found = self.on_cpu(arguments, options)
+    def record(self, ctx: Any, place: str, arguments: Sequence[Argument], options: Options) -> Any:
+        """Forward of a call on ordinary tensors."""
+        found = self.on(place, arguments, options)
         ctx.save_for_backward(*self.save(ctx, arguments, options, found))
         return found
 
@@ -477,16 +503,16 @@ def _function(operator: Operator) -> Any:
 
 
 class _Eager(torch.autograd.Function):
-    """A call on ordinary CPU tensors: the kernel, and what backward needs, without the forms of the dispatcher."""
+    """A call on ordinary tensors: the kernel, and what backward needs, without the forms of the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, operator: Operator, options: Options, *arguments: Argument) -> Any:
+    def forward(ctx: Any, operator: Operator, place: str, options: Options, *arguments: Argument) -> Any:
         ctx.operator = operator
-        return operator.record(ctx, arguments, options)
+        return operator.record(ctx, place, arguments, options)
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor | None) -> Any:
-        return None, None, *ctx.operator.backward(ctx, g, ctx.needs_input_grad[2:])
+        return None, None, None, *ctx.operator.backward(ctx, g, ctx.needs_input_grad[3:])
 
 
 @cache

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels
 from gkfast.ops.rbf_matmul import about_their_mean, double
-from gkfast.ops.torch_private import keeps_graph, plain, version
+from gkfast.ops.torch_private import keeps_graph, plain_place, version
 
 
 class Rbf(Operator):
@@ -23,12 +23,12 @@ class Rbf(Operator):
         ctx.k = None
         return super().save(ctx, arguments, options, result)
 
-    def record(self, ctx: Any, arguments: Sequence[Argument], options: Options) -> Any:
-        result = super().record(ctx, arguments, options)
+    def record(self, ctx: Any, place: str, arguments: Sequence[Argument], options: Options) -> Any:
+        result = super().record(ctx, place, arguments, options)
         # of one bandwidth K is what its gradients are made of. save_for_backward would forbid its change in place;
         # the version counter tells whether it is intact
         sigma, weights = arguments[2:]
-        if type(sigma) is type(weights) is tuple and len(sigma) == 1:
+        if place == "cpu" and type(sigma) is type(weights) is tuple and len(sigma) == 1:
             ctx.k, ctx.version = result.detach(), version(result)
         return result
 
@@ -37,7 +37,7 @@ class Rbf(Operator):
         if ctx.k is not None and not keeps_graph():
             # as saved tensors are let go
             ctx.k = None
-        if k is None or g[0] is None or torch.is_grad_enabled() or not plain(g):
+        if k is None or g[0] is None or torch.is_grad_enabled() or plain_place(g) != "cpu":
             return super().backward(ctx, g, needed)
         x, y, sigma, weights = self.restored(ctx, ctx.saved_tensors)
         count = x.shape[:-2].numel()

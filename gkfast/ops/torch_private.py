@@ -1,11 +1,14 @@
-"""Every private name of torch that gkfast uses, with its reason; no other file uses one.
+"""Every private name of torch that gkfast uses, with its reason; no other file of it uses one.
+
+The GPU kernels, which import nothing from here, use TorchDispatchMode to record what a call does.
 
 All are the same in torch 2.6.0, 2.13.0 and 2.15.0, with which the tests pass. None has a public equal, so a
 torch without one of them is refused on import, by its name.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -39,8 +42,9 @@ profiler_enabled = _find("torch._C", "_autograd._profiler_enabled")
 keeps_graph = _find("torch._C", "_autograd._get_current_graph_task_keep_graph")
 # forward mode stays on within a jvp, which torch calls with it off
 forward_mode_enabled = _find("torch.autograd.forward_ad", "_set_fwd_grad_enabled")
-# one operation for all tensors of a moving average
+# one operation for all tensors of a moving average, and for all gradients that are scaled
 foreach_lerp_ = _find("torch", "_foreach_lerp_")
+foreach_mul = _find("torch", "_foreach_mul")
 # how often a tensor has been changed in place
 version = attrgetter("_version")
 
@@ -60,19 +64,34 @@ with torch.inference_mode():
 _PLAIN.add(dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
 
 
-def plain(arguments: Sequence[Any]) -> bool:
-    """Ordinary CPU tensors, and no mode, transform, trace or profiler is active: the dispatcher may be skipped.
+@cache
+def plain_of_gpu() -> Set[int]:
+    """The dispatch keys of ordinary CUDA tensors."""
+    if not torch.cuda.is_available():
+        return frozenset()
+    with torch.inference_mode():
+        inferred = dispatch_keys(torch.empty(0, device="cuda")).raw_repr()
+    return frozenset({inferred, dispatch_keys(torch.empty(0, device="cuda")).raw_repr()})
 
-    Among the tensors there may be None, and numbers in a tuple.
+
+def plain_place(arguments: Sequence[Any]) -> str:
+    """Where ordinary tensors are, "cpu" or "cuda", if no mode, transform, trace or profiler is active; else "".
+
+    The dispatcher may then be skipped. Among the tensors there may be None, and numbers in a tuple.
     """
     if dispatch_modes() or func_transforms() or tracing_state() or profiler_enabled():
-        return False
-    return {dispatch_keys(a).raw_repr() for a in arguments if a is not None and type(a) is not tuple} <= _PLAIN
+        return ""
+    keys = {dispatch_keys(a).raw_repr() for a in arguments if a is not None and type(a) is not tuple}
+    if keys <= _PLAIN:
+        return "cpu"
+    return "cuda" if keys <= plain_of_gpu() else ""
 
 
-def eager(arguments: Sequence[Any]) -> bool:
-    """`plain`, and outside of forward mode and of a graph that is being traced."""
-    return not torch.compiler.is_dynamo_compiling() and forward_ad._current_level < 0 and plain(arguments)
+def eager_place(arguments: Sequence[Any]) -> str:
+    """`plain_place`, outside of forward mode and of a graph that is being traced."""
+    if torch.compiler.is_dynamo_compiling() or forward_ad._current_level >= 0:
+        return ""
+    return plain_place(arguments)
 
 
 def constant_when_compiled(function: Function) -> Function:

@@ -8,47 +8,34 @@ of 1 or 2), and its kernel is the square, or the square's square, of that one's:
 Squaring doubles a relative error, so runs are cut: at two squarings for a kernel that is stored, at four for sums.
 """
 
-import math
-import struct
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from .launch import launch, refuse_plan
+from .numbers import MODERATE, MOST, Encoded, Numbers, number, numbers
 from .tiles import FUSION, SIZES
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# up to this many bandwidths travel as kernel arguments: a CUDA graph cannot capture a copy from the host
-_NUMBERS = 8
 # up to this many are sorted, by comparing all pairs; more stay in the caller's order, without squaring
 _SORTED = tl.constexpr(32)
 # up to this many programs each make a row of the table, which saves a launch; more would take longer than the launch
 _FEW = 1024
-# exponents of moderate bandwidths: squares of differences between points overflow, or vanish, only where the kernel
-# is 0, or 1, to within rounding
-_MODERATE = {torch.float32: 30, torch.float64: 200}
-
-
-class Numbers(NamedTuple):
-    """Float64 numbers as integers, since floats are passed as float32.
-
-    Triton compiles a kernel anew for an integer in a tuple that is 1, a multiple of 16, or below 2^31. So all of
-    these are odd and large: the lowest bits of the numbers are set, and their true values are in `lowest`.
-    """
-
-    sigma: tuple
-    weights: tuple
-    lowest: int
+# and only if these are so few
+_FEW_BANDWIDTHS = 8
 
 
 class Bandwidths(NamedTuple):
     """The argument of a kernel: its table, and what a row of it is made from."""
 
     table: torch.Tensor
+    # of the device; where they are numbers of the host any pointer
     sigma: torch.Tensor
     weights: torch.Tensor
-    numbers: Numbers
+    sigma_numbers: Encoded
+    weights_numbers: Encoded
 
 
 class TableConstants(NamedTuple):
@@ -60,7 +47,8 @@ class TableConstants(NamedTuple):
     EACH: int
     # S, rounded up to a power of two
     SP: int
-    # S, where it is small: loops over bandwidths are unrolled, since those inside others keep these from being scheduled
+    # S, where it is small: loops over bandwidths are unrolled, since a loop inside another keeps the other's loads
+    # from being scheduled
     COUNT: int
     MODERATE: int
     # most squarings in a run
@@ -96,15 +84,6 @@ def row_at(ptr, S):
 
 
 @triton.jit
-def _number(k, bits, lowest):
-    """The k-th number; its lowest bit is the k-th of `lowest`."""
-    chosen = bits[7]
-    for i in tl.static_range(7):
-        chosen = tl.where(k == i, bits[i], chosen)
-    return ((chosen & -2) | ((lowest >> k) & 1)).to(tl.float64, bitcast=True)
-
-
-@triton.jit
 def _clamp(x, low, high):
     # a NaN stays
     return tl.where(x < low, low, tl.where(x > high, high, x))
@@ -136,12 +115,12 @@ def _fill(row, bandwidths, b, S, TABLE: tl.constexpr):
     k = tl.arange(0, SP)
     inside = k < S
     if TABLE.HOST & 1:
-        sigma = _number(k, bandwidths.numbers.sigma, bandwidths.numbers.lowest >> 1)
+        sigma = number(k, bandwidths.sigma_numbers)
     else:
         sigma_ptr = bandwidths.sigma + (b * S if TABLE.EACH & 1 else 0)
         sigma = tl.load(sigma_ptr + k, mask=inside, other=1.0).to(tl.float64)
     if TABLE.HOST & 2:
-        weights = _number(k, bandwidths.numbers.weights, bandwidths.numbers.lowest >> 9)
+        weights = number(k, bandwidths.weights_numbers)
     else:
         weights_ptr = bandwidths.weights + (b * S if TABLE.EACH & 2 else 0)
         weights = tl.load(weights_ptr + k, mask=inside, other=0.0).to(tl.float64)
@@ -201,51 +180,48 @@ def row_of_table(bandwidths, b, program, S, stride, TABLE: tl.constexpr):
 class Table:
     """Rows of 1 + 6 S numbers, one for each of the batch, or one for all; see Row.
 
-    scaled says whether the unit may differ from 1, as far as the host knows. rows is None until fill() or own():
-    programs that make their own row save a launch.
+    sigma and weights are Numbers, or tensors (B, S). scaled says whether the unit may differ from 1, as far as the
+    host knows. rows is None until fill() or own(): programs that make their own row save a launch.
     """
 
     def __init__(self, sigma, weights, x, dtype=None, squares=4):
-        sigma, weights = sigma.detach(), weights.detach()
-        self.batch, self.count, self.device = x.shape[0], sigma.shape[1], x.device
+        self.batch, self.device = x.shape[0], x.device
         self.dtype = dtype or accumulator(x)
-        self.width = 1 + 6 * self.count
-        shared = all(t.shape[0] == 1 or t.stride(0) == 0 for t in (sigma, weights))
-        self.different = 1 if shared else self.batch
-        self.stride = 0 if shared else self.width
         self.rows = None
-        moderate = _MODERATE[self.dtype]
-        self.scaled = True
-        if sigma.device.type == "cpu" and self.batch:
-            values = [v for row in (sigma[:1] if shared else sigma).tolist() for v in row]
-            self.scaled = not all(2.0 ** (1 - moderate) < v < 2.0 ** (moderate - 1) for v in values)
-        few = shared and self.count <= _NUMBERS and self.batch > 0
-        host, each, numbers, self._tensors = 0, 0, [], []
-        for bit, given in ((1, sigma), (2, weights)):
+        sigma, weights = host_numbers(sigma), host_numbers(weights)
+        self.count = len(sigma.floats) if type(sigma) is Numbers else sigma.shape[1]
+        self.width = 1 + 6 * self.count
+        self.scaled = not _moderate(sigma, self.dtype)
+        host = each = 0
+        self._tensors, self._numbers = [None, None], [_NONE, _NONE]
+        for k, given in enumerate((sigma, weights)):
             # bandwidths that were found on the device may have weights that are numbers
-            if few and given.device.type == "cpu":
-                host |= bit
-                numbers.append(given[0].tolist())
-                # in the dtype of the table: Triton compiles a kernel for each dtype
-                tensor = x.new_empty(0, dtype=self.dtype)
-            else:
-                # a copy, which no graph can capture, of numbers that differ in the batch or are too many
-                numbers.append([])
-                tensor = given.to(x.device)
-                if tensor.stride(0) != 0 or tensor.stride(-1) != 1:
-                    tensor = tensor.contiguous()
-                each |= 0 if shared or tensor.stride(0) == 0 else bit
-            self._tensors.append(tensor)
-        self._numbers = _encoded(*numbers)
-        self.sp = triton.next_power_of_2(max(1, self.count))
-        self._constants = TableConstants(
-            False, host, each, self.sp, self.count if self.count <= _NUMBERS else 0, moderate, squares,
-            _steps(numbers[0], squares, torch.finfo(self.dtype).eps) if host & 1 else -1,
-        )  # fmt: skip
+            if type(given) is Numbers:
+                host |= 1 << k
+                self._numbers[k] = given.encoded
+                continue
+            self._tensors[k] = self._on_device(given)
+            each |= (given.shape[0] > 1 and given.stride(0) != 0) << k
+        self.different = self.batch if each else 1
+        self.stride = self.width if each else 0
+        self.sp = _power_of_2(self.count)
+        few = self.count if self.count <= MOST else 0
+        steps = sigma.steps[squares > 2][self.dtype == torch.float64] if type(sigma) is Numbers else -1
+        self._constants = TableConstants(False, host, each, self.sp, few, MODERATE[self.dtype], squares, steps)
+
+    def _on_device(self, given):
+        tensor = given.detach()
+        if tensor.device != self.device:
+            # a copy, which no graph can capture, of numbers that differ in the batch or are too many
+            tensor = tensor.to(self.device)
+        if tensor.stride(-1) != 1 or (tensor.shape[0] > 1 and tensor.stride(0) not in (0, tensor.shape[1])):
+            tensor = tensor.contiguous()
+        return tensor
 
     def arguments(self):
         """Of a kernel: the bandwidths, and the step from one of the batch to the next."""
-        return Bandwidths(self.rows, *self._tensors, self._numbers)
+        # in the dtype of the table: Triton compiles a kernel for each dtype
+        return Bandwidths(self.rows, *(self.rows if t is None else t for t in self._tensors), *self._numbers)
 
     def constants(self, own=False):
         return self._constants._replace(OWN=own)
@@ -257,7 +233,7 @@ class Table:
         """
         if self.rows is not None:
             return False
-        if self.count > _NUMBERS or not 0 < copies * self.batch * programs <= few:
+        if self.count > _FEW_BANDWIDTHS or not 0 < copies * self.batch * programs <= few:
             self.fill()
             return False
         self.stride = programs * self.width
@@ -267,34 +243,43 @@ class Table:
     def fill(self):
         self.rows = torch.empty(self.different, self.width, dtype=self.dtype, device=self.device)
         if self.batch:
-            with torch.cuda.device_of(self.rows):
-                _table_kernel[(self.different,)](
-                    self.arguments(), self.count, TABLE=self.constants(), num_warps=1, **FUSION
-                )
+            launch(
+                _table_kernel, (self.different,), self.arguments(), self.count,
+                TABLE=self.constants(), num_warps=1, **FUSION,
+            )  # fmt: skip
         return self
 
 
-def _encoded(sigma, weights):
-    values = [v for row in (sigma, weights) for v in row + [1.0] * (_NUMBERS - len(row))]
-    # the bits of 0.0 are a small integer, those of -0.0 are not
-    bits = struct.unpack(f"<{2 * _NUMBERS}q", struct.pack(f"<{2 * _NUMBERS}d", *(v or -0.0 for v in values)))
-    lowest = sum((bit & 1) << k for k, bit in enumerate(bits))
-    odd = tuple(bit | 1 for bit in bits)
-    return Numbers(odd[:_NUMBERS], odd[_NUMBERS:], 1 << 40 | lowest << 1 | 1)
+# in the place of numbers that are tensors
+_NONE = numbers(()).encoded
 
 
-def _steps(sigma, squares, eps):
-    """The steps of `_ladder`, of numbers."""
-    found, last, walked = 0, math.inf, 0
-    for place, width in enumerate(sorted(sigma, reverse=True)):
-        ratio = last / width if width else math.inf
-        ratio *= ratio
-        step = 1 if abs(ratio - 2) <= 8 * eps else 2 if abs(ratio - 4) <= 16 * eps else 0
-        before, walked = walked, walked + step if step else 0
-        # a run of squarings begins anew where it passes a multiple of so many
-        step *= walked // (squares + 1) == before // (squares + 1)
-        found, last = found | step << 2 * place, width
-    return found
+def host_numbers(given):
+    """Numbers, from a tensor on the CPU too if they are few and the same for all of the batch; a tensor as it is."""
+    if type(given) is tuple:
+        refuse_plan()
+        given = torch.tensor([given], dtype=torch.float64, device="cpu")
+    if type(given) is Numbers or given.device.type != "cpu" or given.numel() == 0 or given.shape[1] > MOST:
+        return given
+    if given.shape[0] != 1 and given.stride(0) != 0:
+        return given
+    refuse_plan()
+    return numbers(tuple(given.detach()[0].double().tolist()))
+
+
+def _moderate(sigma, dtype):
+    """Whether all bandwidths are known to be far within the range of the dtype."""
+    if type(sigma) is Numbers:
+        return sigma.moderate[dtype == torch.float64]
+    if sigma.device.type != "cpu":
+        return False
+    refuse_plan()
+    found, power = sigma.detach(), MODERATE[dtype] - 1
+    return bool(((found > 2.0**-power) & (found < 2.0**power)).all())
+
+
+def _power_of_2(count):
+    return 1 << max(0, count - 1).bit_length()
 
 
 def accumulator(x):

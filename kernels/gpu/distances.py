@@ -185,7 +185,7 @@ def split_distances(rows, cols, of_rows, of_cols, far, frame, D, TURN: tl.conste
 
 @triton.jit
 def exponents(exact, rest, row, s, square, VARIANT: tl.constexpr):
-    """log2 of the kernels of bandwidth s, as a sum of two, of which the second is small; in float64 alone the first."""
+    """log2 of the kernels of bandwidth s, as a sum of two, of which the second is small, and 0 in float64."""
     if VARIANT.ACC.primitive_bitwidth == 64:
         return exact * scale_of(row, s, square), rest
     else:

@@ -38,7 +38,7 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
     # gradients to a and b are only wanted where there are a and b
     wanted = (scale is not None, *wants[:4])
     dtypes = [t.dtype if want else None for t, want in zip((x, x, y, a, b), wanted, strict=True)]
-    scale = None if scale is None else scale.contiguous()
+    scale = scale.contiguous() if isinstance(scale, torch.Tensor) else scale
     values, sums, dx, dy, da, db, dsigma, dweights = reduce(swept, n, m, dims, 1, dtypes, scale)
     da, db = (None if t is None else t[..., 0] for t in (da, db))
     return values, sums, dx, dy, da, db, dsigma if want_sigma else None, dweights if want_weights else None

@@ -2,9 +2,9 @@
 
 Exponents of a density reach thousands where those of a kernel matter only to about 100: rounding them in float32
 (1e-7 of each) would already be the whole error that is allowed of the density (2e-7), before anything is summed. So
-"highest" takes pieces that hold every bit of a point, six products of them, and each exponent as a sum of two float32;
-tiles that are far, and few coordinates, are in float64. With "high" and "medium" exponents have the error of their
-products: log p is off by at most 2**-14 and 2**-6 of the greatest |x|^2 / (2 sigma^2) about the common centre.
+"highest" takes pieces that hold every bit of a point, six products of them, and each exponent as a sum of two
+float32; tiles that are far, and few coordinates, are in float64. With "high" and "medium" exponents have the error of
+their products: log p is off by at most 2**-14 and 2**-6 of the greatest |x|^2 / (2 sigma^2) about the common centre.
 """
 
 import math
@@ -15,6 +15,7 @@ import triton.language as tl
 
 from .bandwidths import LOG2_E, Table, row_of_table
 from .distances import exponents, far_range, is_far, met_now, pieces_of, side_of, split_distances
+from .launch import launch
 from .pairings import Set
 from .points import Split, frame_of
 from .tiles import FUSION, SIZES, column_ranges
@@ -155,16 +156,14 @@ def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, precis
     logs = x.new_empty(ranges, batch, n, dtype=torch.float64)
     if batch * n:
         own = table.own(tiles, ranges, math.inf)
-        with torch.cuda.device_of(x):
-            _log_sum_exp_kernel[(batch * tiles, ranges)](
-                split.points, data_weights, logs, table.arguments(),
-                n, m, dims, table.count, batch, table.stride, ranges,
-                SKIP_DIAGONAL=leave_one_out, STAGES=found.stages, TABLE=table.constants(own),
-                VARIANT=split.variant(found), FAR=split.variant(found._replace(bm=16)), **found.options,
-            )  # fmt: skip
+        launch(_log_sum_exp_kernel, (batch * tiles, ranges),
+            split.points, data_weights, logs, table.arguments(),
+            n, m, dims, table.count, batch, table.stride, ranges,
+            SKIP_DIAGONAL=leave_one_out, STAGES=found.stages, TABLE=table.constants(own),
+            VARIANT=split.variant(found), FAR=split.variant(found._replace(bm=16)), **found.options,
+        )  # fmt: skip
     if ranges == 1 or not batch * n:
         return logs[0]
     out, block = x.new_empty(batch, n, dtype=torch.float64), 256
-    with torch.cuda.device_of(x):
-        _add_logs_kernel[(triton.cdiv(batch * n, block),)](logs, out, batch * n, ranges, BLOCK=block, **FUSION)
+    launch(_add_logs_kernel, (triton.cdiv(batch * n, block),), logs, out, batch * n, ranges, BLOCK=block, **FUSION)
     return out

@@ -19,6 +19,7 @@ import triton.language as tl
 
 from .bandwidths import row_at
 from .distances import far_range, is_far, less_own_points, met_now, pieces_of, pull_of_tile, side_of
+from .launch import launch
 from .pairings import height_of, pulling, sets_of
 from .points import Split, frame_of, pieces_at
 from .tiles import SIZES
@@ -129,10 +130,9 @@ def pull_by_panel(of: Panels, place, split: Split, coefficients, pulls, asked):
     ranges, pairings, batch, _, dims = pulls.shape
     points, table = split.points, split.table
     found = split.tile("panel pull")
-    with torch.cuda.device_of(pulls):
-        _panel_kernel[(blocks * (ROWS // found.bn), of.weights.shape[0], ranges * triton.cdiv(dims, found.bd))](
-            of.weights, pulls, points, coefficients, table.rows,
-            points.x.shape[1], points.y.shape[1], dims, batch, table.count, table.stride, ranges, first, start,
-            of.window, PAIRINGS=pairings, PULL=asked.PULL, FACTORS=asked.ONE_COLUMN and not asked.ONES,
-            TABLE=table.constants(), VARIANT=split.variant(found), **found.options,
-        )  # fmt: skip
+    launch(_panel_kernel, (blocks * (ROWS // found.bn), of.weights.shape[0], ranges * triton.cdiv(dims, found.bd)),
+        of.weights, pulls, points, coefficients, table.rows,
+        points.x.shape[1], points.y.shape[1], dims, batch, table.count, table.stride, ranges, first, start,
+        of.window, PAIRINGS=pairings, PULL=asked.PULL, FACTORS=asked.ONE_COLUMN and not asked.ONES,
+        TABLE=table.constants(), VARIANT=split.variant(found), **found.options,
+    )  # fmt: skip

@@ -3,9 +3,10 @@
     x = h + m + l,   |x - y|^2 = (|h|^2 + |h'|^2 - 2 h.h') + (c + c' - 2 (h.m' + m.h' + m.m' + h.l' + l.h')),
     c = |x|^2 - |h|^2
 
-h is x rounded to a multiple of q, a power of two with |h| <= 4096 q and no coordinate above 2048 q. So float16 holds h,
-and h.h' is a sum of whole numbers below 2^24 in units of q q', which tensor cores add exactly, however they truncate.
-Near points have one q, and the first bracket cancels exactly. What is rounded is in the second, which is 2^-11 of it.
+h is x rounded to a multiple of q, a power of two with |h| <= 4096 q and no coordinate above 2048 q. So float16 holds
+h, and h.h' is a sum of whole numbers below 2^24 in units of q q', which tensor cores add exactly, however they
+truncate. Near points have one q, and the first bracket cancels exactly. What is rounded is in the second, which is
+2^-11 of it.
 
     products   pieces      named after
     1          h           "medium": distances of h, a point that is off by 2^-12 of its norm at most
@@ -29,6 +30,7 @@ import triton
 import triton.language as tl
 
 from .bandwidths import Table, row_of_table, triton_dtype
+from .launch import launch
 from .tiles import FUSION, SIZES, Tile, tile
 
 # the interpreter has no float16 products: float32 holds them exactly, and sums as the hardware does
@@ -52,9 +54,9 @@ _FIRST = tl.constexpr(16)
 class Points(NamedTuple):
     """The argument of a kernel: two sets of points as they are, and what `_split_kernel` leaves of them.
 
-    columns (B, D, N) float32, the points as they are, by coordinate; pieces (B, N, pieces, DP) float16; norms (B, 2, N)
-    float32, |h|^2, infinite where float16 cannot hold the point, and c; units (B,) float32, of the pieces in one of
-    the table. Kernels that take differences alone read none of these, and any pointer stands for them.
+    columns (B, D, N) float32, the points as they are, by coordinate; pieces (B, N, pieces, DP) float16; norms
+    (B, 2, N) float32, |h|^2, infinite where float16 cannot hold the point, and c; units (B,) float32, of the pieces
+    in one of the table. Kernels that take differences alone read none of these, and any pointer stands for them.
     """
 
     x: torch.Tensor
@@ -363,12 +365,11 @@ class Split:
         )  # fmt: skip
         tiles = triton.cdiv(n, _BN) + triton.cdiv(m, _BN)
         own = self.table.own(tiles)
-        with torch.cuda.device_of(x):
-            _split_kernel[(batch * tiles,)](
-                self.points, self.table.arguments(), n, m, dims, self.table.count, self.table.stride,
-                TABLE=self.table.constants(own), DP=self.dp, DOT=self.dot, BN=_BN, BK=min(_BLOCK, self.dp),
-                num_warps=4, **FUSION,
-            )  # fmt: skip
+        launch(_split_kernel, (batch * tiles,),
+            self.points, self.table.arguments(), n, m, dims, self.table.count, self.table.stride,
+            TABLE=self.table.constants(own), DP=self.dp, DOT=self.dot, BN=_BN, BK=min(_BLOCK, self.dp),
+            num_warps=4, **FUSION,
+        )  # fmt: skip
 
     def swapped(self) -> "Split":
         """The same with x and y in each other's places."""

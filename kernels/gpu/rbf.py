@@ -2,7 +2,8 @@
 
 Distances are sums of squared differences, as on the CPU, right for every input; also products on tensor cores, where
 these are accurate (points.py). Differences are scaled by a power of two taken from sigma, which is exact, so that
-squares stay in range where the kernel is neither 0 nor 1. Of x with itself half of the tiles are made, and stored twice.
+squares stay in range where the kernel is neither 0 nor 1. Of x with itself half of the tiles are made, and each is
+stored twice.
 
 The gradients take two launches: the tile that makes K makes W_ij = g_ij sum_s w_s / sigma_s^2 k_sij, as large as g,
 and the partial sums for sigma and weights; then x and y are pulled by the rows and the columns of W, beside a program
@@ -29,6 +30,7 @@ from .distances import (
     squared_distances,
     steps_of,
 )
+from .launch import launch
 from .pairings import Set
 from .points import Split, frame_of, pieces_at, zeros
 from .reduce import Reduced, reduce_moments
@@ -224,12 +226,11 @@ def _matrix(name, split, out, *, g=None, moments=None, same=False):
         across = triton.cdiv(n, found.bn)
         tiles = triton.cdiv(across, 2) * (across + 1)
     own = table.own(tiles)
-    with torch.cuda.device_of(out):
-        _rbf_kernel[(batch * tiles,)](
-            g, out, moments, split.points, table.arguments(),
-            n, m, dims, table.count, table.stride, 0 if moments is None else moments.shape[1],
-            SAME=same, HALF=half, TABLE=table.constants(own), VARIANT=split.variant(found), **found.options,
-        )  # fmt: skip
+    launch(_rbf_kernel, (batch * tiles,),
+        g, out, moments, split.points, table.arguments(),
+        n, m, dims, table.count, table.stride, 0 if moments is None else moments.shape[1],
+        SAME=same, HALF=half, TABLE=table.constants(own), VARIANT=split.variant(found), **found.options,
+    )  # fmt: skip
 
 
 def _tiles(of, n, m):
@@ -275,10 +276,9 @@ def rbf_backward(g, x, y, sigma, weights, *, wants, precision="highest"):
     of_rows = sum(triton.cdiv(d.shape[1], found.bn) for d in (dx, dy) if d is not None)
     blocks = want_moments + of_rows * triton.cdiv(dims, found.bd)
     if batch * blocks:
-        with torch.cuda.device_of(x):
-            _pull_kernel[(batch * blocks,)](
-                w, split.points, moments, Reduced(dx=dx, dy=dy, dsigma=dsigma, dweights=dweights), table.rows,
-                blocks, n, m, dims, table.count, batch, table.stride, tiles,
-                BOTH=y is None, TABLE=table.constants(), VARIANT=split.variant(found), **found.options,
-            )  # fmt: skip
+        launch(_pull_kernel, (batch * blocks,),
+            w, split.points, moments, Reduced(dx=dx, dy=dy, dsigma=dsigma, dweights=dweights), table.rows,
+            blocks, n, m, dims, table.count, batch, table.stride, tiles,
+            BOTH=y is None, TABLE=table.constants(), VARIANT=split.variant(found), **found.options,
+        )  # fmt: skip
     return dx, dy, dsigma if want_sigma else None, dweights if want_weights else None

@@ -19,12 +19,21 @@ import triton.language as tl
 
 from .bandwidths import row_at
 from .distances import cast
+from .launch import launch
+from .numbers import Encoded, Numbers, number, numbers
 from .pairings import height_of
 from .sweep import Swept
 from .tiles import FUSION, SIZES
 
 # entries of an output that a program computes
 _BLOCK = 256
+
+
+class Scale(NamedTuple):
+    """The argument of a kernel: (B, R, 3) in memory, or 3 R numbers."""
+
+    tensor: torch.Tensor | None
+    numbers: Encoded
 
 
 class Reduced(NamedTuple):
@@ -41,14 +50,18 @@ class Reduced(NamedTuple):
 
 
 @triton.jit
-def _scaled(scale_ptr, x):
-    scale = tl.load(scale_ptr).to(tl.float64)
-    return tl.where(scale == 0.0, 0.0, scale * x)
+def _scaled(scale, b, r, R, pairing, x):
+    """x multiplied with the scale of combination r and a pairing, an integer or a tensor of one."""
+    if scale.tensor is not None:
+        factor = tl.load(scale.tensor + (b * R + r) * 3 + pairing).to(tl.float64)
+    else:
+        factor = number(r * 3 + pairing, scale.numbers)
+    return tl.where(factor == 0.0, 0.0, factor * x)
 
 
 @triton.jit
 def _combine(
-    swept_ptr, out_ptr, scale_ptr, block, b, pairing, count, height, length, R, B, RANGES,
+    swept_ptr, out_ptr, scale, block, b, pairing, count, height, length, R, B, RANGES,
     PAIRINGS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A block of out (B, R, count, length), from a pairing of (RANGES, PAIRINGS, B, height, length) and the next but
@@ -67,8 +80,7 @@ def _combine(
     for r in range(R):
         combined = first
         if PAIRINGS > 2:
-            scale = scale_ptr + (b * R + r) * 3
-            combined = _scaled(scale + pairing, 2 * first) + _scaled(scale + 2, second)
+            combined = _scaled(scale, b, r, R, pairing, 2 * first) + _scaled(scale, b, r, R, 2, second)
         tl.store(out_ptr + (b * R + r) * count * length + at, cast(combined, out_ptr), mask=inside)
 
 
@@ -86,7 +98,7 @@ def _sum_of_rows(ptr, count, length, stride, SP: tl.constexpr, BLOCK: tl.constex
 
 @triton.jit(do_not_specialize=SIZES)
 def _reduce_kernel(
-    sums, reduced, scale_ptr, table_ptr,
+    sums, reduced, scale, table_ptr,
     BLOCKS, N, M, D, E, R, B, S, VALUE_RANGES, PULL_RANGES, COUNT, STRIPS, table_stride,
     PAIRINGS: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -102,21 +114,21 @@ def _reduce_kernel(
             length = D if k < 2 else E
             if (block >= 0) & (block < tl.cdiv(count * length, BLOCK)):
                 _combine(
-                    sums.pull if k < 2 else sums.value, reduced[2 + k], scale_ptr,
+                    sums.pull if k < 2 else sums.value, reduced[2 + k], scale,
                     block, b, k % 2, count, height, length, R, B,
                     PULL_RANGES if k < 2 else VALUE_RANGES, PAIRINGS, BLOCK,
                 )  # fmt: skip
             block -= tl.cdiv(count * length, BLOCK)
     if block == 0:
         if reduced.sums is not None:
-            _reduce_totals(scale_ptr, sums.total, reduced, b, R, B, COUNT, BLOCK)
+            _reduce_totals(scale, sums.total, reduced, b, R, B, COUNT, BLOCK)
         if reduced.dsigma is not None:
             row = row_at(table_ptr + b * table_stride, S)
-            reduce_moments(scale_ptr, sums.moments, row, reduced, b, R, B, S, STRIPS, STRIPS, PAIRINGS, SP)
+            reduce_moments(scale, sums.moments, row, reduced, b, R, B, S, STRIPS, STRIPS, PAIRINGS, SP)
 
 
 @triton.jit
-def _reduce_totals(scale_ptr, total_ptr, reduced, b, R, B, COUNT, BLOCK: tl.constexpr):
+def _reduce_totals(scale, total_ptr, reduced, b, R, B, COUNT, BLOCK: tl.constexpr):
     # one number, as a tensor
     one = tl.arange(0, 1)
     sums = ()
@@ -128,13 +140,13 @@ def _reduce_totals(scale_ptr, total_ptr, reduced, b, R, B, COUNT, BLOCK: tl.cons
         for r in range(R):
             value = tl.zeros([1], tl.float64)
             for pairing in tl.static_range(3):
-                value += _scaled(scale_ptr + (b * R + r) * 3 + pairing + one, sums[pairing])
+                value += _scaled(scale, b, r, R, pairing + one, sums[pairing])
             tl.store(reduced.value + b * R + r + one, cast(value, reduced.value))
 
 
 @triton.jit
 def reduce_moments(
-    scale_ptr, moments_ptr, row, gradients, b, R, B, S, count, stride, PAIRINGS: tl.constexpr, SP: tl.constexpr
+    scale, moments_ptr, row, gradients, b, R, B, S, count, stride, PAIRINGS: tl.constexpr, SP: tl.constexpr
 ):
     """The gradients to bandwidths and weights, from the first `count` strips of each pairing, `stride` apart."""
     k = tl.arange(0, SP)
@@ -146,8 +158,8 @@ def reduce_moments(
             own_k = _sum_of_rows(rows, count, S, 2 * S, SP, 32)
             own_kd2 = _sum_of_rows(rows + S, count, S, 2 * S, SP, 32)
             if PAIRINGS > 2:
-                scale = scale_ptr + (b * R + r) * 3 + pairing + tl.arange(0, 1)
-                own_k, own_kd2 = _scaled(scale, own_k), _scaled(scale, own_kd2)
+                of = pairing + tl.arange(0, 1)
+                own_k, own_kd2 = _scaled(scale, b, r, R, of, own_k), _scaled(scale, b, r, R, of, own_kd2)
             sum_k += own_k
             sum_kd2 += own_kd2
         at = (b * R + r) * S + k
@@ -162,7 +174,7 @@ def reduce(
     dims: int,
     coefficients: int,
     dtypes: tuple[torch.dtype | None, ...],
-    scale: torch.Tensor | None = None,
+    scale: torch.Tensor | Numbers | None = None,
 ) -> Reduced:
     """dtypes of (values, dx, dy, da, db), None where one is not wanted.
 
@@ -177,7 +189,10 @@ def reduce(
         wanted = list(zip((sums.pull, None, sums.value, None), of_points, strict=True))
         if all(dtype is None or (t.shape[0] == 1 and t.dtype == dtype) for t, dtype in wanted):
             return Reduced(None, None, *(None if dtype is None else t[0, 0, :, None] for t, dtype in wanted))
-    combinations = 1 if scale is None else scale.shape[1]
+    if type(scale) is Numbers:
+        combinations, scale = len(scale.floats) // 3, Scale(None, scale.encoded)
+    else:
+        combinations, scale = (1 if scale is None else scale.shape[1]), Scale(scale, numbers(()).encoded)
 
     def empty(*shape, dtype=torch.float64):
         return None if dtype is None else table.rows.new_empty(batch, *shape, dtype=dtype)
@@ -196,12 +211,11 @@ def reduce(
         return otherwise if tensor is None else tensor.shape[axis]
 
     if batch and blocks:
-        with torch.cuda.device_of(table.rows):
-            _reduce_kernel[(blocks * batch,)](
-                sums, reduced, scale, table.rows,
-                blocks, rows, columns, dims, coefficients, combinations, batch,
-                table.count, size(sums.value, 0, 1), size(sums.pull, 0, 1), size(sums.total, -1, 0),
-                size(sums.moments, 2, 0), table.stride,
-                PAIRINGS=pairings, SP=table.sp, BLOCK=_BLOCK, num_warps=4, **FUSION,
-            )  # fmt: skip
+        launch(_reduce_kernel, (blocks * batch,),
+            sums, reduced, scale, table.rows,
+            blocks, rows, columns, dims, coefficients, combinations, batch,
+            table.count, size(sums.value, 0, 1), size(sums.pull, 0, 1), size(sums.total, -1, 0),
+            size(sums.moments, 2, 0), table.stride,
+            PAIRINGS=pairings, SP=table.sp, BLOCK=_BLOCK, num_warps=4, **FUSION,
+        )  # fmt: skip
     return reduced

@@ -17,8 +17,9 @@ sums over all pairs of a set with itself are wanted, its rows meet half of its c
 stand in a circle, each meets those from itself to the opposite one, and a pair that is met once counts twice. So all
 programs have the same work, and which pairs they meet depends on the sizes alone.
 
-Of more coordinates than a program holds, a sweep by products (points.py) leaves the weights of a panel of pairs in memory instead
-of a pull (PANEL): see panel.py. It is then launched for one panel after another, and adds its sums to those before.
+Of more coordinates than a program holds, a sweep by products (points.py) leaves the weights of a panel of pairs in
+memory instead of a pull (PANEL): see panel.py. It is then launched for one panel after another, and adds its sums to
+those before.
 
 To add an epilogue: a flag, what is kept before the loop, and an add_... and a store_... in tile_sums.py.
 """
@@ -33,6 +34,7 @@ import triton.language as tl
 from . import tile_sums
 from .bandwidths import Table, row_of_table
 from .distances import cast, coordinates_of, far_range, is_far, met_now, pieces_of, side_of
+from .launch import launch
 from .pairings import height_of, modes_of, place_among_pulling, sets_of
 from .panel import ROWS, Panels, panels, pull_by_panel, tile_of_panel, weights_of
 from .points import Split, frame_of
@@ -85,7 +87,7 @@ class Sums(NamedTuple):
 
 
 class Met(NamedTuple):
-    """Whose rows a program has, from i0 of b and from first_row of all, and what its pairing asks for: see modes_of."""
+    """Whose rows a program has, from i0 of b and from first_row of all; and what its pairing asks for (modes_of)."""
 
     pairing: object
     b: object
@@ -268,8 +270,8 @@ def _meet_columns(
                     c = tl.where(counted, c, 0.0)
 
             total, k_over_sigma2, sum_k, sum_kd2 = tile_sums.mix(
-                d2, exact, rest, c, sum_k, sum_kd2, row, marks, rows, cols, counted, j1, q.size, met, memory, frame, S,
-                TABLE, ASKED, VARIANT,
+                d2, exact, rest, c, sum_k, sum_kd2, row, marks, rows, cols, counted, j1, q.size, met, memory, frame,
+                S, TABLE, ASKED, VARIANT,
             )  # fmt: skip
 
             if ASKED.VALUE or ASKED.TOTAL:
@@ -339,7 +341,7 @@ def sweep(
     moments: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Swept:
-    """Points (B, N, D), (B, M, D), a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
+    """a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
 
     a and b None: one column of ones. With one pairing the rows are x, a, the columns y, b; with more see pairings.py;
     the rows of a pairing stand first where others have more. Of two the shift is that of x, the first one's rows. The
@@ -409,13 +411,12 @@ def sweep(
         of, each = panels(x, height, longest, pairings if pull == 3 else (pairings + 1) // 2), ROWS // found.bn
     for place in of.places:
         first, blocks, start = place
-        with torch.cuda.device_of(x):
-            _sweep_kernel[(blocks * each, pairings, ranges * e_blocks)](
-                split.points, coefficients, shift, baseline, sums, of.weights, table.arguments(),
-                n, m, dims, columns, batch, table.count, table.stride, ranges, first, start, of.window,
-                TABLE=table.constants(own), ASKED=asked, VARIANT=variant, FAR=variant._replace(BM=min(16, found.bm)),
-                STAGES=found.stages, **found.options,
-            )  # fmt: skip
+        launch(_sweep_kernel, (blocks * each, pairings, ranges * e_blocks),
+            split.points, coefficients, shift, baseline, sums, of.weights, table.arguments(),
+            n, m, dims, columns, batch, table.count, table.stride, ranges, first, start, of.window,
+            TABLE=table.constants(own), ASKED=asked, VARIANT=variant, FAR=variant._replace(BM=min(16, found.bm)),
+            STAGES=found.stages, **found.options,
+        )  # fmt: skip
         if panel:
             pull_by_panel(of, place, split, coefficients, sums.pull, asked)
     return Swept(sums, table, pairings, batch)

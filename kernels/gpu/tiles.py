@@ -53,7 +53,7 @@ class Tile(NamedTuple):
 
 
 class _Row(NamedTuple):
-    # "... by products" means products of bfloat16 pieces
+    # "... by products" means products of float16 pieces
     kernel: str
     # 0 fits every GPU
     architecture: int
@@ -138,7 +138,7 @@ def row(kernel, dims, accumulator, device):
 
 
 def tile(kernel, dims, accumulator, device, products=0):
-    """The tile of a kernel, or of its form by so many products of bfloat16 pieces."""
+    """The tile of a kernel, or of its form by so many products of float16 pieces."""
     return row(f"{kernel} by products" if products else kernel, dims, accumulator, device).tile
 
 
