@@ -268,6 +268,15 @@ def differences(p, q, unit, D: tl.constexpr, SCALED: tl.constexpr):
 
 
 @triton.jit
+def squared_length(away, D: tl.constexpr):
+    """|q_j - p_i|^2 of differences by coordinate."""
+    d2 = away[0] * away[0]
+    for d in tl.static_range(1, D):
+        d2 = tl.fma(away[d], away[d], d2)
+    return d2
+
+
+@triton.jit
 def pull_of_tile(
     total, w_sum, w, high, middle, far, rows, cols, d0, frame, D, TURN: tl.constexpr, VARIANT: tl.constexpr
 ):  # fmt: skip

@@ -87,17 +87,16 @@ def _add_columns(
             first_far, after_far = far_range(first_far, after_far, far, j0, BM)
         exact, rest = split_distances(rows, cols, of_rows, of_cols, far, frame, D, TURN, VARIANT)
         a = tl.load(cols.coefficients + cols.at, mask=cols.inside, other=0.0).to(ACC)
-        log_a = tl.where(a == 0.0, float("-inf"), tl.log2(tl.where(a == 0.0, 1.0, a)))
         if COUNT > 0:
             for s in tl.static_range(COUNT):
                 top, total = _add_bandwidth(
-                    top, total, exact, rest, log_a, s, row, greatest, frame, rows, cols, j0 - i0,
+                    top, total, exact, rest, a, s, row, greatest, frame, rows, cols, j0 - i0,
                     SKIP_DIAGONAL, VARIANT,
                 )  # fmt: skip
         else:
             for s in range(S):
                 top, total = _add_bandwidth(
-                    top, total, exact, rest, log_a, s, row, greatest, frame, rows, cols, j0 - i0,
+                    top, total, exact, rest, a, s, row, greatest, frame, rows, cols, j0 - i0,
                     SKIP_DIAGONAL, VARIANT,
                 )  # fmt: skip
     return top, total, first_far, after_far
@@ -105,19 +104,20 @@ def _add_columns(
 
 @triton.jit
 def _add_bandwidth(
-    top, total, exact, rest, log_a, s, row, greatest, frame, rows, cols, away,
+    top, total, exact, rest, a, s, row, greatest, frame, rows, cols, away,
     SKIP_DIAGONAL: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
     log_w = ((tl.load(row.weights + s) - greatest) * LOG2_E).to(VARIANT.ACC)
     t, less = exponents(exact, rest, row, s, frame.square, VARIANT)
-    less += (log_a + log_w)[None, :]
-    if SKIP_DIAGONAL:
+    # a point without weight counts for nothing, however near it is
+    less += (tl.where(a == 0.0, float("-inf"), 0.0).to(VARIANT.ACC) + log_w)[None, :]
+    if SKIP_DIAGONAL and (away < VARIANT.BN) & (away + VARIANT.BM > 0):
         less = tl.where(rows.at[:, None] != (cols.at + away)[None, :], less, float("-inf"))
     # whole numbers, powers of which are exact
     higher = tl.maximum(top, tl.ceil(tl.max(t + less, 1)))
     # nothing yet: no exponent to refer to
     base = tl.where(higher == float("-inf"), 0.0, higher)
-    share = tl.sum(tl.exp2((t - base[:, None]) + less), 1).to(tl.float64)
+    share = tl.sum(tl.exp2((t - base[:, None]) + less) * a[None, :], 1).to(tl.float64)
     return higher, tl.fma(total, tl.exp2(top - base).to(tl.float64), share)
 
 

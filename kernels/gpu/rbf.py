@@ -18,6 +18,8 @@ import triton.language as tl
 from .bandwidths import Table, accumulator, row_at, row_of_table
 from .distances import (
     cast,
+    coordinates_of,
+    differences,
     far_range,
     is_far,
     less_own_points,
@@ -28,6 +30,7 @@ from .distances import (
     pull_of_tile,
     side_of,
     squared_distances,
+    squared_length,
     steps_of,
 )
 from .launch import launch
@@ -78,7 +81,7 @@ def _sets(points, N, M):
 @triton.jit(do_not_specialize=SIZES)
 def _rbf_kernel(
     g_ptr, out_ptr, moments_ptr, points, bandwidths, N, M, D, S, table_stride, moments_stride,
-    SAME: tl.constexpr, HALF: tl.constexpr, TABLE: tl.constexpr, VARIANT: tl.constexpr,
+    SAME: tl.constexpr, HALF: tl.constexpr, DIMS: tl.constexpr, TABLE: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
     """K, or if there is g, W; and if there are moments, the sums of g_ij k_sij and g_ij k_sij |x_i - y_j|^2."""
     BN: tl.constexpr = VARIANT.BN
@@ -90,7 +93,11 @@ def _rbf_kernel(
     rows, cols = side_of(p, b, i0, D, 0, BN, VARIANT), side_of(q, b, j0, D, 0, BM, VARIANT)
     of_rows, of_cols = pieces_of(rows, VARIANT), pieces_of(cols, VARIANT)
     far = is_far(of_rows, of_cols.lead, frame, VARIANT)
-    d2 = squared_distances(rows, cols, of_rows, of_cols, far, frame, D, 1, VARIANT)
+    if DIMS > 0:
+        p, q = coordinates_of(rows, DIMS, VARIANT.ACC), coordinates_of(cols, DIMS, VARIANT.ACC)
+        d2 = squared_length(differences(p, q, frame.per_unit, DIMS, VARIANT.SCALED), DIMS)
+    else:
+        d2 = squared_distances(rows, cols, of_rows, of_cols, far, frame, D, 1, VARIANT)
     if SAME and VARIANT.DOT > 0:
         d2 = tl.where(rows.at[:, None] - cols.at[None, :] == j0 - i0, 0.0, d2)
         if HALF and i0 == j0:
@@ -229,7 +236,8 @@ def _matrix(name, split, out, *, g=None, moments=None, same=False):
     launch(_rbf_kernel, (batch * tiles,),
         g, out, moments, split.points, table.arguments(),
         n, m, dims, table.count, table.stride, 0 if moments is None else moments.shape[1],
-        SAME=same, HALF=half, TABLE=table.constants(own), VARIANT=split.variant(found), **found.options,
+        SAME=same, HALF=half, DIMS=dims if dims <= 4 else 0, TABLE=table.constants(own),
+        VARIANT=split.variant(found), **found.options,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from .distances import (
     pull_of_tile,
     split_distances,
     squared_distances,
+    squared_length,
     steps_of,
 )
 from .points import dot, halves, weighted, zeros
@@ -50,9 +51,7 @@ def distances(
     away = ()
     if DIMS > 0:
         away = differences(row_points, coordinates_of(cols, DIMS, VARIANT.ACC), frame.per_unit, DIMS, VARIANT.SCALED)
-        d2 = away[0] * away[0]
-        for d in tl.static_range(1, DIMS):
-            d2 = tl.fma(away[d], away[d], d2)
+        d2 = squared_length(away, DIMS)
         exact, rest = d2, zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
     elif ASKED.SHIFT > 0:
         exact, rest = split_distances(rows, cols, of_rows, of_cols, far, frame, D, TURN, VARIANT)

@@ -31,7 +31,7 @@ SIZES = [
 ]
 SIZES += ["table_stride", "moments_stride", "VALUE_RANGES", "PULL_RANGES", "COUNT"]
 # columns that are worth a program of their own
-RANGE = 256
+RANGE = 64
 
 
 class Tile(NamedTuple):
@@ -68,15 +68,17 @@ _ANY = float("inf")
 # the first row that fits is taken: that architecture, that accumulator, at most that many coordinates. A GPU without
 # rows of its own takes those of architecture 0, which need no more shared memory than any has.
 TILES = [
+    _Row("matrix", 0, False, 4, Tile(64, 64, 4, 8, 128)),
     _Row("matrix", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
     _Row("matrix", 0, True, _ANY, Tile(32, 64, 4, 8, 200)),
+    _Row("matrix of x", 0, False, 4, Tile(64, 64, 4, 8, 128)),
     _Row("matrix of x", 0, False, _ANY, Tile(32, 32, 4, 4, 168)),
     _Row("matrix of x", 0, True, _ANY, Tile(32, 32, 4, 4, 200)),
     _Row("weight", 0, False, _ANY, Tile(32, 32, 4, 4, None)),
     _Row("weight", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
     _Row("pull", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
     _Row("pull", 0, True, _ANY, Tile(32, 64, 4, 8, 168)),
-    _Row("value", 0, False, 4, Tile(64, 64, 4, 8, 200)),
+    _Row("value", 0, False, 4, Tile(64, 64, 4, 8, 128)),
     _Row("value", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
     _Row("value", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
     _Row("columns", 90, False, _ANY, Tile(32, 64, 4, 8, 200)),
@@ -114,7 +116,8 @@ TILES = [
     _Row("panel with moments by products", 0, False, _ANY, Tile(64, 16, 64, 4, 255, 2, 32)),
     _Row("panel pull by products", 90, False, _ANY, Tile(128, 64, 64, 8, 255, 2, 64)),
     _Row("panel pull by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 32)),
-    _Row("log by products", 90, False, _ANY, Tile(128, 64, 64, 8, 255, 2, 64)),
+    _Row("log by products", 90, False, 128, Tile(128, 64, 64, 8, 255, 2, 64)),
+    _Row("log by products", 90, False, _ANY, Tile(64, 64, 64, 4, 255, 2, 64)),
     _Row("log by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 32)),
     _Row("log", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
     _Row("log", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
