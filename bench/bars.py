@@ -88,7 +88,7 @@ def call(bar):
         raise ValueError(bar.op)
 
 
-# ---- which form is taken
+# ---- how many tiles are far
 
 
 def extents(bar):
@@ -103,19 +103,12 @@ def extents(bar):
     return greatest / bar.d, greatest / median**2
 
 
-def limit_of(precision):
-    """The extent up to which products are taken, as the kernels' own table says."""
-    for name, module in sorted(sys.modules.items()):
-        table = getattr(module, "PRODUCTS", None)
-        if name.startswith("gkfast.kernels.gpu.") and isinstance(table, dict):
-            return table[precision][1]
-    return math.inf
-
-
-def returns_at_once(launch, extent):
-    """Of a kernel that is launched by products and by differences, the one whose turn it is not."""
-    limit = getattr(launch.variant, "LIMIT", 0)
-    return limit > 0 and (extent <= limit) != (launch.variant.DOT > 0)
+def limit_of(bar):
+    """The extent up to which no tile is far, as the kernels' own table says."""
+    kernels()
+    points = sys.modules["gkfast.kernels.gpu.points"]
+    log_density = bar.op == "density" and bar.precision == "highest"
+    return points.LIMITS[points.PRODUCTS["log-density" if log_density else bar.precision]]
 
 
 # ---- predictions
@@ -128,7 +121,7 @@ class Kernel:
     name: str
     launch: object
     shape: object
-    works: dict
+    work: object
     times: int = 0
     programs: int = 0
     seconds: float = 0.0
@@ -140,32 +133,23 @@ def compiled_and_read(launch):
     return model.read(launch, compiled)
 
 
-def predict(bar, launches, keys, read, extent):
-    """Kernels of a bar, with the time that they take; read: (shape, works) by key."""
+def predict(bar, launches, keys, read):
+    """Kernels of a bar, with the time that they take, where no tile is far; read: (shape, work) by key."""
     found, programs = {}, Counter()
     for launch, key in zip(launches, keys, strict=True):
-        shape, works = read[key]
-        kernel = found.setdefault(key, Kernel(launch.kernel.__name__, launch, shape, works))
+        kernel = found.setdefault(key, Kernel(launch.kernel.__name__, launch, *read[key]))
         kernel.times += 1
         programs[key] += launch.programs
     for launch, key in zip(launches, keys, strict=True):
         kernel = found[key]
-        shape = kernel.shape
+        shape, work = kernel.shape, kernel.work
         kernel.programs = max(kernel.programs, launch.programs)
         if shape is None:
             moved = sum(t.numel() * t.element_size() for t in launch.tensors())
             kernel.seconds += model.LAUNCH + moved / model.MEMORY
             kernel.form = "bytes"
-        elif returns_at_once(launch, extent):
-            places = model.MULTIPROCESSORS * shape.resident
-            kernel.seconds += model.LAUNCH + launch.programs / places * model.LEAVES / model.CLOCK
-            kernel.form = "returns at once"
         else:
-            both = len(kernel.works) > 1
-            kernel.form = next(iter(kernel.works))
-            if both and extent > limit_of(bar.precision):
-                kernel.form = "differences"
-            work = kernel.works[kernel.form]
+            kernel.form = work.form
             pairs = bar.met_pairs * launch.programs / programs[key]
             if not work.counts["exp2"] and not work.counts["fp64"]:
                 # weights that are stored are read again for each block of coordinates
@@ -176,19 +160,21 @@ def predict(bar, launches, keys, read, extent):
 
 def forms_of(found):
     """The forms that meet pairs, of predicted kernels."""
-    return " and ".join(sorted({kernel.form for kernel in found if kernel.form in kernel.works})) or "none"
+    return " and ".join(sorted({kernel.form for kernel in found if kernel.shape is not None})) or "none"
 
 
-def lines_of(bar, found, of_bench, of_median):
-    """of_...: the extent, and the forms that are taken."""
+def lines_of(bar, found):
     total = sum(kernel.seconds for kernel in found)
     value = bar.in_unit(total)
     verdict = "target" if bar.met(value, bar.target) else "bar" if bar.met(value, bar.bar) else "MISSED"
-    yield (
+    line = (
         f"{verdict:7} {bar.name}: predicted {value:.3g} {bar.unit}, bar {bar.bar:g}, target {bar.target:g}; "
-        f"{sum(kernel.times for kernel in found)} launches; by {of_bench[1]} (greatest |x-c|^2/(2 sigma^2) "
-        f"{of_bench[0]:.2f}), with the median distance by {of_median[1]} ({of_median[0]:.2f})"
+        f"{sum(kernel.times for kernel in found)} launches; by {forms_of(found)}"
     )
+    if forms_of(found) == "products":
+        of_bench, of_median = extents(bar)
+        line += f", {of_bench:.2f} of at most {limit_of(bar):g} (with the median distance {of_median:.2f})"
+    yield line
     for kernel in sorted(found, key=lambda kernel: -kernel.seconds):
         grid = "x".join(map(str, kernel.launch.grid))
         share = f"{100 * kernel.seconds / total:3.0f} %"
@@ -197,9 +183,9 @@ def lines_of(bar, found, of_bench, of_median):
 
 def details(kernel):
     """Of a kernel that meets pairs."""
-    if kernel.form not in kernel.works:
+    if kernel.shape is None:
         return ""
-    shape, work = kernel.shape, kernel.works[kernel.form]
+    shape, work = kernel.shape, kernel.work
     each, of = model.per_pair(work, shape), model.bounds(work, shape)
     waves = kernel.programs / model.MULTIPROCESSORS / shape.resident
     parts = [
@@ -237,9 +223,8 @@ def table(only="", say=print):
     read = dict(zip(work, found, strict=True))
     rows = []
     for bar, launches, keys in plans:
-        extent, median = extents(bar)
-        found, other = (predict(bar, launches, keys, read, of) for of in (extent, median))
-        for line in lines_of(bar, found, (extent, forms_of(found)), (median, forms_of(other))):
+        found = predict(bar, launches, keys, read)
+        for line in lines_of(bar, found):
             say(line)
         value = bar.in_unit(sum(kernel.seconds for kernel in found))
         launches_of = sum(kernel.times for kernel in found)

@@ -99,14 +99,14 @@ SLOW_TO_START = ("compiled", "keops")
 
 
 def products_of(gpu, case, name):
-    """Products of pieces that a precision takes; of a rival one; 0 where numbers are in float64."""
-    points = getattr(gpu, "points", None)
-    if points is None and (name, case.op) in _IN_FLOAT64:
-        return 0
-    return (points or gpu.bf16_pieces).PRODUCTS[name][0] if name in OURS else 1
+    """Products of pieces that a precision takes; of a rival one."""
+    if name not in OURS:
+        return 1
+    return gpu.points.PRODUCTS["log-density" if (name, case.op) in _BY_BITS else name]
 
 
-_IN_FLOAT64 = {("highest", "density"), ("highest", "score")}
+# log-densities, in which every bit of a point counts
+_BY_BITS = {("highest", "density"), ("highest", "score")}
 
 
 def rivals(n, m, *others):

@@ -16,54 +16,26 @@ from bench.gpu_cases import OURS, TOLERANCE
 from bench.gpu_plan import DATA
 
 # the greatest |x - centre|^2 / (2 sigma^2) for which products are meant
-PRODUCTS_UP_TO = 64
+PRODUCTS_UP_TO = {"highest": 16, "high": 64, "medium": 64}
 # of differences, and of log p by them in float32
 _DENSITY_BY_DIFFERENCES = 2**-20
 
 
-class MissingForm(Exception):
-    """The code has no setting that forces this form."""
+# greatest |x - centre|^2 / (2 sigma^2) of products, by form: none, and any
+_LIMITS = {"differences": -1.0, "products": 3e38}
 
 
 @contextmanager
 def forced(form):
-    """All calls inside take this form."""
-    owner, changes = _settings(form)
-    before = {name: getattr(owner, name) for name in changes}
+    """All calls inside take this form: their own, differences or products."""
+    points = importlib.import_module("gkfast.kernels.gpu.points")
+    before = points.LIMITS
+    if form != "own":
+        points.LIMITS = dict.fromkeys(before, _LIMITS[form])
     try:
-        for name, value in changes.items():
-            setattr(owner, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
-
-
-def _settings(form):
-    """The module that decides, and what its names become."""
-    if form == "own":
-        return None, {}
-    try:
-        owner = importlib.import_module("gkfast.kernels.gpu.points")
-    except ImportError:
-        return _settings_of_bf16_pieces(form)
-    limit = 0.0 if form == "differences" else float("inf")
-    changes = {"FEW": 0} if form == "pieces" else {"FEW": 2**60} if form == "split" else {}
-    missing = [name for name in ("PRODUCTS", *changes) if not hasattr(owner, name)]
-    if missing:
-        raise MissingForm(f"{owner.__name__} has no {' and no '.join(missing)}, so {form} cannot be forced")
-    return owner, changes | {
-        "PRODUCTS": {name: (value[0], limit, *value[2:]) for name, value in owner.PRODUCTS.items()}
-    }
-
-
-def _settings_of_bf16_pieces(form):
-    owner = importlib.import_module("gkfast.kernels.gpu.bf16_pieces")
-    if form == "split":
-        raise MissingForm("gkfast.kernels.gpu has no points.FEW, so split cannot be forced")
-    if form == "differences":
-        return owner, {"SMALL": 2**60}
-    return owner, {"SMALL": 0, "PRODUCTS": {name: (value[0], 3e38) for name, value in owner.PRODUCTS.items()}}
+        points.LIMITS = before
 
 
 class Inputs(NamedTuple):
@@ -234,8 +206,8 @@ def allowed_of(truth, check, s):
     if by_differences:
         return truth.tolerance[0 if truth.name == "K" else at]
     if precision == "highest":
-        return truth.tolerance[0] if form == "own" or s <= PRODUCTS_UP_TO else None
-    return truth.tolerance[at] * max(1.0, s) if s <= PRODUCTS_UP_TO else None
+        return truth.tolerance[0] if form == "own" or s <= PRODUCTS_UP_TO[precision] else None
+    return truth.tolerance[at] * max(1.0, s) if s <= PRODUCTS_UP_TO[precision] else None
 
 
 def error_of(truth, found):

@@ -32,8 +32,8 @@ SHARE = 0.85
 LOAD, COPY, BARRIER, WAIT = 270, 400, 30, 50
 # clocks from an instruction of straight code to the next of its warp
 STEP = 6
-# seconds of a launch on the device; clocks of a program that looks at a flag and leaves
-LAUNCH, LEAVES = 3e-6, 1000
+# seconds of a launch on the device
+LAUNCH = 3e-6
 
 
 _ADDS, _MULTIPLIES = ("fadd", "dadd"), ("ffma", "fmul", "dfma", "dmul")
@@ -141,11 +141,12 @@ class _Reading:
             for loop, own in self.own.items()
             if own["tensor"] or (loop is not program.whole and self.differs(own) >= 1 and not own["exp2"])
         }
-        self.exponentials = any(own["exp2"] >= shape.per_thread / 2 for own in self.own.values())
+        self.exponentials = any(map(self.has_exponentials, self.own))
 
     def prefer(self, counts):
         if self.form == "products":
-            return counts["multiply_adds"], counts["tensor"], counts["instructions"]
+            # a tile that is far takes differences too, coordinate by coordinate
+            return counts["multiply_adds"], counts["tensor"], -self.differs(counts) // 4, counts["instructions"]
         return self.differs(counts), counts["instructions"]
 
     def differs(self, counts):
@@ -155,6 +156,10 @@ class _Reading:
         # a polynomial, as of a float64 exponential, multiplies more often than it subtracts, and loads no coordinates
         loaded = counts["global_loads"] + counts["shared_loads"] >= found or not counts["fp64"]
         return found if multiplies <= 3 * adds and loaded else 0.0
+
+    def has_exponentials(self, loop):
+        """Those of a whole tile. A second turn, for tiles that are far, has narrower ones."""
+        return self.own[loop]["exp2"] >= 0.75 * self.shape.per_thread
 
     def has_distances(self, loop):
         """Whether the pairs of a tile are measured in the loop, rather than only weighed by another bandwidth."""
@@ -168,7 +173,7 @@ class _Reading:
     def tile_loop(self):
         regions = [*self.program.loops, self.program.whole]
         if self.exponentials:
-            found = [loop for loop in regions if self.own[loop]["exp2"] >= self.shape.per_thread / 2]
+            found = [loop for loop in regions if self.has_exponentials(loop)]
         else:
             # stored weights are multiplied with points
             key = next(
@@ -185,6 +190,16 @@ class _Reading:
             found = [loop for loop in found if not self.inside[loop]["tensor"]]
         # of a loop over whole tiles and one over those at an edge the former is the hot one, and the shorter
         return min(found, key=lambda loop: self.inside[loop]["instructions"])
+
+    def hot(self):
+        """The loop over tiles, or where the whole program is one tile the loops with products or exponentials."""
+        region = self.tile_loop()
+        loops = [region, *self.below(region)]
+        if region is self.program.whole:
+            loops = [loop for loop in self.below(region) if self.inside[loop]["tensor"] or self.inside[loop]["exp2"]]
+        if self.form == "products":
+            loops = [loop for loop in loops if self.own[loop]["tensor"] or loop not in self.measuring]
+        return loops
 
     def turns(self, loop: Loop):
         """How often a tile passes through a loop in it, by the work that a tile is known to need."""
@@ -257,14 +272,17 @@ def work_of(program: Program, shape: Shape, form: str):
     return _Reading(program, shape, form).work()
 
 
-def forms(program: Program, shape: Shape):
-    """The forms of a kernel; a kernel may have both, and choose for each tile."""
-    if not shape.products:
-        return ("differences",)
-    products, differences = (work_of(program, shape, form) for form in ("products", "differences"))
-    if differences.counts["multiply_adds"] < 0.9 * products.counts["multiply_adds"]:
-        return ("products", "differences")
-    return ("products",)
+def form_of(shape: Shape):
+    """How a kernel finds distances. One by products finds those of tiles that are far by differences: seldom."""
+    return "products" if shape.products else "differences"
+
+
+def spilled(program: Program, shape: Shape | None):
+    """Loads and stores of registers that were short, in loops: the hot ones, or of a kernel without pairs in all."""
+    if shape is None or not meets_pairs(program, shape):
+        return sum(program.own(loop)["local"] for loop in program.loops)
+    reading = _Reading(program, shape, form_of(shape))
+    return sum(reading.own[loop]["local"] for loop in reading.hot())
 
 
 def per_pair(work: Work, shape: Shape):
@@ -361,11 +379,11 @@ def shape_of(launch, compiled):
 
 
 def read(launch, compiled):
-    """The shape of a compiled kernel, and its work by form; None and nothing where there is no tile of pairs."""
+    """The shape of a compiled kernel, and its work; None and None where there is no tile of pairs."""
     shape = shape_of(launch, compiled)
     if shape is None:
-        return None, {}
+        return None, None
     program = Program(compiled.code)
     if not meets_pairs(program, shape):
-        return None, {}
-    return shape, {form: work_of(program, shape, form) for form in forms(program, shape)}
+        return None, None
+    return shape, work_of(program, shape, form_of(shape))

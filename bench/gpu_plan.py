@@ -13,9 +13,9 @@ OPS = (
     "rbf_matmul 10",
     "rbf_matmul_backward 10",
 )
-# "own" is what the code chooses by itself, the others are forced: pieces made by a launch of their own, made by the
-# sweep that reads them, or differences. Differences come first: bits of the others are held against them
-FORMS = ("own", "differences", "split", "pieces")
+# "own" is what the code chooses for each tile, the others are forced for all. Differences come before products, whose
+# bits are held against theirs
+FORMS = ("own", "differences", "products")
 DATA = ("normal", "offset", "equal", "far", "outlier", "nan")
 PRECISIONS = ("highest", "high", "medium")
 
@@ -88,7 +88,7 @@ def checks(sizes, missing):
                 for op in OPS if kind == "data" else ("rbf",):
                     for form in forms_of(sizes, d, missing):
                         # what is not finite is never met by products
-                        if value == "nan" and form in ("split", "pieces"):
+                        if value == "nan" and form == "products":
                             continue
                         check = {"op": op, "d": d, "n": sizes.n, "form": form, "precision": precision, kind: value}
                         groups.setdefault((kind, value, d, op), []).append(check)
@@ -132,7 +132,7 @@ def sanitizings(sizes, missing):
     found = []
     for d in [d for d in (64, 3, 17, 200) if d in sizes.dims]:
         for op in ("mmd2", "rbf_matmul_backward", "rbf_backward", "log_density"):
-            form = "own" if d <= 4 or "split" in missing else ("split", "pieces")[len(found) % 2]
+            form = "own" if d <= 4 else ("differences", "products")[len(found) % 2]
             job = {"op": op, "d": d, "n": min(67, sizes.n), "form": form, "precision": "highest"}
             found.append({"stage": "sanitizer", "kind": "sanitize", "name": name_of(job), **job})
     return found[:14]

@@ -102,7 +102,7 @@ def forms(job, at):
         try:
             with gpu_checks.forced(form):
                 found[form] = gpu_checks.call("rbf", given, "highest")[0].cpu()
-            if form in ("pieces", "split"):
+            if form == "products":
                 same = torch.equal(found[form], found["differences"])
                 row |= {"ok": not same} | ({"wrong": "the same bits as by differences: not forced"} if same else {})
         except Exception as failure:

@@ -7,16 +7,15 @@
 
 The launchers themselves are called, on a GPU that is only pretended; their launches are recorded instead of run, and
 each is compiled with the constants and types that it had. `make offline` does it by every version of Triton that is
-supported; rows of other versions stay in the file. Exit status 1 if a kernel spills, needs more registers or shared
-memory than leave room, lacks the tensor-core instructions that it should have, or has those that round float32,
-computes float32 exponentials the slow way, reads a product that may still run, or if a row of the table of tiles was
-never compiled. Speeds are those of gpu_model.py: kernels/gpu/MODEL.md.
+supported; rows of other versions stay in the file. Exit status 1 if a kernel spills in its hot loop, or much beside
+it, needs more registers or shared memory than there are, lacks the tensor-core instructions that it should have, or
+has those that round float32, computes float32 exponentials the slow way, reads a product that may still run, or if a
+row of the table of tiles was never compiled. Speeds are those of gpu_model.py: kernels/gpu/MODEL.md.
 """
 
 import argparse
 import csv
 import json
-import math
 import re
 import sys
 import time
@@ -30,10 +29,14 @@ import triton
 # `python bench/offline.py` has the folder bench/ on the path, and not the checkout
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench import bars, gpu_model, hazards, sass
+from bench.bars import HOPPER
 from bench.launches import ROOT, TARGETS, Target, compile_for, empty, in_parallel, kernels, key_of, recorded
 
-# of a thread, where a block has eight warps: a multiprocessor has 65536, and one block must leave room
-MOST_REGISTERS = 200
+# of a block, and of a multiprocessor. A thread may have 255, all that eight warps can have: at any count above 128
+# a multiprocessor holds one such block
+REGISTERS = 65536
+# bytes of a thread that it may leave in memory outside of its hot loop, which runs once for many pairs
+MOST_SPILLS = 512
 # what tensor-core instructions are called in machine code: Ampere, Hopper, Blackwell, CDNA
 TENSOR_CORE = r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|DMMA|v_mfma_\w+)\b"
 # of a pair of points, as columns
@@ -49,13 +52,12 @@ class Case:
     dtype: str
     d: int
     columns: int = 1
-    # of products of pieces; None: small
-    precision: str | None = None
+    precision: str = "highest"
 
 
 @dataclass
 class Row:
-    """One form of one compiled kernel."""
+    """One compiled kernel."""
 
     triton: str
     # 10 times the compute capability, or AMD's name
@@ -70,6 +72,8 @@ class Row:
     warps: int
     registers: int = 0
     spills: int = 0
+    # loads and stores of spilled registers in the hot loop
+    spilled_in_loop: int = 0
     shared: int = 0
     tensor_core: int = 0
     ex2: int = 0
@@ -81,7 +85,7 @@ class Row:
     # remarkable, but not wrong
     notes: str = ""
     error: str = ""
-    # by which a tile is met: products or differences
+    # how distances are found: products or differences
     form: str = ""
     # of a multiprocessor
     programs: int = 0
@@ -95,12 +99,14 @@ class Row:
     @property
     def wrong(self):
         target = TARGETS[str(self.sm)]
-        most = MOST_REGISTERS if self.warps >= 8 else 255
+        # they are given out eight at a time
+        block = -(-self.registers // 8) * 8 * 32 * self.warps
         faults = {
             self.error: bool(self.error),
             # kernels for AMD are untested, and their spills are only told
-            "spills": not target.amd and self.spills > 0,
-            "registers": not target.amd and self.registers > most,
+            "spills in the loop": self.spilled_in_loop > 0,
+            "spills": not target.amd and self.spills > MOST_SPILLS,
+            "registers": not target.amd and block > REGISTERS,
             "shared memory": self.shared > target.shared,
             "no tensor core": not self.error and self.expects_tensor_core and not self.tensor_core,
             # tl.dot of float32 rounds to TensorFloat32 unless it is told otherwise
@@ -117,19 +123,10 @@ class Row:
         return found
 
 
-def stand_for_large(large):
-    """Whether small tensors stand for large ones, whose points are cut into pieces first."""
-    for module, name in (("points", "FEW"), ("bf16_pieces", "SMALL")):
-        found = sys.modules.get(f"gkfast.kernels.gpu.{module}")
-        if hasattr(found, name):
-            setattr(found, name, 0 if large else math.inf)
-
-
 def call(case):
     """The public launchers of one case, on small tensors."""
     of = kernels()
-    by = {} if case.precision is None else {"precision": case.precision}
-    stand_for_large(bool(by))
+    by = {"precision": case.precision}
     dtype = getattr(torch, case.dtype)
     n = 256
     x, y = empty(1, n, case.d, dtype=dtype), empty(1, n, case.d, dtype=dtype)
@@ -140,10 +137,11 @@ def call(case):
     # of a size that asks for the unit
     scaled = ladder * 2.0**40 if dtype != torch.float64 else ladder * 2.0**300
     if case.op.endswith("of_many"):
-        # so many that programs do not make their rows of the table themselves
-        x, y = x.expand(64, n, case.d), y.expand(64, n, case.d)
+        # so many that programs do not make their rows of the table themselves; and ladders whose steps are not known
+        x, y, v = (t.expand(64, *t.shape[1:]) for t in (x, y, v))
         g = empty(1, n, n, dtype=dtype).expand(64, n, n)
         one = one.expand(64, 1)
+        ladder = ladder * torch.arange(1.0, 65.0, dtype=torch.float64)[:, None]
 
     def mmd2(sigma, weights, baseline, *wants):
         arguments = (one.expand(1, 1, 3), x, y, a, a, sigma, weights, baseline)
@@ -151,6 +149,10 @@ def call(case):
 
     if case.op == "rbf" or case.op == "rbf_of_many":
         of.rbf(x, y, one, one, **by)
+    elif case.op == "rbf_of_x":
+        of.rbf(x, None, one, one, **by)
+    elif case.op == "rbf_matmul_of_many":
+        of.rbf_matmul(x, y, v, ladder, ladder, **by)
     elif case.op == "rbf_backward_of_x":
         of.rbf_backward(empty(1, n, n, dtype=dtype), x, None, one, one, wants=(True, False, True, True), **by)
     elif case.op == "rbf_backward_of_many":
@@ -162,7 +164,7 @@ def call(case):
     elif case.op == "rbf_matmul_backward":
         of.rbf_matmul_backward(v, x, y, v, one, one, wants=(True,) * 5, **by)
     elif case.op == "density_backward":
-        of.rbf_matmul_backward(v, x, y, v, one, one, shift, skip_diagonal=True, wants=(True,) * 5)
+        of.rbf_matmul_backward(v, x, y, v, one, one, shift, skip_diagonal=True, wants=(True,) * 5, **by)
     elif case.op == "rbf_of_bandwidths":
         of.rbf(x, y, scaled, ladder, **by)
     elif case.op == "kernel_sums_of_bandwidths":
@@ -186,56 +188,71 @@ def call(case):
     elif case.op == "score":
         of.log_density(x, y, one, one, a, leave_one_out=True, **by)
         of_x = (True, False, False, False, False)
+        # in float64 at highest, as are few coordinates then
+        wide = torch.float64 if case.precision == "highest" else dtype
+        if case.precision == "highest" and case.d <= 4:
+            x, y, v = (empty(*t.shape, dtype=wide) for t in (x, y, v))
+        shift = empty(1, n, 1, dtype=wide)
         of.rbf_matmul_backward(v, x, y, v, one, one, shift, skip_diagonal=True, wants=of_x, **by)
     else:
         raise ValueError(case.op)
 
 
-OPS = ["rbf", "rbf_backward", "rbf_matmul", "rbf_matmul_backward", "mmd2", "mmd2_of_x", "kernel_sums"]
-OPS += ["rbf_of_bandwidths", "kernel_sums_of_bandwidths", "mmd2_of_everything"]
-BY_PRODUCTS = [op for op in OPS if op != "mmd2_of_x"]
+OPS = ["rbf", "rbf_backward", "rbf_matmul", "rbf_matmul_backward", "mmd2"]
+SUMS = ["kernel_sums", "mmd2_of_x", "rbf_of_bandwidths", "kernel_sums_of_bandwidths", "mmd2_of_everything"]
+# numbers of coordinates that products take whole, and one of which they take blocks
+WHOLE, STREAMED = (16, 64, 128), 784
 
 
-def cases(brief):
-    """(target, case); brief: what differs between dtypes or architectures, each on one."""
-    full = [Case(op, dtype, d) for op in OPS for dtype in ("float32", "float64") for d in (3, 64)]
-    full += [Case("log_density", dtype, 16) for dtype in ("float32", "float64")]
-    full += [
-        Case(op, dtype, 16, 10) for op in ("rbf_matmul", "rbf_matmul_backward") for dtype in ("float32", "float64")
-    ]
-    full += [Case("rbf_matmul", "float32", 16, 200), Case("density_backward", "float64", 16)]
+def cases():
+    """The cases of one architecture: all of them."""
+    found = [Case(op, "float32", d) for op in OPS for d in (3, 64, STREAMED)]
+    found += [Case(op, "float32", d) for op in ("rbf", "rbf_matmul", "mmd2") for d in WHOLE]
+    found += [Case(op, "float32", 64) for op in SUMS]
+    found += [Case("mmd2_of_everything", "float32", d) for d in (3, STREAMED)]
+    found += [Case(op, "float64", 3) for op in OPS]
+    found += [Case(op, "float64", 64) for op in ("rbf", "mmd2_of_everything")]
+    found += [Case(op, "float32", 64, 1, p) for op in ("rbf", "rbf_matmul", "mmd2") for p in ("high", "medium")]
+    found += [Case("log_density", "float32", d) for d in (3, 16, 128, STREAMED)]
+    found += [Case("score", "float32", d) for d in (3, 16, STREAMED)]
+    found += [Case("log_density", "float32", d, 1, "high") for d in (3, 16)]
+    found += [Case("score", "float32", 64, 1, "high"), Case("log_density", "float64", 16)]
+    found += [Case("density_backward", "float64", 16)]
+    found += [Case(op, "float32", 16, 10) for op in OPS[2:4]] + [Case("rbf_matmul_backward", "float64", 16, 10)]
+    found += [Case("rbf_matmul", "float32", 3, 64), Case("rbf_matmul_backward", "float32", STREAMED, 64)]
     # relabellings of a permutation test
-    full += [Case("signs", "float32", 16, 512), Case("signs", "float32", 64, 512, "highest")]
-    full += [Case(op, dtype, 64) for op in ("rbf", "rbf_matmul") for dtype in ("bfloat16", "float16")]
-    full.append(Case("mmd2_of_parameters", "float32", 64, 1, "highest"))
-    full += [Case("rbf_backward_of_x", dtype, 64) for dtype in ("float32", "float64")]
-    full += [Case("rbf_backward_of_x", "float32", d, 1, "highest") for d in (16, 64)]
-    full.append(Case("rbf_backward_of_x", "float32", 64, 1, "high"))
-    full += [Case(op, "float32", 64) for op in ("rbf_of_many", "rbf_backward_of_many")]
-    full += [Case("rbf_of_many", "float64", 64), Case("rbf_of_many", "float32", 64, 1, "highest")]
-    full += [
-        Case(op, "float32", d, 1, precision)
-        for op in BY_PRODUCTS
-        for precision, d in (("highest", 16), ("highest", 64), ("highest", 784), ("high", 64), ("medium", 64))
-    ]
-    # the most coordinates that a sweep pulls on Hopper
-    full += [Case(op, "float32", 32, 1, "highest") for op in ("rbf_matmul_backward", "mmd2")]
-    full += [
-        Case(op, "float32", d, 10 if d == 64 else 64, "highest")
-        for op in ("rbf_matmul", "rbf_matmul_backward")
-        for d in (3, 64)
-    ]
-    full += [Case("rbf_matmul_backward", "float32", 784, 10, "high"), Case("score", "float32", 64, 1, "high")]
-    every = TARGETS.values()
+    found += [Case("signs", "float32", d, 512) for d in (3, 64)]
+    found += [Case("rbf", "bfloat16", 3), Case("rbf_matmul", "bfloat16", 64)]
+    found += [Case("mmd2_of_parameters", "float32", 64)]
+    found += [Case(op, "float32", 64) for op in ("rbf_of_x", "rbf_backward_of_x")]
+    found += [Case("rbf_of_x", "float32", d) for d in (3, STREAMED)] + [Case("rbf_of_x", "float64", 64)]
+    found += [Case(op, "float32", 64) for op in ("rbf_of_many", "rbf_backward_of_many", "rbf_matmul_of_many")]
+    return found
+
+
+def some_cases():
+    """Those that take each row of the table of tiles once, and each kernel."""
+    found = [Case(op, "float32", d) for op in OPS for d in (3, 64)]
+    found += [Case("mmd2", "float32", STREAMED), Case("mmd2_of_everything", "float32", STREAMED)]
+    found += [Case("rbf_matmul_backward", "float32", 64, 10), Case("signs", "float32", 3, 512)]
+    found += [Case(op, "float32", 64) for op in ("rbf_of_x", "rbf_backward_of_x", "log_density")]
+    found += [Case(op, "float64", 3) for op in ("rbf", "mmd2")]
+    return found
+
+
+def work_of(brief):
+    """(target, case); brief: what differs between kernels or architectures, each on one."""
     if not brief:
-        return [(target, case) for target in every for case in full]
-    few = [c for c in full if c.precision is None or (c.precision, c.d) == ("highest", 64)]
-    few += [c for c in full if c.op == "score"]
-    some = [c for c in few if c.op in ("rbf", "mmd2") and c.dtype == "float32" and c.d == 64]
-    skipped = ("mmd2_of_x", "mmd2_of_parameters")
-    of_hopper = [c for c in few if (c.d != 3 or c.op == "mmd2") and c.dtype != "float16" and c.op not in skipped]
+        return [
+            (target, case) for target in TARGETS.values() for case in (cases() if target is HOPPER else some_cases())
+        ]
+    few = [c for c in cases() if (c.d in (16, 64) or c.op == "mmd2") and c.d != STREAMED]
+    few = [c for c in few if c.dtype != "bfloat16" and c.precision != "medium" and c.columns < 64]
+    few = [c for c in few if c.op not in SUMS and (c.d != 16 or c.op in ("log_density", "score"))]
+    few += [Case("mmd2", "float32", STREAMED)]
+    some = [Case(op, "float32", 64) for op in ("rbf", "mmd2")]
     others = [TARGETS[name] for name in ("80", "100", "120", "gfx942")]
-    return [(TARGETS["90"], c) for c in of_hopper] + [(target, c) for target in others for c in some]
+    return [(HOPPER, c) for c in few] + [(target, c) for target in others for c in some]
 
 
 @dataclass
@@ -247,8 +264,7 @@ class Work:
     launch: object
 
 
-def compiled_rows(work):
-    """A row for each form of the kernel."""
+def compiled_row(work):
     target, case, launch = work.target, work.case, work.launch
     variant = launch.variant
     products = variant.DOT if variant else launch.options.get("DOT", 0)
@@ -269,39 +285,38 @@ def compiled_rows(work):
         compiled = compile_for(target, launch)
     except Exception as error:
         row.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-        return [row]
+        return row
     row.registers, row.spills, row.shared = compiled.registers, compiled.spills, compiled.shared
     row.tensor_core = len(re.findall(TENSOR_CORE, compiled.code))
     row.hazards, row.notes = ("; ".join(found) for found in hazards.hazards(compiled.ttgir, compiled.code))
     if target.amd:
         row.ex2 = compiled.assembly.count("v_exp_f32")
-        return [row]
+        return row
     row.ex2, row.slow_ex2 = (compiled.assembly.count(name) for name in ("ex2.approx.ftz.f32", "ex2.approx.f32"))
-    shapes = Counter(sass.shape_of(i) for i in sass.parse(compiled.code) if i.base in sass.TENSOR)
+    program = sass.Program(compiled.code)
+    shapes = Counter(sass.shape_of(i) for i in program.instructions if i.base in sass.TENSOR)
     row.shapes = " ".join(f"{n}x{shape}" for shape, n in sorted(shapes.items()))
     # the model knows the loops of float32
-    if case.dtype == "float64" or variant is None:
-        return [row]
-    shape, works = gpu_model.read(launch, compiled)
-    found = []
-    for form, one in works.items():
-        of = Row(**vars(row))
-        of.form, of.programs, of.per_pair = form, shape.resident, dict(gpu_model.per_pair(one, shape))
-        of.notes = "; ".join([*filter(None, [row.notes]), *one.notes])
-        if target is bars.HOPPER:
-            bound = gpu_model.bounds(one, shape)
-            of.overlapped, of.serial, of.predicted = (
-                round(x, 4) for x in (bound.overlapped, bound.serial, bound.predicted)
-            )
-            of.bound = bound.binding
-        found.append(of)
-    return found or [row]
+    by_model = case.dtype != "float64" and variant is not None and variant.ACC.primitive_bitwidth == 32
+    shape, work = gpu_model.read(launch, compiled) if by_model else (None, None)
+    row.spilled_in_loop = gpu_model.spilled(program, shape)
+    if shape is None:
+        return row
+    row.form, row.programs, row.per_pair = work.form, shape.resident, dict(gpu_model.per_pair(work, shape))
+    row.notes = "; ".join([*filter(None, [row.notes]), *work.notes])
+    if target is HOPPER:
+        bound = gpu_model.bounds(work, shape)
+        row.overlapped, row.serial, row.predicted = (
+            round(x, 4) for x in (bound.overlapped, bound.serial, bound.predicted)
+        )
+        row.bound = bound.binding
+    return row
 
 
 def every_kernel(brief, only="", targets=()):
     """Every kernel once."""
     found = {}
-    for target, case in cases(brief):
+    for target, case in work_of(brief):
         if only not in case.op or (targets and target.name not in targets):
             continue
         for launch in recorded(target, lambda case=case: call(case)):
@@ -322,18 +337,18 @@ def never_taken():
         return found
 
     table.row = recorded_row
-    for target, case in cases(False):
+    for target, case in work_of(False):
         recorded(target, lambda case=case: call(case))
     table.row = find
     return [row for row in table.TILES if row not in taken]
 
 
 def write(rows, path):
-    """Rows of this version of Triton take the place of those before; those of others stay."""
-    kept = []
+    """Rows of these targets by this version of Triton take the place of those before; all others stay."""
+    kept, made = [], {(row["triton"], str(row["sm"])) for row in rows}
     if path.exists():
         with open(path, newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row.get("triton") not in (None, "", triton.__version__)]
+            kept = [row for row in csv.DictReader(file) if (row.get("triton"), row.get("sm")) not in made]
     kept = [row for row in kept if set(row) == set(rows[0])]
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -364,20 +379,19 @@ def main():
         parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
     start, found = time.monotonic(), []
 
-    def say(done, rows):
-        found.extend(row.columns_of_file() for row in rows)
+    def say(done, row):
+        found.append(row.columns_of_file())
         if not options.json:
-            for row in rows:
-                print(line_of(row), flush=True)
+            print(line_of(row), flush=True)
             if done % 20 == 0:
                 took = time.monotonic() - start
                 print(f"{done} of {len(work)} kernels in {took:.0f} s", file=sys.stderr, flush=True)
 
     work = every_kernel(options.brief, options.only, targets)
-    in_parallel(compiled_rows, work, say)
+    in_parallel(compiled_row, work, say)
     if options.json:
         print(json.dumps(found))
-    elif not options.brief and not options.only and not targets:
+    elif found and not options.brief and not options.only:
         write(found, options.out)
     forgotten = [] if options.only or targets else never_taken()
     for row in forgotten:
@@ -393,7 +407,8 @@ def line_of(row):
         speed += f" {row.predicted:7.3f} Tp/s ({row.overlapped:.3f} to {row.serial:.3f}), {row.bound}"
     return (
         f"{row.sm!s:>6} {row.kernel:20} {row.op:24} {row.dtype:8} D={row.d:<4} E={row.columns:<4} P={row.products} "
-        f"{row.tile:>10} {row.warps} warps {row.registers:3} registers {row.spills:3} spilled {row.shared:6} shared "
+        f"{row.tile:>10} {row.warps} warps {row.registers:3} registers {row.spills:3} spilled "
+        f"({row.spilled_in_loop} in the loop) {row.shared:6} shared "
         f"{row.form:11} {speed} {row.wrong}"
     ).rstrip()
 

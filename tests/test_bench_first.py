@@ -1,6 +1,7 @@
 """python bench/gpu.py --first without a GPU: its processes, its file, its stages, and what goes wrong in each."""
 
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -179,35 +180,19 @@ def test_the_plan_has_every_check_once():
     made = [job["name"] for group in groups for job in group if job["kind"] == "compile"]
     assert sorted(made) == sorted(job["name"].replace("normal ", "") for job in jobs if job.get("data") == "normal")
     assert all(len({(job.get("op"), job.get("precision")) for job in group}) == 1 for group in groups)
-    assert not [job for job in jobs if job["form"] == "split" and job["data" if "data" in job else "s"] == "nan"]
-    none = [job for group in gpu_plan.checks(gpu_plan.Sizes(), {"split"}) for job in group]
-    assert {job["form"] for job in none} == {"own", "pieces", "differences"}
+    assert not [job for job in jobs if job["form"] == "products" and job["data" if "data" in job else "s"] == "nan"]
+    none = [job for group in gpu_plan.checks(gpu_plan.Sizes(), {"products"}) for job in group]
+    assert {job["form"] for job in none} == {"own", "differences"}
 
 
-class Points:
-    """Of a module as bench/gpu_checks.py finds it."""
-
-    __name__ = "points"
-    FEW = 2**28
-
-    def __init__(self):
-        self.PRODUCTS = {"highest": (4, 64.0), "high": (3, float("inf")), "medium": (1, float("inf"))}
-
-
-def test_forms_are_forced_and_let_go(monkeypatch):
-    points = Points()
-    monkeypatch.setitem(sys.modules, "gkfast.kernels.gpu.points", points)
-    before = points.PRODUCTS
-    for form, few, limit in (("differences", 2**28, 0), ("pieces", 0, float("inf")), ("split", 2**60, float("inf"))):
+def test_forms_are_forced_and_let_go():
+    points = importlib.import_module("gkfast.kernels.gpu.points")
+    before = points.LIMITS
+    for form, limit in (("own", None), ("differences", -1), ("products", 3e38)):
         with contextlib.suppress(ZeroDivisionError), gpu_checks.forced(form):
-            assert few == points.FEW
-            assert points.PRODUCTS["highest"] == (4, limit)
+            assert (before if limit is None else dict.fromkeys(before, limit)) == points.LIMITS
             raise ZeroDivisionError
-        assert points.FEW == 2**28
-        assert before == points.PRODUCTS
-    del points.PRODUCTS
-    with pytest.raises(gpu_checks.MissingForm, match="points has no PRODUCTS, so differences cannot"):
-        gpu_checks.forced("differences").__enter__()
+        assert points.LIMITS is before
 
 
 CHECK = {"op": "rbf", "d": 5, "n": 9, "form": "own", "precision": "highest"}
@@ -240,9 +225,9 @@ def test_what_products_may_err_by():
 
     # the contract, whatever the data, where the code chooses, and for differences in every precision
     assert allowed(1e5) == allowed(1e5, form="differences", precision="medium") == 1e-6
-    assert allowed(64, form="split") == 1e-6
+    assert allowed(16, form="products") == 1e-6
     # beyond that forced products have no bound, and of less precision are worse in proportion
-    assert allowed(65, form="split") is None
+    assert allowed(17, form="products") is None
     assert allowed(10, precision="high") == 2e-3
     assert allowed(0.1, precision="medium") == 4e-2
 

@@ -38,7 +38,7 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(gpu_cases, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_cases, "compiled", lambda function: function)
     monkeypatch.setattr(gpu_clock, "seconds", lambda run: 1.0)
-    with gpu_checks.forced("pieces"):
+    with gpu_checks.forced("products"):
         yield
 
 

@@ -130,20 +130,51 @@ def test_exponentials_in_two_layouts_are_of_one_tile():
     assert (work.tiles, work.counts["exp2"]) == (1, 4)
 
 
-def test_a_kernel_may_have_both_forms():
+def test_a_tile_that_is_far_is_not_counted():
     program = sass.Program(code(BOTH))
     shape = replace(SHAPE, length=16, products=1, bk=16)
-    assert gpu_model.forms(program, shape) == ("products", "differences")
-    products, differences = (work_of(program, shape, form) for form in gpu_model.forms(program, shape))
+    assert gpu_model.form_of(shape) == "products"
+    products = work_of(program, shape, "products")
     assert products.counts["multiply_adds"] == 64 * 8 * 16 / 4
     assert (products.counts["copies_16"], products.counts["fadd"]) == (1, 0)
     assert products.counts["instructions"] == 1 + 3 + 3
-    assert differences.counts["multiply_adds"] == 0
-    # nothing waits for a way that is not taken
-    assert (products.stalls, differences.stalls) == (gpu_model.WAIT + gpu_model.COPY, 0)
-    # five coordinates
-    assert differences.counts["instructions"] == 1 + 5 * 5 + 1 + 3
-    assert gpu_model.forms(program, SHAPE) == ("differences",)
+    assert products.stalls == gpu_model.WAIT + gpu_model.COPY
+    assert gpu_model.form_of(SHAPE) == "differences"
+    # with the same products on both ways the one without differences
+    joined = "HGMMA.64x8x16.F32 R12, gdesc[UR8], R12, gsb0"
+    program = sass.Program(code(BOTH.replace(f"    {joined}\n", "").replace("tile:", f"tile:\n    {joined}")))
+    assert work_of(program, shape, "products").counts["fadd"] == 0
+
+
+def test_spills_are_told_by_their_loops():
+    """Of two turns the second one, narrower and by differences too, may spill."""
+    turn = """
+    {0}:
+    HGMMA.64x8x16.F32 R12, gdesc[UR8], R12, gsb0
+    {1}MUFU.EX2 R12, R12
+    {2}
+    @P1 BRA <{0}>
+    """
+    differences = """coordinates:
+    FADD R10, R5, -R8
+    FADD R11, R5, -R9
+    FFMA R12, R10, R10, R12
+    FFMA R13, R11, R11, R13
+    @!P0 BRA <coordinates>
+    """
+    spill, second = "STL [R1], R3\n    LDL R3, [R1]\n    ", "MUFU.EX2 R13, R13"
+    shape = replace(SHAPE, length=16, products=1, bk=16)
+
+    def spilled(in_first="", in_second="", before=""):
+        first = turn.format("first", in_first, second)
+        text = before + first + turn.format("second", in_second + differences, "NOP") + "EXIT"
+        return gpu_model.spilled(sass.Program(code(text)), shape)
+
+    assert spilled(in_first=spill) == 2
+    assert spilled(in_second=spill, before=spill) == 0
+    # a kernel without pairs: any loop
+    sums = "sums:\n    " + spill + "FADD R1, R2, R3\n    @P1 BRA <sums>\n    EXIT"
+    assert gpu_model.spilled(sass.Program(code(sums)), None) == 2
 
 
 def test_products_over_coordinates_turn_as_often_as_their_multiply_adds_say():
@@ -490,8 +521,7 @@ def call():
     sums_kernel[(count,)](x, huge, x, 2**20, VARIANT=Variant(64, 128), num_warps=4)
 
 launch, = launches.recorded(target, call)
-shape, works = gpu_model.read(launch, launches.compile_for(target, launch))
-work, = works.values()
+shape, work = gpu_model.read(launch, launches.compile_for(target, launch))
 bound = gpu_model.bounds(work, shape)
 other = launches.compile_for(launches.TARGETS["gfx942"], launch)
 print(json.dumps({
