@@ -152,7 +152,7 @@ def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, precis
     split = Split(table, x, y, "log-density" if precision == "highest" else precision)
     found = split.tile("log")
     tiles = triton.cdiv(n, found.bn)
-    ranges = column_ranges(batch * tiles, m, x.device)
+    ranges = column_ranges(found, batch * tiles, m, x.device)
     logs = x.new_empty(ranges, batch, n, dtype=torch.float64)
     if batch * n:
         own = table.own(tiles, ranges, math.inf)

@@ -379,7 +379,7 @@ def sweep(
     e_blocks = max(1, triton.cdiv(columns, be)) if value else 1
     few = dims if 1 <= dims <= 4 else 0
     strips, tiles = triton.cdiv(height, tile_sums.STRIP), triton.cdiv(height, found.bn)
-    ranges = column_ranges(batch * tiles * pairings * e_blocks, longest, x.device)
+    ranges = column_ranges(found, batch * tiles * pairings * e_blocks, longest, x.device)
     stored = dtype if ranges == 1 and not panel else torch.float64
     # in memory a pull is summed in float64, and products leave it in float32
     pull_dtype = stored if few else torch.float32 if products and not panel else torch.float64

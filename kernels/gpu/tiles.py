@@ -89,6 +89,7 @@ TILES = [
     _Row("moments", 100, False, _ANY, Tile(32, 64, 4, 8, 200)),
     _Row("moments", 0, False, _ANY, Tile(32, 32, 4, 8, 200)),
     _Row("moments", 0, True, _ANY, Tile(32, 32, 4, 8, 200)),
+    _Row("matrix by products", 90, False, 128, Tile(64, 64, 64, 4, 255, 2, 64)),
     _Row("matrix by products", 90, False, _ANY, Tile(128, 64, 64, 8, 255, 2, 64)),
     _Row("matrix by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 32)),
     _Row("matrix of x by products", 90, False, _ANY, Tile(64, 64, 64, 4, 255, 2, 64)),
@@ -99,12 +100,11 @@ TILES = [
     _Row("pull by products", 0, False, _ANY, Tile(64, 16, 64, 4, 255, 2, 32)),
     _Row("pull of both by products", 90, False, _ANY, Tile(128, 32, 64, 8, 255, 2, 64)),
     _Row("pull of both by products", 0, False, _ANY, Tile(64, 16, 64, 4, 255, 2, 32)),
-    _Row("value by products", 90, False, 128, Tile(128, 64, 64, 8, 255, 2, 64)),
-    _Row("value by products", 90, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 64)),
+    _Row("value by products", 90, False, _ANY, Tile(64, 64, 64, 4, 255, 2, 64)),
     _Row("value by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 32)),
     _Row("columns by products", 90, False, _ANY, Tile(128, 16, 64, 8, 255, 2, 64)),
     _Row("columns by products", 0, False, _ANY, Tile(64, 16, 64, 4, 255, 2, 32)),
-    _Row("sums and pull by products", 90, False, _ANY, Tile(128, 32, 64, 8, 255, 2, 64)),
+    _Row("sums and pull by products", 90, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 64)),
     _Row("sums and pull by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 32)),
     _Row("moments by products", 90, False, _ANY, Tile(128, 16, 64, 8, 255, 2, 64)),
     _Row("moments by products", 0, False, _ANY, Tile(64, 16, 64, 4, 255, 2, 32)),
@@ -116,7 +116,6 @@ TILES = [
     _Row("panel with moments by products", 0, False, _ANY, Tile(64, 16, 64, 4, 255, 2, 32)),
     _Row("panel pull by products", 90, False, _ANY, Tile(128, 64, 64, 8, 255, 2, 64)),
     _Row("panel pull by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 32)),
-    _Row("log by products", 90, False, 128, Tile(128, 64, 64, 8, 255, 2, 64)),
     _Row("log by products", 90, False, _ANY, Tile(64, 64, 64, 4, 255, 2, 64)),
     _Row("log by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 32)),
     _Row("log", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
@@ -145,8 +144,11 @@ def tile(kernel, dims, accumulator, device, products=0):
     return row(f"{kernel} by products" if products else kernel, dims, accumulator, device).tile
 
 
-def column_ranges(programs, columns, device):
-    """Into how many ranges the columns are cut, so that few rows occupy the whole GPU too."""
+def column_ranges(of, programs, columns, device):
+    """Into how many ranges the columns are cut, so that few rows occupy the whole GPU too; of: the tile."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    # two programs a multiprocessor
-    return max(1, min(2 * processors // max(1, programs), columns // RANGE, 64))
+    # of 65536 registers, one or two programs a multiprocessor
+    at_once = (2 if of.warps * 32 * (of.registers or 128) <= 2**15 else 1) * processors
+    most = max(1, min(4 * at_once // max(1, programs), columns // RANGE, 64))
+    # rounds of programs, each so long, and as much as 2 % for the sums of a range
+    return min(range(1, most + 1), key=lambda n: -(-programs * n // at_once) / n * (1 + 0.02 * (n - 1)))
