@@ -76,6 +76,8 @@ class Row:
     spilled_in_loop: int = 0
     shared: int = 0
     tensor_core: int = 0
+    # those that round float32
+    rounded: int = 0
     ex2: int = 0
     slow_ex2: int = 0
     expects_tensor_core: bool = False
@@ -110,7 +112,7 @@ class Row:
             "shared memory": self.shared > target.shared,
             "no tensor core": not self.error and self.expects_tensor_core and not self.tensor_core,
             # tl.dot of float32 rounds to TensorFloat32 unless it is told otherwise
-            "TensorFloat32": self.dtype != "float64" and self.tensor_core > 0 and not self.expects_tensor_core,
+            "TensorFloat32": self.rounded > 0,
             "slow ex2": self.dtype != "float64" and self.slow_ex2 > 0,
             self.hazards: bool(self.hazards),
         }
@@ -294,6 +296,7 @@ def compiled_row(work):
         return row
     row.ex2, row.slow_ex2 = (compiled.assembly.count(name) for name in ("ex2.approx.ftz.f32", "ex2.approx.f32"))
     program = sass.Program(compiled.code)
+    row.rounded = sum(i.base in sass.TENSOR and "TF32" in i.name for i in program.instructions)
     shapes = Counter(sass.shape_of(i) for i in program.instructions if i.base in sass.TENSOR)
     row.shapes = " ".join(f"{n}x{shape}" for shape, n in sorted(shapes.items()))
     # the model knows the loops of float32
