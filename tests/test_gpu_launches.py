@@ -209,7 +209,6 @@ def test_kernels_compile_without_spills(compiled, architecture):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="Triton's mistakes: #10821 in the matrix on sm_100, #9433 in pulls on sm_90")
 def test_no_product_is_used_before_it_is_waited_for(compiled):
     assert not [row for row in compiled if row["hazards"]]
 
