@@ -192,7 +192,6 @@ def pretending(target):
             (torch.cuda, "get_device_properties", lambda *_: properties),
             (torch.cuda, "get_device_capability", lambda *_: target.capability),
             (torch.cuda, "current_device", lambda: 0),
-            (torch.version, "hip", "6.4" if target.amd else None),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(_OnHost())
