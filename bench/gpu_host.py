@@ -113,9 +113,7 @@ def pretend() -> None:
     from gkfast.kernels import gpu  # noqa: F401  (loads the modules that are changed)
     from gkfast.ops import operator, torch_private
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("gkfast.") and hasattr(module, "column_ranges"):
-            vars(module)["column_ranges"] = column_ranges
+    sys.modules["gkfast.kernels.gpu.tiles"].multiprocessors = lambda device: MULTIPROCESSORS
     # a tensor of the CPU is one of the GPU's
     keys = frozenset(torch_private._PLAIN)
     torch_private._PLAIN, torch_private.plain_of_gpu = frozenset(), lambda: keys
@@ -133,11 +131,6 @@ def watched(kernel: Callable[..., Any], *inputs: Any) -> Any:
 
 
 _library = torch.library.Library("gkfast", "FRAGMENT")
-
-
-def column_ranges(programs: int, columns: int, device: torch.device) -> int:
-    """As kernels/gpu/tiles.py has it for that GPU."""
-    return max(1, min(2 * MULTIPROCESSORS // max(1, programs), columns // 256, 64))
 
 
 def of_kernels(op: str, n: int, m: int, d: int, precision: str) -> Callable[[], Any]:

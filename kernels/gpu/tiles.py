@@ -142,11 +142,14 @@ def tile(kernel, dims, accumulator, device, products=0):
     return row(f"{kernel} by products" if products else kernel, dims, accumulator, device).tile
 
 
+def multiprocessors(device):
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
 def column_ranges(of, programs, columns, device):
     """Into how many ranges the columns are cut, so that few rows occupy the whole GPU too; of: the tile."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
     # of 65536 registers, one or two programs a multiprocessor
-    at_once = (2 if of.warps * 32 * (of.registers or 128) <= 2**15 else 1) * processors
+    at_once = (2 if of.warps * 32 * (of.registers or 128) <= 2**15 else 1) * multiprocessors(device)
     most = max(1, min(4 * at_once // max(1, programs), columns // RANGE, 64))
     # rounds of programs, each so long, and as much as 2 % for the sums of a range
     return min(range(1, most + 1), key=lambda n: -(-programs * n // at_once) / n * (1 + 0.02 * (n - 1)))
