@@ -142,13 +142,14 @@ def call(case):
     scaled = ladder * 2.0**40 if dtype != torch.float64 else ladder * 2.0**300
     if case.op.endswith("of_many"):
         # so many that programs do not make their rows of the table themselves; and ladders whose steps are not known
-        x, y, v = (t.expand(64, *t.shape[1:]) for t in (x, y, v))
-        g = empty(1, n, n, dtype=dtype).expand(64, n, n)
-        one = one.expand(64, 1)
-        ladder = ladder * torch.arange(1.0, 65.0, dtype=torch.float64)[:, None]
+        x, y, v = (t.expand(96, *t.shape[1:]) for t in (x, y, v))
+        g = empty(1, n, n, dtype=dtype).expand(96, n, n)
+        one = one.expand(96, 1)
+        ladder = ladder * torch.arange(1.0, 97.0, dtype=torch.float64)[:, None]
 
     def mmd2(sigma, weights, baseline, *wants):
         arguments = (one.expand(1, 1, 3), x, y, a, a, sigma, weights, baseline)
+        of.baselines(x, y, sigma)
         of.kernel_sums_with_gradients(*arguments, drop=1, wants=wants, **by)
 
     if case.op == "rbf" or case.op == "rbf_of_many":
@@ -239,6 +240,7 @@ def some_cases():
     found = [Case(op, "float32", d) for op in OPS for d in (3, 64)]
     found += [Case("mmd2", "float32", STREAMED), Case("mmd2_of_everything", "float32", STREAMED)]
     found += [Case("rbf_matmul_backward", "float32", 64, 10), Case("signs", "float32", 3, 512)]
+    found.append(Case("rbf_matmul_of_many", "float32", 64))
     found += [Case(op, "float32", 64) for op in ("rbf_of_x", "rbf_backward_of_x", "log_density")]
     found += [Case(op, "float64", 3) for op in ("rbf", "mmd2")]
     return found

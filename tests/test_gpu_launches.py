@@ -220,7 +220,8 @@ def test_speeds_are_told_of_every_kernel_of_pairs(compiled):
     for row in rows:
         assert 0 < row["serial"] <= row["predicted"] <= row["overlapped"], row
         assert row["instructions a pair"] >= 3, row
-        assert row["form"] == "differences" or row["multiply_adds a pair"] >= row["d"], row
+        # a panel is pulled 64 coordinates at a time
+        assert row["form"] == "differences" or row["multiply_adds a pair"] >= min(row["d"], 64), row
 
 
 @pytest.mark.slow
