@@ -253,7 +253,9 @@ def rbf(x, y, sigma, weights, *, out=None, precision="highest"):
     if out.numel():
         # two squarings at most: stored values are bound one by one
         split = Split(Table(sigma, weights, x, squares=2), x, other, precision)
-        _matrix("matrix of x" if y is None else "matrix", split, out, same=y is None)
+        # half of a symmetric matrix is made of square tiles; several bandwidths leave no registers for larger ones
+        square = y is None or (split.dot > 0 and split.table.count > 1)
+        _matrix("square matrix" if square else "matrix", split, out, same=y is None)
     return out
 
 
