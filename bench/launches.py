@@ -8,12 +8,10 @@ be real ones.
 """
 
 import contextlib
-import importlib.util
 import multiprocessing
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,6 +26,8 @@ from torch.overrides import TorchFunctionMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from bench.gpu_cases import load
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -127,18 +127,7 @@ class Compiled:
 @cache
 def kernels():
     """gkfast.kernels.gpu, from an installation or from this checkout."""
-    sys.path.insert(0, str(ROOT))
-    import gkfast
-
-    if importlib.util.find_spec("gkfast.kernels") is None:
-        place = ROOT / "kernels/__init__.py"
-        spec = importlib.util.spec_from_file_location(
-            "gkfast.kernels", place, submodule_search_locations=[str(place.parent)]
-        )
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["gkfast.kernels"] = package
-        spec.loader.exec_module(package)
-        gkfast.kernels = package
+    load()
     from gkfast.kernels import gpu
 
     return gpu

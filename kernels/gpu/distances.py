@@ -40,13 +40,12 @@ def side_of(of, b, first, D, E, COUNT: tl.constexpr, VARIANT: tl.constexpr):
     """COUNT points of a set from `first` on, with E coefficients each."""
     at = tl.arange(0, COUNT)
     place = b * of.size + first
-    PIECES: tl.constexpr = 1 if VARIANT.DOT == 1 else 2 if VARIANT.DOT < 6 else 3
     points, point_stride, stride = of.points + place * D, D, 1
     if VARIANT.DOT > 0:
         points, point_stride, stride = of.columns + b * of.size * D + first, 1, of.size
     return Side(
-        points, point_stride, stride, of.pieces + place * (PIECES * VARIANT.DP), of.norms + b * of.size + place,
-        of.size, of.coefficients + place * E, at, at < of.size - first,
+        points, point_stride, stride, of.pieces + place * (VARIANT.PIECES * VARIANT.DP),
+        of.norms + b * of.size + place, of.size, of.coefficients + place * E, at, at < of.size - first,
     )  # fmt: skip
 
 
@@ -60,8 +59,7 @@ def pieces_of(side, VARIANT: tl.constexpr):
         rest = tl.load(side.norms + side.size + side.at, mask=side.inside, other=0.0)
         high, middle, low = 0.0, 0.0, 0.0
         if VARIANT.DP <= _WHOLE:
-            d = tl.arange(0, VARIANT.DP)
-            high, middle, low = pieces_at(side.pieces, side.at, side.inside, d, VARIANT.DP, VARIANT.DOT)
+            high, middle, low = pieces_at(side, tl.arange(0, VARIANT.DP), VARIANT)
         return Pieces(high, middle, low, lead, rest)
 
 
@@ -206,8 +204,7 @@ def _by_products(rows, cols, of_rows, of_cols, VARIANT: tl.constexpr):
     else:
         for d0 in range(0, VARIANT.DP, VARIANT.BK):
             d = d0 + tl.arange(0, VARIANT.BK)
-            left = pieces_at(rows.pieces, rows.at, rows.inside, d, VARIANT.DP, VARIANT.DOT)
-            right = pieces_at(cols.pieces, cols.at, cols.inside, d, VARIANT.DP, VARIANT.DOT)
+            left, right = pieces_at(rows, d, VARIANT), pieces_at(cols, d, VARIANT)
             # tensor cores truncate: their sums are kept short, but for the exact one
             part = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
             exact, part = inner_products(left, right, exact, part, VARIANT.DOT)
@@ -298,13 +295,12 @@ def less_own_points(total, w_sum, rows, d, D, VARIANT: tl.constexpr):
 
     The points' pieces are loaded again, since registers that held them all along would be missed.
     """
-    PIECES: tl.constexpr = 1 if VARIANT.DOT == 1 else 2 if VARIANT.DOT < 6 else 3
     # a 0 that the compiler does not know, or it would keep the places from before the loop over columns
     at = rows.at + tl.minimum(rows.size, 0)
-    own = rows.pieces + at[:, None] * (PIECES * VARIANT.DP) + d[None, :]
+    own = rows.pieces + at[:, None] * (VARIANT.PIECES * VARIANT.DP) + d[None, :]
     inside = rows.inside[:, None] & (d < D)[None, :]
     p = tl.load(own, mask=inside, other=0.0).to(tl.float32)
-    if PIECES > 1:
+    if VARIANT.PIECES > 1:
         p += tl.load(own + VARIANT.DP, mask=inside, other=0.0).to(tl.float32)
     return tl.fma(p, -w_sum.to(tl.float32)[:, None], total)
 

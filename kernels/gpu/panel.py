@@ -110,7 +110,7 @@ def _panel_kernel(
             if TURN == 0:
                 first_far, after_far = far_range(first_far, after_far, far, j, BM)
             w = tl.load(weights + j, mask=rows.inside[:, None] & cols.inside[None, :], other=0.0)
-            high, middle, _ = pieces_at(cols.pieces, cols.at, cols.inside, coordinates, VARIANT.DP, VARIANT.DOT)
+            high, middle, _ = pieces_at(cols, coordinates, VARIANT)
             pull, w_sum = pull_of_tile(
                 pull, w_sum, w, high, middle, far, rows, cols, block * BD, frame, D, TURN, VARIANT
             )  # fmt: skip

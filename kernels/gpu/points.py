@@ -80,7 +80,8 @@ class Variant(NamedTuple):
     BK: int
     # products of pieces; 0: differences alone
     DOT: int
-    # coordinates of a piece of a point in memory
+    # pieces of a point in memory, and coordinates of each
+    PIECES: int
     DP: int
     # greatest |x - centre|^2 / (2 sigma^2) of products
     LIMIT: float
@@ -210,16 +211,16 @@ def _cut(x, grid, per_grid, d, DOT: tl.constexpr):
 
 
 @triton.jit
-def pieces_at(ptr, at, inside, d, DP: tl.constexpr, DOT: tl.constexpr):
+def pieces_at(side, d, VARIANT: tl.constexpr):
     """Coordinates d of the pieces of a tile of points, from memory."""
-    COUNT: tl.constexpr = 1 if DOT == 1 else 2 if DOT < 6 else 3
-    own = ptr + at[:, None] * (COUNT * DP) + d[None, :]
-    high = tl.load(own, mask=inside[:, None], other=0.0)
+    own = side.pieces + side.at[:, None] * (VARIANT.PIECES * VARIANT.DP) + d[None, :]
+    inside = side.inside[:, None]
+    high = tl.load(own, mask=inside, other=0.0)
     middle, low = high, high
-    if COUNT > 1:
-        middle = tl.load(own + DP, mask=inside[:, None], other=0.0)
-    if COUNT > 2:
-        low = tl.load(own + 2 * DP, mask=inside[:, None], other=0.0)
+    if VARIANT.PIECES > 1:
+        middle = tl.load(own + VARIANT.DP, mask=inside, other=0.0)
+    if VARIANT.PIECES > 2:
+        low = tl.load(own + 2 * VARIANT.DP, mask=inside, other=0.0)
     return high, middle, low
 
 
@@ -268,7 +269,8 @@ def weighted(total, w, high, low, DOT: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def _split_kernel(
     points, bandwidths, N, M, D, S, table_stride,
-    TABLE: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    TABLE: tl.constexpr, PIECES: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     """Pieces, norms and the frame; programs of x come first."""
     tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BN)
@@ -305,8 +307,7 @@ def _split_kernel(
     fits &= norm2 < 1e38
 
     lead, rest = tl.zeros([BN], tl.float32), tl.zeros([BN], tl.float32)
-    COUNT: tl.constexpr = 1 if DOT == 1 else 2 if DOT < 6 else 3
-    out += b * n * (COUNT * DP)
+    out += b * n * (PIECES * DP)
     for d0 in range(0, DP, BK):
         d = d0 + tl.arange(0, BK)
         _, _, centre = _first_points(x_ptr, y_ptr, N, M, D, d)
@@ -316,12 +317,12 @@ def _split_kernel(
         high, middle, low, high2, rest2 = _cut(x, grid, per_grid, d, DOT)
         lead += tl.sum(high2, 1)
         rest += tl.sum(rest2, 1)
-        own = out + tl.cast(at, tl.int64)[:, None] * (COUNT * DP) + d[None, :]
+        own = out + tl.cast(at, tl.int64)[:, None] * (PIECES * DP) + d[None, :]
         kept = inside[:, None] & (d < DP)[None, :]
         tl.store(own, high, mask=kept)
-        if COUNT > 1:
+        if PIECES > 1:
             tl.store(own + DP, middle, mask=kept)
-        if COUNT > 2:
+        if PIECES > 2:
             tl.store(own + 2 * DP, low, mask=kept)
     norms_ptr += b * 2 * n
     tl.store(norms_ptr + at, tl.where(fits, lead, float("inf")), mask=inside)
@@ -340,9 +341,10 @@ class Split:
         (batch, n, self.dims), m = x.shape, y.shape[1]
         self.table, self.device = table, x.device
         # log-densities have a table in float64 for points in float32
-        self.wide = precision == "log-density"
-        self.dtype = torch.float32 if self.wide and x.dtype != torch.float64 and self.dims > 4 else table.dtype
+        wide = precision == "log-density"
+        self.dtype = torch.float32 if wide and x.dtype != torch.float64 and self.dims > 4 else table.dtype
         self.dot = PRODUCTS[precision] if self.dims > 4 and self.dtype == torch.float32 else 0
+        self.pieces = 1 if self.dot == 1 else 2 if self.dot < 6 else 3
         self.whole = self.dims <= WHOLE
         self.dp = max(16, triton.next_power_of_2(self.dims))
         if not self.whole:
@@ -353,22 +355,21 @@ class Split:
 
     def _split(self, x, y):
         (batch, n, dims), m = x.shape, y.shape[1]
-        pieces = 1 if self.dot == 1 else 2 if self.dot < 6 else 3
 
         def empty(*shape, dtype=torch.float32):
             return x.new_empty(batch, *shape, dtype=dtype)
 
         self.points = Points(
             x, y, *(empty(dims, rows) for rows in (n, m)),
-            *(empty(rows, pieces * self.dp, dtype=torch.float16) for rows in (n, m)),
+            *(empty(rows, self.pieces * self.dp, dtype=torch.float16) for rows in (n, m)),
             *(empty(2, rows) for rows in (n, m)), empty(),
         )  # fmt: skip
         tiles = triton.cdiv(n, _BN) + triton.cdiv(m, _BN)
         own = self.table.own(tiles)
         launch(_split_kernel, (batch * tiles,),
             self.points, self.table.arguments(), n, m, dims, self.table.count, self.table.stride,
-            TABLE=self.table.constants(own), DP=self.dp, DOT=self.dot, BN=_BN, BK=min(_BLOCK, self.dp),
-            num_warps=4, **FUSION,
+            TABLE=self.table.constants(own), PIECES=self.pieces, DP=self.dp, DOT=self.dot, BN=_BN,
+            BK=min(_BLOCK, self.dp), num_warps=4, **FUSION,
         )  # fmt: skip
 
     def swapped(self) -> "Split":
@@ -385,4 +386,4 @@ class Split:
     def variant(self, of: Tile) -> Variant:
         bk = (self.dp if self.whole else min(of.bk, _BLOCK)) if self.dot else 0
         limit, acc = LIMITS.get(self.dot, 0.0), triton_dtype(self.dtype)
-        return Variant(of.bn, of.bm, of.bd, bk, self.dot, self.dp, limit, self.table.scaled, acc)
+        return Variant(of.bn, of.bm, of.bd, bk, self.dot, self.pieces, self.dp, limit, self.table.scaled, acc)

@@ -207,9 +207,7 @@ def _pull(
                 if PRODUCTS:
                     high, middle = of_cols.high, of_cols.middle
                     if STREAMED:
-                        high, middle, _ = pieces_at(
-                            cols.pieces, cols.at, cols.inside, coordinates, VARIANT.DP, VARIANT.DOT
-                        )  # fmt: skip
+                        high, middle, _ = pieces_at(cols, coordinates, VARIANT)
                     total, w_sum = pull_of_tile(
                         total, w_sum, w, high, middle, far, rows, cols, d0, frame, D, TURN, VARIANT
                     )  # fmt: skip

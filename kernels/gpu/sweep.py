@@ -174,10 +174,8 @@ def _sweep_kernel(
     e = block * BE + tl.arange(0, BE)
     coordinates = tl.arange(0, BD)
     f = tile_sums.row_coefficients(rows, ASKED, VARIANT)
-    frame, marks = (
-        frame_of(points, row, b, S, TABLE, VARIANT),
-        tile_sums.marks_of(row, baseline_ptr, b, S, TABLE, ASKED),
-    )
+    frame = frame_of(points, row, b, S, TABLE, VARIANT)
+    marks = tile_sums.marks_of(row, baseline_ptr, b, S, TABLE, ASKED)
     of_rows, row_points = pieces_of(rows, VARIANT), coordinates_of(rows, ASKED.DIMS, ACC)
     value = tl.zeros([BN] if ONE_COLUMN else [BN, BE], tl.float64)
     pull, w_sum = tl.zeros([BN, BD], tl.float32 if DOT > 0 else tl.float64), tl.zeros([BN], tl.float64)
