@@ -157,6 +157,10 @@ class _Reading:
         loaded = counts["global_loads"] + counts["shared_loads"] >= found or not counts["fp64"]
         return found if multiplies <= 3 * adds and loaded else 0.0
 
+    def is_far(self, loop):
+        """Whether a loop is the turn of tiles that are far, of which there are none."""
+        return self.form == "products" and any(self.own[inner]["exp2"] for inner in (loop, *self.below(loop)))
+
     def has_exponentials(self, loop):
         """Those of a whole tile. A second turn, for tiles that are far, has narrower ones."""
         return self.own[loop]["exp2"] >= 0.75 * self.shape.per_thread
@@ -253,7 +257,9 @@ class _Reading:
             outside = Counter() if share else around
         skipped = {region, *region.parents}
         if region is not program.whole:
-            straight = program.path(program.whole, lambda c: 0 if c in skipped else 1, lambda c: c["instructions"])
+            straight = program.path(
+                program.whole, lambda c: int(c not in skipped and not self.is_far(c)), lambda c: c["instructions"]
+            )
             outside = outside + straight
         each = Counter({name: n / self.tiles for name, n in counts.items()})
         notes = [f"loop of {p.counts['instructions']:.0f} instructions: turns unknown" for p in parts if not p.known]

@@ -55,9 +55,9 @@ def no_scale():
     return torch.empty(1, 1, 3, dtype=torch.float64, device=DEVICE)
 
 
-def mmd2(x, y, v, *wants, scale=no_scale):
-    arguments = (scale(), x, y, v, v, ONE, ONE, ONE)
-    return gpu.kernel_sums_with_gradients(*arguments, drop=1, wants=wants + wants[2:])
+def sums(x, y, v, *wants, scale=no_scale, less=False):
+    arguments = (scale(), x, y, v, v, ONE, ONE)
+    return gpu.kernel_sums_with_gradients(*arguments, drop=1, wants=wants + wants[2:], less_baselines=less)
 
 
 # launches of Triton's kernels by differences, and by products, where columns are not swept in parts
@@ -75,10 +75,11 @@ LAUNCHES = {
             v[..., None], x, y, v[..., None], ONE, ONE, wants=(False, False, True, False, False)
         ),
     ),
-    "kernel_sums": ((2, 3), lambda x, y, v, g: mmd2(x, y, v, *(False,) * 4, scale=lambda: None)),
-    "mmd2": ((2, 3), lambda x, y, v, g: mmd2(x, y, v, *(False,) * 4)),
-    "mmd2 and dx": ((2, 3), lambda x, y, v, g: mmd2(x, y, v, True, False, False, False)),
-    "mmd2 and all gradients": ((2, 4), lambda x, y, v, g: mmd2(x, y, v, *(True,) * 4)),
+    "kernel_sums": ((2, 2), lambda x, y, v, g: sums(x, y, v, *(False,) * 4, scale=lambda: None)),
+    "kernel_sums and dx": ((2, 2), lambda x, y, v, g: sums(x, y, v, True, False, False, False)),
+    "mmd2": ((2, 2), lambda x, y, v, g: sums(x, y, v, *(False,) * 4, less=True)),
+    "mmd2 and dx, dy": ((2, 2), lambda x, y, v, g: sums(x, y, v, True, True, False, False, less=True)),
+    "mmd2 and all gradients": ((3, 4), lambda x, y, v, g: sums(x, y, v, *(True,) * 4, less=True)),
     "log_density": ((1, 2), lambda x, y, v, g: gpu.log_density(x, y, ONE, ONE, v, leave_one_out=False)),
 }
 
@@ -99,9 +100,9 @@ def test_kernels_launch_as_often_as_they_promise(name, dims, monkeypatch):
 def test_operators_launch_nothing_beside(name, monkeypatch):
     x, y = sample(1, 64, 64, 6, torch.float32)
     v, a, g = columns(1, 64, 1, torch.float32), torch.rand(1, 64).to(DEVICE), columns(1, 64, 64, torch.float32)
-    sums = {"drop": 1, "less_baselines": False, "wants": [True, True] + [False] * 4}
+    modes = {"drop": 1, "less_baselines": True, "wants": [True, True] + [False] * 4}
     operator, arguments, options = {
-        "mmd2": (SUMS._mmd2, (no_scale()[:, 0], x, y, a, a, ONE, ONE), sums),
+        "mmd2": (SUMS._mmd2, (no_scale()[:, 0], x, y, a, a, ONE, ONE), modes),
         "rbf_backward": (ops.rbf_backward, (g, x, y, ONE, ONE), {"wants": [True] * 2 + [False] * 2}),
         "rbf_matmul": (ops.rbf_matmul, (x, y, v, ONE, ONE), {"skip_diagonal": False}),
         "rbf_matmul_backward": (
@@ -113,7 +114,7 @@ def test_operators_launch_nothing_beside(name, monkeypatch):
     inputs = operator.flat(arguments, options)
     with Launches(monkeypatch) as found:
         gpu_kernels[name](*inputs)
-    assert found.triton == (2 if name == "rbf_matmul" else 3)
+    assert found.triton == (2 if name in ("mmd2", "rbf_matmul") else 3)
     assert not found.torch
 
 

@@ -26,7 +26,7 @@ from gpu_samples import (
 )
 
 from gkfast.kernels import gpu, reference
-from gkfast.kernels.gpu import sweep
+from gkfast.kernels.gpu import kernel_sums, sweep
 
 pytestmark = pytest.mark.interpreter
 
@@ -251,6 +251,32 @@ def test_narrow_kernels_keep_their_digits(dims):
 @pytest.mark.parametrize(("n", "m", "drop"), [(64, 128, 0), (130, 100, 1)])
 def test_half_of_the_pairs_gives_all_sums(n, m, drop):
     check_sums(*sample(2, n, m, 3, torch.float32), *two_bandwidths(2), drop)
+
+
+@pytest.mark.parametrize("ranges", [1, 3])
+@pytest.mark.parametrize("wants", [(True, True), (False, True), (True, False), (False, False)])
+@pytest.mark.parametrize("dims", [3, 20])
+def test_a_sweep_finishes_as_a_reduction_does(dims, wants, ranges, monkeypatch):
+    """Two combinations, of which one leaves the sum within x out, on a batch."""
+    monkeypatch.setattr(sweep, "column_ranges", lambda *_: ranges)
+    x, y = sample(2, 70, 130, dims, torch.float32)
+    scale = torch.tensor([[[1.0, 2.0, -2.0], [0.0, 1.0, 3.0]]] * 2, dtype=torch.float64, device=DEVICE)
+    scale[1] *= 0.5
+    sigma = 2.0 * ONE.expand(2, 1)
+
+    def found():
+        return gpu.kernel_sums_with_gradients(
+            scale, x, y, None, None, sigma, sigma, drop=1, wants=(*wants, *(False,) * 4), less_baselines=True
+        )
+
+    finished = found()
+    # no counters: the reduction's launch
+    monkeypatch.setattr(kernel_sums, "counters_of", lambda *_: 0)
+    for ours, reduced in zip(finished, found(), strict=True):
+        assert (ours is None) == (reduced is None)
+        if ours is not None:
+            # the pulls of products are added in float32, by a reduction in float64
+            torch.testing.assert_close(ours, reduced, rtol=3e-7, atol=3e-7 * float(reduced.abs().max()))
 
 
 def test_half_of_the_pairs_in_several_ranges(monkeypatch):

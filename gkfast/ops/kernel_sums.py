@@ -127,12 +127,7 @@ def _pair_change(
 
 
 def _call_kernel(device: str, scale: Any, operands: Sequence[Any], options: Options) -> Sequence[Any]:
-    x, y, _, _, sigma, _ = operands
-    subtracted = None
-    if options["less_baselines"]:
-        subtracted = kernels(device).baselines(x, y, sigma)
-    rest = {name: value for name, value in options.items() if name != "less_baselines"}
-    found: Sequence[Any] = kernels(device).kernel_sums_with_gradients(scale, *operands, subtracted, **rest)
+    found: Sequence[Any] = kernels(device).kernel_sums_with_gradients(scale, *operands, **options)
     return found
 
 
@@ -196,9 +191,9 @@ class Combinations(Operator):
         scale = scale.reshape(count, scale.shape[1] // 3, 3)
         cpu = kernels("cpu")
         arrays = [t if t is None else t.detach().numpy().reshape((count, *t.shape[axes:])) for t in points]
-        baseline = cpu.baselines(arrays[0], arrays[1], sigma) if options["less_baselines"] else None
-        operands = (scale, *arrays, sigma, weights, baseline)
-        found = cpu.kernel_sums_with_gradients(*operands, drop=options["drop"], wants=(*wants, False, False))
+        operands = (scale, *arrays, sigma, weights)
+        rest = {name: options[name] for name in ("drop", "less_baselines")}
+        found = cpu.kernel_sums_with_gradients(*operands, **rest, wants=(*wants, False, False))
         first = 1 if self.rows else 2
         return [
             r if r is None else torch.from_numpy(r.reshape(batch + r.shape[first:])) for r in (found[0], *found[2:6])

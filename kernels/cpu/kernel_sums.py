@@ -28,19 +28,20 @@ def kernel_sums(x, y, a, b, sigma, weights, *, drop):
     return kernel_sums_with_gradients(no_scale, x, y, a, b, sigma, weights, drop=drop, wants=wants)[1]
 
 
-def mmd2(scale, x, y, a, b, sigma, weights, baseline=None, *, drop):
+def mmd2(scale, x, y, a, b, sigma, weights, *, drop):
     """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,). See gkfast.mmd2."""
-    baseline = baselines(x, y, sigma) if baseline is None else baseline
-    arrays = (scale[:, None], x, y, a, b, sigma, weights, baseline)
-    return kernel_sums_with_gradients(*arrays, drop=drop, wants=(False,) * 6)[0][:, 0]
+    options = {"drop": drop, "less_baselines": True, "wants": (False,) * 6}
+    return kernel_sums_with_gradients(scale[:, None], x, y, a, b, sigma, weights, **options)[0][:, 0]
 
 
-def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None, *, drop, wants):
+def kernel_sums_with_gradients(
+    scale, x, y, a, b, sigma, weights, baseline=None, *, drop, wants, less_baselines=False
+):
     """R combinations of the three sums, the sums, and each combination's gradients to (x, y, a, b, sigma, weights).
 
     With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...), None where not wanted.
-    a or b None: all ones. Where baseline (B, S) is given, sum_s weights_s baseline_s is taken from K. A pair within a
-    set is visited once for both its ends, a pair between the sets once for all gradients.
+    a or b None: all ones. Where baseline (B, S) is given, or found (less_baselines), sum_s weights_s baseline_s is
+    taken from K. A pair within a set is visited once for both its ends, one between the sets once for all gradients.
     """
     (batch, n, dims), m, count, combinations = x.shape, y.shape[1], sigma.shape[1], scale.shape[1]
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
@@ -51,6 +52,8 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
         a, b = none if a is None else a, none if b is None else b
     # to Numba a read-only array is another type
     samples = tuple([u if u.flags.carray else as_contiguous(u) for u in (x, y, a, b)])
+    if less_baselines:
+        baseline = baselines(x, y, sigma)
     numbers = (sigma, weights, NO_BASELINE if baseline is None else baseline, scale)
     *bandwidths, scale = [u if u.flags.carray else as_contiguous(u) for u in numbers]
     gradients = [np.empty((batch, combinations, 0), x.dtype)] * 4

@@ -8,7 +8,8 @@ pairings     whose rows meet whose columns
 sweep        all pairs, row by row, for every sum
 panel        pulls of many coordinates, from weights that a sweep leaves
 baselines    where sums take k - 1
-reduce       the sums of a sweep's programs, added and combined
+combine      the sums of a sweep's programs, added and combined
+reduce       the same in a launch of its own
 device       GPUs that Triton does not compile for, and what it lacks here
 numbers      numbers of the host among the arguments of kernels
 launch       launches, and plans that spare the host the way to them

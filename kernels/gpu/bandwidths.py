@@ -109,16 +109,22 @@ def _ladder(sigma, inside, k, SP: tl.constexpr, SQUARES: tl.constexpr, EPS: tl.c
 
 
 @triton.jit
+def sigma_of(bandwidths, b, k, S, TABLE: tl.constexpr):
+    """The caller's k-th sigma for b of the batch, float64."""
+    if TABLE.HOST & 1:
+        return number(k, bandwidths.sigma_numbers)
+    else:
+        sigma_ptr = bandwidths.sigma + (b * S if TABLE.EACH & 1 else 0)
+        return tl.load(sigma_ptr + k, mask=k < S, other=1.0).to(tl.float64)
+
+
+@triton.jit
 def _fill(row, bandwidths, b, S, TABLE: tl.constexpr):
     """Writes a row of the table for b of the batch."""
     SP: tl.constexpr = TABLE.SP
     k = tl.arange(0, SP)
     inside = k < S
-    if TABLE.HOST & 1:
-        sigma = number(k, bandwidths.sigma_numbers)
-    else:
-        sigma_ptr = bandwidths.sigma + (b * S if TABLE.EACH & 1 else 0)
-        sigma = tl.load(sigma_ptr + k, mask=inside, other=1.0).to(tl.float64)
+    sigma = sigma_of(bandwidths, b, k, S, TABLE)
     if TABLE.HOST & 2:
         weights = number(k, bandwidths.weights_numbers)
     else:
@@ -189,7 +195,7 @@ class Table:
         self.dtype = dtype or accumulator(x)
         self.rows = None
         sigma, weights = host_numbers(sigma), host_numbers(weights)
-        self.count = len(sigma.floats) if type(sigma) is Numbers else sigma.shape[1]
+        self.sigma, self.count = sigma, len(sigma.floats) if type(sigma) is Numbers else sigma.shape[1]
         self.width = 1 + 6 * self.count
         self.scaled = not _moderate(sigma, self.dtype)
         host = each = 0

@@ -290,15 +290,16 @@ def pull_of_tile(
 
 
 @triton.jit
-def less_own_points(total, w_sum, rows, d, D, VARIANT: tl.constexpr):
+def less_own_points(total, w_sum, rows, d, VARIANT: tl.constexpr):
     """total - p_i w_sum_i of coordinates d: of sum_j w_ij q_j it makes sum_j w_ij (q_j - p_i).
 
-    The points' pieces are loaded again, since registers that held them all along would be missed.
+    Pieces are loaded again, since registers that held them all along would be missed. Beyond D they are 0.
     """
     # a 0 that the compiler does not know, or it would keep the places from before the loop over columns
     at = rows.at + tl.minimum(rows.size, 0)
     own = rows.pieces + at[:, None] * (VARIANT.PIECES * VARIANT.DP) + d[None, :]
-    inside = rows.inside[:, None] & (d < D)[None, :]
+    # not d < D: two neighbours are loaded together
+    inside = rows.inside[:, None] & (d < VARIANT.DP)[None, :]
     p = tl.load(own, mask=inside, other=0.0).to(tl.float32)
     if VARIANT.PIECES > 1:
         p += tl.load(own + VARIANT.DP, mask=inside, other=0.0).to(tl.float32)

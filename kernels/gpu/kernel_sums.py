@@ -3,42 +3,61 @@
 import torch
 
 from .bandwidths import Table
+from .combine import Finish, as_scale, counters_of, outputs
 from .points import Split
 from .reduce import reduce
 from .sweep import sweep
 
 
-def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None, *, drop, wants, precision="highest"):
-    """Combinations of the three sums, and their gradients to (x, y, a, b, sigma, weights): a sweep, a reduction.
+def kernel_sums_with_gradients(
+    scale, x, y, a, b, sigma, weights, baseline=None, *, drop, wants, less_baselines=False, precision="highest"
+):
+    """Combinations of the three sums, and their gradients to (x, y, a, b, sigma, weights).
 
-    a or b None: all ones, and no gradient to it may be wanted. With baseline (B, S) the sums are those of
-    K - sum_s w_s baseline_s. scale (B, R, 3) holds R combinations, scale_r . sums, or is None where no value and no
-    gradient is wanted. Returns values (B, R) as x, the sums (B, 3) float64, and gradients (B, R, ...), None where not
-    wanted. The sweeps are x against x, y against y, x against y, and y against x only where a gradient to y or b asks
-    for it. A set whose rows have no gradient of their own meets itself by halves.
+    a or b None: all ones, and no gradient to it may be wanted. With baseline (B, S) given, or found (less_baselines),
+    the sums are those of K - sum_s w_s baseline_s. scale (B, R, 3) holds R combinations, scale_r . sums, or is None
+    where no value and no gradient is wanted. Returns values (B, R) as x, the sums (B, 3) float64, and gradients
+    (B, R, ...), None where not wanted. The sweeps are x against x, y against y, x against y, and y against x only
+    where a gradient to y or b asks for it. A set whose rows have no gradient of their own meets itself by halves.
+
+    Two launches, the split and a sweep that finishes its own sums, where only points have gradients, of up to 128
+    coordinates. Else a reduction follows.
     """
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     (_, n, dims), m = x.shape, y.shape[1]
     if (a is None) != (b is None):
         a, b = (p.new_ones(p.shape[:2]) if f is None else f for p, f in ((x, a), (y, b)))
+    of_points = want_x or want_y
+    more = want_a or want_b or want_sigma or want_weights
+    counters = 0 if more or not n + m else counters_of(n, m)
+    split = Split(Table(sigma, weights, x), x, y, precision, less_baselines, counters)
+    # gradients to a and b are only wanted where there are a and b
+    wanted = (scale is not None, *wants[:4])
+    dtypes = tuple(t.dtype if want else None for t, want in zip((x, x, y, a, b), wanted, strict=True))
+    scale = scale.contiguous() if isinstance(scale, torch.Tensor) else scale
+    finish, combinations = None, 1
+    if split.counters is not None and not (split.panels and of_points):
+        encoded, combinations = as_scale(scale)
+        results = outputs(x, (n, m, dims, 1), combinations, dtypes, totals=True)
+        finish = Finish(split.counters, encoded, results)
     swept = sweep(
-        Split(Table(sigma, weights, x), x, y, precision),
+        split,
         None if a is None else a[..., None],
         None if b is None else b[..., None],
         pairings=4 if want_y or want_b else 3,
         half=(not (want_x or want_a)) + 2 * (not (want_y or want_b)),
         drop=drop,
-        baseline=baseline,
+        baseline=split.baseline if less_baselines else baseline,
         value=want_a or want_b,
         total=True,
         pull=int(want_x) + 2 * int(want_y),
         moments=want_sigma or want_weights,
         dtype=torch.float64,
+        finish=finish,
+        combinations=combinations,
     )
-    # gradients to a and b are only wanted where there are a and b
-    wanted = (scale is not None, *wants[:4])
-    dtypes = [t.dtype if want else None for t, want in zip((x, x, y, a, b), wanted, strict=True)]
-    scale = scale.contiguous() if isinstance(scale, torch.Tensor) else scale
-    values, sums, dx, dy, da, db, dsigma, dweights = reduce(swept, n, m, dims, 1, dtypes, scale)
+    if finish is None:
+        results = reduce(swept, (n, m, dims, 1), dtypes, scale)
+    values, sums, dx, dy, da, db, dsigma, dweights = results
     da, db = (None if t is None else t[..., 0] for t in (da, db))
     return values, sums, dx, dy, da, db, dsigma if want_sigma else None, dweights if want_weights else None

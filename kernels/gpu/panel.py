@@ -115,7 +115,7 @@ def _panel_kernel(
                 pull, w_sum, w, high, middle, far, rows, cols, block * BD, frame, D, TURN, VARIANT
             )  # fmt: skip
     unit = tl.load(row.unit)
-    pull = less_own_points(pull, w_sum, rows, coordinates, D, VARIANT) * (unit * (unit / frame.per_unit))
+    pull = less_own_points(pull, w_sum, rows, coordinates, VARIANT) * (unit * (unit / frame.per_unit))
     if FACTORS:
         pull *= tl.load(rows.coefficients + rows.at, mask=rows.inside, other=0.0).to(tl.float32)[:, None]
     pull_ptr += (((column_range.to(tl.int64) * PAIRINGS + pairing) * B + b) * height + i0) * D

@@ -29,7 +29,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .bandwidths import Table, row_of_table, triton_dtype
+from .bandwidths import Table, row_of_table, sigma_of, triton_dtype
+from .baselines import COORDINATES, ROWS, baselines, baselines_of, clear
 from .launch import launch
 from .tiles import FUSION, SIZES, Tile, tile
 
@@ -49,6 +50,7 @@ _BLOCK = 64
 _BN = 32
 # points of each set whose mean is the centre
 _FIRST = tl.constexpr(16)
+_ROWS, _COORDINATES = tl.constexpr(ROWS), tl.constexpr(COORDINATES)
 
 
 class Points(NamedTuple):
@@ -268,17 +270,29 @@ def weighted(total, w, high, low, DOT: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def _split_kernel(
-    points, bandwidths, N, M, D, S, table_stride,
+    points, bandwidths, baseline_ptr, counters, N, M, D, S, table_stride, COUNT,
     TABLE: tl.constexpr, PIECES: tl.constexpr, DP: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
-    """Pieces, norms and the frame; programs of x come first."""
+    """Pieces, norms and the frame; programs of x come first. The last one finds baselines and clears counters."""
     tiles_n, tiles_m = tl.cdiv(N, BN), tl.cdiv(M, BN)
+    # whether each of the batch has a program that splits nothing
+    MORE: tl.constexpr = counters is not None or baseline_ptr is not None
+    tiles = tiles_n + tiles_m + MORE
     pid = tl.program_id(0).to(tl.int64)
-    b, of = pid // (tiles_n + tiles_m), (pid % (tiles_n + tiles_m)).to(tl.int32)
+    b, of = pid // tiles, (pid % tiles).to(tl.int32)
     row = row_of_table(bandwidths, b, pid, S, table_stride, TABLE)
     unit = tl.load(row.unit).to(tl.float32)
     x_ptr, y_ptr = points.x + b * N * D, points.y + b * M * D
+    if MORE and of == tiles_n + tiles_m:
+        if counters is not None:
+            clear(counters + b * COUNT, COUNT, 128)
+        if baseline_ptr is not None:
+            k = tl.arange(0, TABLE.SP)
+            sigma = sigma_of(bandwidths, b, k, S, TABLE)
+            found = baselines_of(x_ptr, y_ptr, sigma, N, M, D, _ROWS, _COORDINATES)
+            tl.store(baseline_ptr + b * S + k, found, mask=k < S)
+        return
     ptr, columns, out, norms_ptr, n, i0 = x_ptr, points.x_columns, points.x_pieces, points.x_norms, N, of * BN
     if of >= tiles_n:
         ptr, columns, out, norms_ptr, n = y_ptr, points.y_columns, points.y_pieces, points.y_norms, M
@@ -334,10 +348,14 @@ def _split_kernel(
 class Split:
     """Two sets of points, and how kernels take them: float64, and few coordinates, by differences.
 
-    `points` is an argument of kernels. Others are split, in a launch.
+    `points` is an argument of kernels. Others are split, in a launch, which can do two things more: find the
+    baselines (less_baselines), and set so many counters to 0 for each of the batch. Without a split it is the
+    baselines' launch; without that there are no counters.
     """
 
-    def __init__(self, table: Table, x: torch.Tensor, y: torch.Tensor, precision: str):
+    def __init__(
+        self, table: Table, x: torch.Tensor, y: torch.Tensor, precision: str, less_baselines=False, counters=0
+    ):
         (batch, n, self.dims), m = x.shape, y.shape[1]
         self.table, self.device = table, x.device
         # log-densities have a table in float64 for points in float32
@@ -346,12 +364,22 @@ class Split:
         self.dot = PRODUCTS[precision] if self.dims > 4 and self.dtype == torch.float32 else 0
         self.pieces = 1 if self.dot == 1 else 2 if self.dot < 6 else 3
         self.whole = self.dims <= WHOLE
+        # pulls of more coordinates than a program holds go by panels (panel.py)
+        self.panels = bool(self.dot) and not self.whole
         self.dp = max(16, triton.next_power_of_2(self.dims))
         if not self.whole:
             self.dp = triton.cdiv(self.dims, _BLOCK) * _BLOCK
         self.points = Points(x, y, x, y, x, y, x, x, x)
-        if self.dot and batch * (n + m):
+        split = self.dot and batch * (n + m)
+        self.baseline = self.counters = None
+        if counters and batch and (split or less_baselines):
+            self.counters = x.new_empty(batch, counters, dtype=torch.int32)
+        if split:
+            if less_baselines:
+                self.baseline = x.new_empty(batch, table.count, dtype=torch.float64)
             self._split(x, y)
+        elif less_baselines:
+            self.baseline = baselines(x, y, table.sigma, self.counters)
 
     def _split(self, x, y):
         (batch, n, dims), m = x.shape, y.shape[1]
@@ -365,9 +393,11 @@ class Split:
             *(empty(2, rows) for rows in (n, m)), empty(),
         )  # fmt: skip
         tiles = triton.cdiv(n, _BN) + triton.cdiv(m, _BN)
+        tiles += self.counters is not None or self.baseline is not None
         own = self.table.own(tiles)
         launch(_split_kernel, (batch * tiles,),
-            self.points, self.table.arguments(), n, m, dims, self.table.count, self.table.stride,
+            self.points, self.table.arguments(), self.baseline, self.counters,
+            n, m, dims, self.table.count, self.table.stride, 0 if self.counters is None else self.counters.shape[1],
             TABLE=self.table.constants(own), PIECES=self.pieces, DP=self.dp, DOT=self.dot, BN=_BN,
             BK=min(_BLOCK, self.dp), num_warps=4, **FUSION,
         )  # fmt: skip

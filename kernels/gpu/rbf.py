@@ -216,7 +216,7 @@ def _pull(
             if not PRODUCTS:
                 total += chunk
     if PRODUCTS:
-        total = less_own_points(total, w_sum, rows, coordinates, D, VARIANT)
+        total = less_own_points(total, w_sum, rows, coordinates, VARIANT)
     inside = rows.inside[:, None] & (coordinates < D)[None, :]
     out = out_ptr + (b * p.size + i0 + rows.at)[:, None] * D + coordinates[None, :]
     tl.store(out, cast(total * factor.to(total.dtype), out_ptr), mask=inside)

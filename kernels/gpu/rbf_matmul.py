@@ -18,7 +18,7 @@ def rbf_matmul(x, y, v, sigma, weights, shift=None, baseline=None, *, skip_diago
     (_, n, dims), (_, m, columns) = x.shape, v.shape
     options = {"drop": 2 if skip_diagonal else 0, "baseline": baseline, "dtype": x.dtype}
     swept = sweep(_split(x, y, sigma, weights, shift, precision), v, v, row_shift=shift, value=True, **options)
-    return reduce(swept, n, m, dims, columns, (None, None, None, x.dtype, None)).da[:, 0]
+    return reduce(swept, (n, m, dims, columns), (None, None, None, x.dtype, None)).da[:, 0]
 
 
 def rbf_matmul_backward(
@@ -40,14 +40,14 @@ def rbf_matmul_backward(
     if of_rows and of_columns and max(n, m) <= 2 * min(n, m):
         options |= {"pull": int(want_x) + 2 * int(want_y), "moments": moments, "value": want_v}
         swept = sweep(split, g, v, pairings=2, row_shift=shift, **options)
-        _, _, dx, dy, _, dv, dsigma, dweights = reduce(swept, n, m, dims, columns, (None, of_x, of_y, None, of_v))
+        _, _, dx, dy, _, dv, dsigma, dweights = reduce(swept, (n, m, dims, columns), (None, of_x, of_y, None, of_v))
     else:
         if of_rows:
             swept = sweep(split, g, v, row_shift=shift, pull=int(want_x), moments=moments, **options)
-            _, _, dx, *_, dsigma, dweights = reduce(swept, n, m, dims, columns, (None, of_x, None, None, None))
+            _, _, dx, *_, dsigma, dweights = reduce(swept, (n, m, dims, columns), (None, of_x, None, None, None))
         if of_columns:
             swept = sweep(split.swapped(), v, g, col_shift=shift, pull=int(want_y), value=want_v, **options)
-            _, _, dy, _, dv, *_ = reduce(swept, m, n, dims, columns, (None, of_y, None, of_v, None))
+            _, _, dy, _, dv, *_ = reduce(swept, (m, n, dims, columns), (None, of_y, None, of_v, None))
     gradients = (dx, dy, dv, dsigma if want_sigma else None, dweights if want_weights else None)
     return tuple(None if t is None else t[:, 0] for t in gradients)
 

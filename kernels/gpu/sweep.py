@@ -33,6 +33,7 @@ import triton.language as tl
 
 from . import tile_sums
 from .bandwidths import Table, row_of_table
+from .combine import BLOCK, Finish, finish_sweep
 from .distances import cast, coordinates_of, far_range, is_far, met_now, pieces_of, side_of
 from .launch import launch
 from .pairings import height_of, modes_of, place_among_pulling, sets_of
@@ -75,6 +76,11 @@ class Asked(NamedTuple):
     PANEL: bool
     # columns of the value that a program holds
     BE: int
+    # of D, 4 or 1: so many neighbours are stored, and combined, together
+    DIVISOR: int
+    # where it combines them: how many at a time, and of how many ranges
+    COMBINED: int
+    TOGETHER: int
 
 
 class Sums(NamedTuple):
@@ -125,13 +131,13 @@ class Swept(NamedTuple):
     sums: Sums
     table: Table
     pairings: int
-    batch: int
+    like: torch.Tensor
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _sweep_kernel(
-    points, coefficients, shift_ptr, baseline_ptr, sums, panel_ptr, bandwidths,
-    N, M, D, E, B, S, table_stride, RANGES, FIRST, START, WINDOW,
+    points, coefficients, shift_ptr, baseline_ptr, sums, panel_ptr, bandwidths, finish,
+    N, M, D, E, B, S, R, table_stride, RANGES, FIRST, START, WINDOW,
     TABLE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr, FAR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     PAIRINGS: tl.constexpr = ASKED.PAIRINGS
@@ -184,7 +190,7 @@ def _sweep_kernel(
     if PANEL:
         panel_ptr = weights_of(panel_ptr, place_among_pulling(pairing, PULL), WINDOW, BN)
     elif PULL > 0:
-        pull_ptr = sums.pull + place * D
+        pull_ptr = sums.pull + place * (D // ASKED.DIVISOR * ASKED.DIVISOR)
         if DOT == 0 and ASKED.DIMS == 0:
             tile_sums.clear_pull(pull_ptr, rows, coordinates, D, BN, BD)
 
@@ -223,6 +229,9 @@ def _sweep_kernel(
         tile_sums.store_sums(
             sums, row, f, value, kept.sum_k, kept.sum_kd2, frame.square, i0, first, strips, more, S, SP, ASKED, BN
         )
+    if finish is not None:
+        strips = tl.cdiv(height, _STRIP)
+        finish_sweep(finish, sums, pairing, b, i0, N, M, D, R, B, RANGES, strips, ASKED, BN)
 
 
 @triton.jit
@@ -338,14 +347,17 @@ def sweep(
     pull: int = 0,
     moments: bool = False,
     dtype: torch.dtype | None = None,
+    finish: Finish | None = None,
+    combinations: int = 1,
 ) -> Swept:
     """a (B, N, E), b (B, M, E), shift (B, N or M, S), contiguous. Value and pull in dtype.
 
     a and b None: one column of ones. With one pairing the rows are x, a, the columns y, b; with more see pairings.py;
     the rows of a pairing stand first where others have more. Of two the shift is that of x, the first one's rows. The
     bits of half say which of x with x and y with y may meet half of the pairs, the bits of pull for which of x and y
-    it is wanted. Other pairings' values, pulls and moments are unwritten, as are of two the first one's value and the
-    second one's moments.
+    it is wanted. With finish the sweep makes so many combinations of the totals, and the pulls' alone. Other
+    pairings' values, pulls and moments are unwritten, as are of two the first one's value and the second one's
+    moments.
     """
     table, x, y = split.table, split.points.x, split.points.y
     (batch, n, dims), m, columns = x.shape, y.shape[1], 1 if b is None else b.shape[2]
@@ -353,7 +365,7 @@ def sweep(
     baseline = None if baseline is None else baseline.contiguous()
     options |= {"baseline": baseline, "half": half}
     # of more coordinates than registers hold the weights are left in memory, and multiplied with the points
-    products, panel = split.dot > 0, bool(split.dot and pull and not split.whole)
+    products, panel = split.dot > 0, bool(pull) and split.panels
     # registers hold the sums of one or of the other
     if products and pull and moments and not panel:
         of_pairs = sweep(split, a, b, value=value, total=total, moments=True, **options)
@@ -390,7 +402,7 @@ def sweep(
     # each program meets many columns, beside which a row of the table is little work
     own = table.own(tiles, pairings * ranges * e_blocks, math.inf)
     if not batch * height or (value and not columns):
-        return Swept(sums, table, pairings, batch)
+        return Swept(sums, table, pairings, x)
     shift = col_shift if row_shift is None else row_shift
     # of ones no kernel reads the coefficients
     coefficients = Coefficients(x, y) if a is None else Coefficients(a, b)
@@ -401,7 +413,8 @@ def sweep(
         PAIRINGS=pairings, HALF=half, DIMS=few, DROP=drop, LESS=baseline is not None,
         SHIFT=0 if shift is None else 3 if pairings == 2 else 1 if col_shift is None else 2,
         ONE_COLUMN=columns == 1, ONES=a is None, VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments,
-        PANEL=panel, BE=be,
+        PANEL=panel, BE=be, DIVISOR=4 if pull and dims % 4 == 0 else 1,
+        COMBINED=min(BLOCK, found.bn * variant.BD) if products or few else 1024, TOGETHER=min(2, ranges),
     )  # fmt: skip
     # the places of launches, and the programs for a block of rows of each
     of, each = Panels([(0, batch * tiles, 0)], 0, None), 1
@@ -410,11 +423,11 @@ def sweep(
     for place in of.places:
         first, blocks, start = place
         launch(_sweep_kernel, (blocks * each, pairings, ranges * e_blocks),
-            split.points, coefficients, shift, baseline, sums, of.weights, table.arguments(),
-            n, m, dims, columns, batch, table.count, table.stride, ranges, first, start, of.window,
+            split.points, coefficients, shift, baseline, sums, of.weights, table.arguments(), finish,
+            n, m, dims, columns, batch, table.count, combinations, table.stride, ranges, first, start, of.window,
             TABLE=table.constants(own), ASKED=asked, VARIANT=variant, FAR=variant._replace(BM=min(16, found.bm)),
             STAGES=found.stages, **found.options,
         )  # fmt: skip
         if panel:
             pull_by_panel(of, place, split, coefficients, sums.pull, asked)
-    return Swept(sums, table, pairings, batch)
+    return Swept(sums, table, pairings, x)

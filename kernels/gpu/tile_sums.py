@@ -248,8 +248,10 @@ def store_pull(
     """Scales the pull, which is in registers or, in float64 and of many coordinates, in memory."""
     BD: tl.constexpr = VARIANT.BD
     if VARIANT.DOT > 0:
-        pull = less_own_points(pull, w_sum, rows, coordinates, D, VARIANT)
+        pull = less_own_points(pull, w_sum, rows, coordinates, VARIANT)
         factor = factor.to(tl.float32)
+    # neighbours are stored together
+    D = D // ASKED.DIVISOR * ASKED.DIVISOR
     for d0 in range(0, 1 if VARIANT.DOT > 0 else D, BD):
         own = pull_ptr + rows.at[:, None] * D + d0 + coordinates[None, :]
         inside = rows.inside[:, None] & (coordinates < D - d0)[None, :]
