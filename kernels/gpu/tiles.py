@@ -68,9 +68,9 @@ _ANY = float("inf")
 # the first row that fits is taken: that architecture, that accumulator, at most that many coordinates. A GPU without
 # rows of its own takes those of architecture 0, which need no more shared memory than any has.
 TILES = [
-    _Row("matrix", 0, False, _ANY, Tile(64, 64, 4, 8, 128)),
+    _Row("matrix", 0, False, _ANY, Tile(64, 64, 4, 2, 128)),
     _Row("matrix", 0, True, _ANY, Tile(32, 64, 4, 8, 200)),
-    _Row("square matrix", 0, False, _ANY, Tile(64, 64, 4, 8, 128)),
+    _Row("square matrix", 0, False, _ANY, Tile(64, 64, 4, 2, 168)),
     _Row("square matrix", 0, True, _ANY, Tile(32, 32, 4, 4, 200)),
     _Row("weight", 0, False, _ANY, Tile(32, 32, 4, 4, None)),
     _Row("weight", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
