@@ -8,7 +8,7 @@
     MOMENTS  sum_ij c_ij k_sij (k - baseline with LESS), sum_ij c_ij k_sij |p_i - q_j|^2     (B, strips of rows, 2, S)
 
 p, f are the points and coefficients of the rows, q, h those of the columns. Every row has one program, or one for
-each range of columns, whose sums are then added in order (reduce.py): no atomics, so results repeat bit for bit.
+each range of columns, whose sums are then added in order (combine.py), so that results repeat bit for bit.
 Sums are in the dtype of the tile within a few tiles and in float64 beyond, so that rounding does not grow with M.
 
 One launch can hold four sweeps over two point sets: x with x, y with y, x with y, y with x. That is MMD^2. Or the
@@ -209,6 +209,8 @@ def _sweep_kernel(
             D, E, S, 1, BM, GROUP, 1, TABLE, ASKED, FAR,
         )  # fmt: skip
     value, pull, w_sum = kept.value, kept.pull, kept.w_sum
+    if TABLE.COUNT == 1:
+        value *= tl.load(row.weights).to(tl.float64)
 
     # the windows before have left sums
     more = PANEL and START > 0
@@ -221,6 +223,8 @@ def _sweep_kernel(
         # weights are in units of the table, and the pull in those of the frame
         unit = tl.load(row.unit)
         factor = f.to(tl.float64)[:, None] * (unit * (unit / frame.per_unit)).to(tl.float64)
+        if TABLE.COUNT == 1:
+            factor *= tl.load(row.weights_over_sigma2).to(tl.float64)
         tile_sums.store_pull(pull_ptr, pull, w_sum, rows, coordinates, factor, D, ASKED, VARIANT)
     if (ASKED.TOTAL or ASKED.MOMENTS) and measured:
         # pairings by batch by ranges by strips

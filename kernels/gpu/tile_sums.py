@@ -284,7 +284,10 @@ def mix(
     d2, exact, rest, c, sum_k, sum_kd2, row, marks, rows, cols, counted, j1, m, met, memory, frame, S,
     TABLE: tl.constexpr, ASKED: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile: sum_s w_s k_s, or of k_s - baseline_s; sum_s w_s / sigma_s^2 k_s; sum_k, sum_kd2 with its share."""
+    """Of a tile: sum_s w_s k_s, or of k_s - baseline_s; sum_s w_s / sigma_s^2 k_s; sum_k, sum_kd2 with its share.
+
+    Of a single bandwidth the first two are without its weight; panels have it.
+    """
     total = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
     k_over_sigma2 = zeros(VARIANT.BN, VARIANT.BM, VARIANT.ACC)
     k, km1 = total, total
@@ -320,9 +323,14 @@ def _add_bandwidth(
     summed = km1
     if ASKED.LESS:
         summed = tl.where(less > 0, km1, k)
-    if ASKED.VALUE or ASKED.TOTAL:
+    # the weight of a single bandwidth is multiplied with the sums
+    if TABLE.COUNT == 1:
+        total = summed
+    elif ASKED.VALUE or ASKED.TOTAL:
         total = tl.fma(summed, tl.load(row.weights + s).to(VARIANT.ACC), total)
-    if ASKED.PULL > 0:
+    if TABLE.COUNT == 1 and not ASKED.PANEL:
+        k_over_sigma2 = k
+    elif ASKED.PULL > 0:
         k_over_sigma2 = tl.fma(k, tl.load(row.weights_over_sigma2 + s).to(VARIANT.ACC), k_over_sigma2)
     if ASKED.MOMENTS and met.measured:
         own = tl.arange(0, TABLE.SP)[None, :] == s

@@ -76,7 +76,7 @@ TILES = [
     _Row("weight", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
     _Row("pull", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
     _Row("pull", 0, True, _ANY, Tile(32, 64, 4, 8, 168)),
-    _Row("value", 0, False, _ANY, Tile(128, 32, 4, 4, 168)),
+    _Row("value", 0, False, _ANY, Tile(64, 32, 4, 2, 168)),
     _Row("value", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
     _Row("columns", 90, False, _ANY, Tile(32, 64, 4, 8, 200)),
     _Row("columns", 100, False, _ANY, Tile(32, 64, 4, 8, 200)),
