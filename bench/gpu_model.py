@@ -309,7 +309,7 @@ def pipes(counts, warps):
     found["tensor"] = counts["multiply_adds"] / TENSOR / SHARE
     found["operands"] = counts["tensor_bytes"] / SHARED_BYTES
     found["shared"] = max(memory, moved / SHARED_BYTES) + counts["shuffles"] + found["operands"]
-    found["L2"] = counts["copy_bytes"] / L2_BYTES
+    found["L2"] = counts["l2_bytes"] / L2_BYTES
     found["store"] = counts["store_bytes"] / STORE_BYTES
     return {name: warps * clocks for name, clocks in found.items()}
 

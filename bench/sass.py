@@ -131,6 +131,8 @@ def counts_of(instruction):
         found["global_loads"], found["global_bytes"] = 1, WARP * width(name)
     elif base == "LDGSTS":
         found["copies"], found[f"copies_{width(name)}"], found["copy_bytes"] = 1, 1, WARP * width(name)
+        # those of 16 bytes pass by the first cache, others are often of the same few numbers, which it holds
+        found["l2_bytes"] = WARP * width(name) if "BYPASS" in name else 0
     elif base in ("UTMALDG", "UBLKCP"):
         found["bulk_copies"] = 1
     elif base in ("LDS", "LDSM"):

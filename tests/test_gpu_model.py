@@ -308,7 +308,7 @@ def test_the_slowest_pipe_binds():
         "integer": {"integer": 1000},
         "tensor": {"multiply_adds": 10**6},
         "store": {"store_bytes": 10**5},
-        "L2": {"copy_bytes": 10**5},
+        "L2": {"l2_bytes": 10**5},
         "shared": {"shared_loads": 500},
     }.items():
         assert bounds(work(**many | counts), shape).binding.startswith(pipe)

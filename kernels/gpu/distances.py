@@ -132,14 +132,31 @@ def _squared(k, km1, LESS: tl.constexpr):
 
 
 @triton.jit
-def far_range(first, after, far, j, BM: tl.constexpr):
-    """Where the tiles that are far begin, and end, after that of column j."""
-    return tl.where(far, tl.minimum(first, j), first), tl.where(far, j + BM, after)
+def columns_of_turn(
+    q, b, first, j, start, first_far, after_far, of_rows, frame, D, E,
+    TURN: tl.constexpr, TILE: tl.constexpr, VARIANT: tl.constexpr,
+):  # fmt: skip
+    """The tile of columns from `first` on, met at place j from start on; empty in the turn that is not its own.
+
+    With its pieces, whether it is far, and where the tiles that are far begin and end so far. The second turn's tiles
+    are parts of the first one's, of TILE columns, and far as a whole.
+    """
+    cols = side_of(q, b, first, D, E, VARIANT.BM, VARIANT)
+    of_cols = pieces_of(cols, VARIANT)
+    far = is_far(of_rows, of_cols.lead, frame, VARIANT)
+    if TURN == 1 and TILE > VARIANT.BM:
+        whole = side_of(q, b, first - (j - start) % TILE, D, E, TILE, VARIANT)
+        far = is_far(of_rows, pieces_of(whole, VARIANT).lead, frame, VARIANT)
+    if VARIANT.DOT > 0:
+        cols = some_of(cols, far.to(tl.int32) == TURN)
+        first_far = tl.where(far, tl.minimum(first_far, j), first_far)
+        after_far = tl.where(far, j + VARIANT.BM, after_far)
+    return cols, of_cols, far, first_far, after_far
 
 
 @triton.jit
-def met_now(cols, now):
-    """No columns, unless they are met now."""
+def some_of(cols, now):
+    """The columns where `now`."""
     return Side(
         cols.points, cols.point_stride, cols.stride, cols.pieces, cols.norms, cols.size, cols.coefficients, cols.at,
         cols.inside & now,

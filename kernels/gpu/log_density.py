@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .bandwidths import LOG2_E, Table, row_of_table
-from .distances import exponents, far_range, is_far, met_now, pieces_of, side_of, split_distances
+from .distances import columns_of_turn, exponents, pieces_of, side_of, split_distances
 from .launch import launch
 from .pairings import Set
 from .points import Split, frame_of
@@ -76,15 +76,9 @@ def _add_columns(
     COUNT: tl.constexpr = TABLE.COUNT
     first_far, after_far = stop, start
     for j0 in tl.range(start, stop, BM, num_stages=STAGES):
-        cols = side_of(q, b, j0, D, 1, BM, VARIANT)
-        of_cols = pieces_of(cols, VARIANT)
-        far = is_far(of_rows, of_cols.lead, frame, VARIANT)
-        if TURN == 1:
-            whole = side_of(q, b, j0 - (j0 - start) % TILE, D, 1, TILE, VARIANT)
-            far = is_far(of_rows, pieces_of(whole, VARIANT).lead, frame, VARIANT)
-        if VARIANT.DOT > 0:
-            cols = met_now(cols, far.to(tl.int32) == TURN)
-            first_far, after_far = far_range(first_far, after_far, far, j0, BM)
+        cols, of_cols, far, first_far, after_far = columns_of_turn(
+            q, b, j0, j0, start, first_far, after_far, of_rows, frame, D, 1, TURN, TILE, VARIANT
+        )
         exact, rest = split_distances(rows, cols, of_rows, of_cols, far, frame, D, TURN, VARIANT)
         a = tl.load(cols.coefficients + cols.at, mask=cols.inside, other=0.0).to(ACC)
         if COUNT > 0:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .bandwidths import row_at
-from .distances import far_range, is_far, less_own_points, met_now, pieces_of, pull_of_tile, side_of
+from .distances import columns_of_turn, less_own_points, pieces_of, pull_of_tile, side_of, some_of
 from .launch import launch
 from .pairings import height_of, pulling, sets_of
 from .points import Split, frame_of, pieces_at
@@ -103,12 +103,11 @@ def _panel_kernel(
         if TURN == 1:
             start, stop = first_far, after_far
         for j in range(start, stop, BM):
-            cols = side_of(q, b, START + j, D, 1, BM, VARIANT)
-            far = is_far(of_rows, pieces_of(cols, VARIANT).lead, frame, VARIANT)
+            cols, _, far, first_far, after_far = columns_of_turn(
+                q, b, START + j, j, start, first_far, after_far, of_rows, frame, D, 1, TURN, BM, VARIANT
+            )
             # columns beyond the window are others'
-            cols = met_now(cols, (cols.at < columns - j) & (far.to(tl.int32) == TURN))
-            if TURN == 0:
-                first_far, after_far = far_range(first_far, after_far, far, j, BM)
+            cols = some_of(cols, cols.at < columns - j)
             w = tl.load(weights + j, mask=rows.inside[:, None] & cols.inside[None, :], other=0.0)
             high, middle, _ = pieces_at(cols, coordinates, VARIANT)
             pull, w_sum = pull_of_tile(

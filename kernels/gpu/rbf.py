@@ -18,12 +18,11 @@ import triton.language as tl
 from .bandwidths import Table, accumulator, row_at, row_of_table
 from .distances import (
     cast,
+    columns_of_turn,
     coordinates_of,
     differences,
-    far_range,
     is_far,
     less_own_points,
-    met_now,
     next_kernel,
     pieces_of,
     pull_by_differences,
@@ -190,13 +189,9 @@ def _pull(
         for j0 in range(start, stop, _CHUNK * BM):
             chunk = zeros(VARIANT.BN, VARIANT.BD, VARIANT.ACC)
             for j1 in range(j0, tl.minimum(j0 + _CHUNK * BM, stop), BM):
-                cols = side_of(q, b, j1, D, 0, BM, VARIANT)
-                of_cols = pieces_of(cols, VARIANT)
-                far = is_far(of_rows, of_cols.lead, frame, VARIANT)
-                if PRODUCTS:
-                    cols = met_now(cols, far.to(tl.int32) == TURN)
-                    if TURN == 0:
-                        first_far, after_far = far_range(first_far, after_far, far, j1, BM)
+                cols, of_cols, far, first_far, after_far = columns_of_turn(
+                    q, b, j1, j1, start, first_far, after_far, of_rows, frame, D, 0, TURN, BM, VARIANT
+                )
                 inside = rows.inside[:, None] & cols.inside[None, :]
                 w = zeros(BN, BM, VARIANT.ACC)
                 if BY_ROWS:

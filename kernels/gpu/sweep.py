@@ -34,7 +34,7 @@ import triton.language as tl
 from . import tile_sums
 from .bandwidths import Table, row_of_table
 from .combine import BLOCK, Finish, finish_sweep
-from .distances import cast, coordinates_of, far_range, is_far, met_now, pieces_of, side_of
+from .distances import cast, columns_of_turn, coordinates_of, pieces_of, side_of
 from .launch import launch
 from .pairings import height_of, modes_of, place_among_pulling, sets_of
 from .panel import ROWS, Panels, panels, pull_by_panel, tile_of_panel, weights_of
@@ -78,7 +78,8 @@ class Asked(NamedTuple):
     BE: int
     # of D, 4 or 1: so many neighbours are stored, and combined, together
     DIVISOR: int
-    # where it combines them: how many at a time, and of how many ranges
+    # whether the sweep combines its sums: pulls so many at a time, and of so many ranges
+    FINISH: bool
     COMBINED: int
     TOGETHER: int
 
@@ -233,7 +234,7 @@ def _sweep_kernel(
         tile_sums.store_sums(
             sums, row, f, value, kept.sum_k, kept.sum_kd2, frame.square, i0, first, strips, more, S, SP, ASKED, BN
         )
-    if finish is not None:
+    if ASKED.FINISH:
         strips = tl.cdiv(height, _STRIP)
         finish_sweep(finish, sums, pairing, b, i0, N, M, D, R, B, RANGES, strips, ASKED, BN)
 
@@ -259,15 +260,9 @@ def _meet_columns(
         pull_chunk = tile_sums.no_pull(ASKED, VARIANT)
         for j in tl.range(j0, tl.minimum(j0 + _CHUNK * TILE, stop), BM, num_stages=STAGES):
             j1 = _met_column(j, met.i0, met.groups, met.half, GROUP, ASKED)
-            cols = side_of(q, met.b, j1, D, E, BM, VARIANT)
-            of_cols = pieces_of(cols, VARIANT)
-            far = is_far(of_rows, of_cols.lead, frame, VARIANT)
-            if TURN == 1:
-                whole = side_of(q, met.b, j1 - (j - start) % TILE, D, E, TILE, VARIANT)
-                far = is_far(of_rows, pieces_of(whole, VARIANT).lead, frame, VARIANT)
-            if DOT > 0:
-                cols = met_now(cols, far.to(tl.int32) == TURN)
-                first_far, after_far = far_range(first_far, after_far, far, j, BM)
+            cols, of_cols, far, first_far, after_far = columns_of_turn(
+                q, met.b, j1, j, start, first_far, after_far, of_rows, frame, D, E, TURN, TILE, VARIANT
+            )
             d2, exact, rest, away = tile_sums.distances(
                 rows, cols, of_rows, of_cols, far, row_points, frame, D, TURN, ASKED, VARIANT
             )  # fmt: skip
@@ -418,7 +413,8 @@ def sweep(
         SHIFT=0 if shift is None else 3 if pairings == 2 else 1 if col_shift is None else 2,
         ONE_COLUMN=columns == 1, ONES=a is None, VALUE=value, TOTAL=total, PULL=pull, MOMENTS=moments,
         PANEL=panel, BE=be, DIVISOR=4 if pull and dims % 4 == 0 else 1,
-        COMBINED=min(BLOCK, found.bn * variant.BD) if products or few else 1024, TOGETHER=min(2, ranges),
+        FINISH=finish is not None, TOGETHER=min(2, ranges),
+        COMBINED=min(BLOCK, found.bn * variant.BD) if products or few else 1024,
     )  # fmt: skip
     # the places of launches, and the programs for a block of rows of each
     of, each = Panels([(0, batch * tiles, 0)], 0, None), 1

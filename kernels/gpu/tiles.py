@@ -53,7 +53,7 @@ class Tile(NamedTuple):
 
 
 class _Row(NamedTuple):
-    # "... by products" means products of float16 pieces
+    # "... by products" means products of float16 pieces, "... by one product" those of "medium" alone
     kernel: str
     # 0 fits every GPU
     architecture: int
@@ -95,6 +95,7 @@ TILES = [
     _Row("pull by products", 0, False, _ANY, Tile(64, 16, 64, 4, 255, 2, 32)),
     _Row("pull of both by products", 90, False, _ANY, Tile(128, 32, 64, 8, 255, 2, 64)),
     _Row("pull of both by products", 0, False, _ANY, Tile(64, 16, 64, 4, 255, 2, 32)),
+    _Row("value by one product", 90, False, 128, Tile(64, 128, 64, 4, 255, 2, 64)),
     _Row("value by products", 90, False, 16, Tile(64, 128, 64, 4, 255, 2, 64)),
     _Row("value by products", 90, False, 128, Tile(64, 64, 64, 4, 255, 2, 64)),
     _Row("value by products", 90, False, _ANY, Tile(128, 64, 64, 8, 255, 2, 64)),
@@ -129,17 +130,21 @@ def architecture(device):
     return 10 * major + minor
 
 
-def row(kernel, dims, accumulator, device):
+def row(kernel, dims, accumulator, device, products=0):
+    """The row of a kernel, or of its form by so many products of float16 pieces."""
     of, wide = architecture(device), accumulator == torch.float64
+    forms = {f"{kernel} by products" if products else kernel}
+    if products == 1:
+        forms.add(f"{kernel} by one product")
     for found in TILES:
-        if (found.kernel, found.float64) == (kernel, wide) and found.architecture in (0, of) and dims <= found.dims:
+        fits = found.architecture in (0, of) and dims <= found.dims
+        if found.kernel in forms and found.float64 == wide and fits:
             return found
     raise KeyError((kernel, of, accumulator, dims))
 
 
 def tile(kernel, dims, accumulator, device, products=0):
-    """The tile of a kernel, or of its form by so many products of float16 pieces."""
-    return row(f"{kernel} by products" if products else kernel, dims, accumulator, device).tile
+    return row(kernel, dims, accumulator, device, products).tile
 
 
 def multiprocessors(device):
