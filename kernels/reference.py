@@ -167,6 +167,21 @@ def mmd2(
     return (scale.to(sums.device) * sums).sum(-1)
 
 
+def mmd2_by_bandwidth(
+    scale: Tensor,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    sigma: Tensor,
+    *,
+    drop: int,
+) -> Tensor:
+    """mmd2 of each bandwidth by itself, (B, S). See gkfast.mmd2."""
+    each = sigma.split(1, -1)
+    return torch.stack([mmd2(scale, x, y, a, b, s, torch.ones_like(s), drop=drop) for s in each], -1)
+
+
 def hsic(kx: Tensor, ky: Tensor, unbiased: bool) -> Tensor:
     """The dependence of paired rows by their kernel matrices (B, N, N), (B,). See gkfast.hsic."""
     n = kx.shape[1]

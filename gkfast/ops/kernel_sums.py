@@ -126,12 +126,14 @@ def _pair_change(
     return total
 
 
-def _call_kernel(device: str, scale: Any, operands: Sequence[Any], options: Options) -> Sequence[Any]:
+def _call_kernel(
+    device: str, scale: Any, operands: Sequence[Any], options: Options, want_sums: bool = True
+) -> Sequence[Any]:
     x, y, _, _, sigma, _ = operands
     subtracted = None
     if options["less_baselines"]:
         subtracted = kernels(device).baselines(x, y, sigma)
-    rest = {name: value for name, value in options.items() if name != "less_baselines"}
+    rest = {name: value for name, value in options.items() if name != "less_baselines"} | {"want_sums": want_sums}
     found: Sequence[Any] = kernels(device).kernel_sums_with_gradients(scale, *operands, subtracted, **rest)
     return found
 
@@ -145,6 +147,71 @@ class SumsWithGradients(Gradient):
         g, *tensors = operands
         _, sums, *found = _call_kernel(device, g[:, None], tensors, options)
         return sums, *(None if d is None else d[:, 0] for d in found)
+
+
+class SumsBackward(Gradient):
+    """The gradients of g . sums alone."""
+
+    def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
+        g, *tensors = operands
+        _, _, *found = _call_kernel(device, g[:, None], tensors, options, want_sums=False)
+        return [None if d is None else d[:, 0] for d in found]
+
+
+class MMD2ByBandwidth(Operator):
+    """scale . sums of each bandwidth's kernel less its baseline, in float64. See gkfast.mmd2.
+
+    With the bandwidths weighted by g that is the value of `mmd2`, and so all gradients are those of the three sums.
+    """
+
+    name = "mmd2_by_bandwidth"
+    tensors = "scale: 3, x: N D, y: M D, a?: N, b?: M, sigma: S"
+    result = "S"
+    result_float64 = True
+    options = "int drop"
+
+    def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
+        scale, x, y, a, b, sigma = operands
+        if device == "cpu":
+            return (kernels(device).mmd2_by_bandwidth(scale, x, y, a, b, sigma, **options),)
+        # the gradient to the weight of a bandwidth
+        if isinstance(scale, Tensor):
+            scale = scale.to(x.device)[:, None]
+        ones = (1.0,) * (len(sigma) if type(sigma) is tuple else sigma.shape[-1])
+        options = {**options, "less_baselines": True, "wants": [*[False] * 5, True]}
+        return (_call_kernel(device, scale, (x, y, a, b, sigma, ones), options, want_sums=False)[7][:, 0],)
+
+    def gradients_of(
+        self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        scale, *tensors = arguments
+        if type(scale) is tuple:
+            # numbers need no copy to the device
+            scale = torch.stack([g.new_full((), number) for number in scale]).expand(*g.shape[:-1], 3)
+        wants = [*needed[1:], False]
+        # sums of kernels, but not their derivatives, change with the baselines
+        options = {**options, "less_baselines": needed[0] or needed[3] or needed[4], "wants": wants}
+        operands = (scale, *tensors, g)
+        found: Any
+        if needed[0]:
+            of_scale, *found = kernel_sums_with_gradients(*operands, **options)
+        else:
+            of_scale, found = None, sums_backward(*operands, **options)
+        return [of_scale, *(d if want else None for d, want in zip(found[:5], wants[:5], strict=True))]
+
+    def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
+        """That of the sums is linear in the weights of the bandwidths: its gradient to them."""
+        (scale, *tensors), (tscale, *tangents) = tensors, tangents
+        total: Any = 0.0
+        if tscale is not None:
+            total = self(tscale, *tensors, **options)
+        if any(t is not None for t in tangents):
+            sigma = tensors[4]
+            operands = (scale.to(tensors[0].device), [*tensors, torch.ones_like(sigma)], [*tangents, None])
+            options = {**options, "less_baselines": True}
+            total = total + _sums.change_vjp(*operands, options, [*[False] * 6, True])[6]
+        found: Tensor = total
+        return found
 
 
 class Combinations(Operator):
@@ -313,6 +380,10 @@ class _Swept(torch.autograd.Function):
 
 _sums = Sums()
 kernel_sums_with_gradients = SumsWithGradients(_sums, "kernel_sums_with_gradients")
+sums_backward = SumsBackward(_sums, "sums_backward")
+mmd2_by_bandwidth = MMD2ByBandwidth()
+mmd2_by_bandwidth.define()
+mmd2_by_bandwidth.differentiate()
 _mmd2 = Combinations("mmd2", "")
 _kernel_sums = Combinations("kernel_sums", "R")
 

@@ -8,14 +8,17 @@ from .reduce import reduce
 from .sweep import sweep
 
 
-def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None, *, drop, wants, precision="highest"):
+def kernel_sums_with_gradients(
+    scale, x, y, a, b, sigma, weights, baseline=None, *, drop, wants, want_sums=True, precision="highest"
+):  # fmt: skip
     """Combinations of the three sums, and their gradients to (x, y, a, b, sigma, weights): a sweep, a reduction.
 
     a or b None: all ones, and no gradient to it may be wanted. With baseline (B, S) the sums are those of
     K - sum_s w_s baseline_s. scale (B, R, 3) holds R combinations, scale_r . sums, or is None where no value and no
     gradient is wanted. Returns values (B, R) as x, the sums (B, 3) float64, and gradients (B, R, ...), None where not
-    wanted. The sweeps are x against x, y against y, x against y, and y against x only where a gradient to y or b asks
-    for it. A set whose rows have no gradient of their own meets itself by halves.
+    wanted; without want_sums neither values nor sums. The sweeps are x against x, y against y, x against y, and y
+    against x only where a gradient to y or b asks for it. A set whose rows have no gradient of their own meets itself
+    by halves.
     """
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
     (_, n, dims), m = x.shape, y.shape[1]
@@ -30,13 +33,13 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
         drop=drop,
         baseline=baseline,
         value=want_a or want_b,
-        total=True,
+        total=want_sums,
         pull=int(want_x) + 2 * int(want_y),
         moments=want_sigma or want_weights,
         dtype=torch.float64,
     )
     # gradients to a and b are only wanted where there are a and b
-    wanted = (scale is not None, *wants[:4])
+    wanted = (want_sums and scale is not None, *wants[:4])
     dtypes = [t.dtype if want else None for t, want in zip((x, x, y, a, b), wanted, strict=True)]
     scale = scale.contiguous() if isinstance(scale, torch.Tensor) else scale
     values, sums, dx, dy, da, db, dsigma, dweights = reduce(swept, n, m, dims, 1, dtypes, scale)
