@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels
+from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels, tensor_of
 from gkfast.ops.rbf_matmul import rbf_matmul, tile_change
 from gkfast.ops.tiling import Tile, add, tiles, vjp_by_tiles
 from gkfast.ops.torch_private import eager_place, foreach_mul
@@ -186,8 +186,7 @@ class MMD2ByBandwidth(Operator):
     ) -> list[Tensor | None]:
         scale, *tensors = arguments
         if type(scale) is tuple:
-            # numbers need no copy to the device
-            scale = torch.stack([g.new_full((), number) for number in scale]).expand(*g.shape[:-1], 3)
+            scale = tensor_of(scale, g.shape[:-1], g)
         wants = [*needed[1:], False]
         # sums of kernels, but not their derivatives, change with the baselines
         options = {**options, "less_baselines": needed[0] or needed[3] or needed[4], "wants": wants}

@@ -76,11 +76,7 @@ def kernel_sums_with_gradients(
     wanted = (drop, (want_sums, want_x, want_y, want_a, want_b, want_parameters))
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
     _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, wanted, limit, results)
-    if by_bandwidth:
-        of_bandwidths = np.empty_like(sums)
-        np.put_along_axis(of_bandwidths, order[:, None], sums, 2)
-        return values, of_bandwidths, *[None] * 6
-    sums = sums[..., 0]
+    sums = sums if by_bandwidth else sums[..., 0]
     for k, like in enumerate(samples):
         gradients[k] = gradients[k].reshape(batch, combinations, *like.shape[1:]) if wants[k] else None
     dsigma = dweights = None
@@ -91,14 +87,17 @@ def kernel_sums_with_gradients(
 
 
 @inner
-def _values(scale, row_weights, accumulators, values, sums):
-    """scale_r . sums (B, R) and the sums (B, 3, 1), or (B, 3, S) by bandwidth, of the sweeps xx, yy and xy."""
+def _values(scale, row_weights, accumulators, places, values, sums):
+    """scale_r . sums (B, R) and the sums (B, 3, 1), or (B, 3, S) by bandwidth, of the sweeps xx, yy and xy.
+
+    places (B, 1) or (B, S) are those of the sweep's bandwidths in the caller's sigma.
+    """
     (a, b), (xx, yy, xy) = row_weights, accumulators
     batch, combinations = values.shape
     # the value of a pair within a set is added to its row; where column_value is wanted, half of it to either end
-    _dot(a, xx.value, xx.column_value, sums[:, 0])
-    _dot(b, yy.value, yy.column_value, sums[:, 1])
-    _dot(a, xy.value, np.empty((batch, 0, 0, 1)), sums[:, 2])
+    _dot(a, xx.value, xx.column_value, places, sums[:, 0])
+    _dot(b, yy.value, yy.column_value, places, sums[:, 1])
+    _dot(a, xy.value, np.empty((batch, 0, 0, 1)), places, sums[:, 2])
     for q in range(batch):
         for r in range(combinations):
             value = 0.0
@@ -128,16 +127,17 @@ def _one_chunk(rows):
 
 
 @inner
-def _dot(u, rows, columns, out):
+def _dot(u, rows, columns, places, out):
     """out = u . value, (B, E), for u (B, N) and the value in rows (B, N, E) and, if any, in columns (B, C, N, E)."""
     for q in range(len(u)):
         for e in range(out.shape[1]):
-            out[q, e] = 0
+            total = 0.0
             for i in range(u.shape[1]):
                 value = rows[q, i, e]
                 for chunk in range(columns.shape[1] if columns.shape[2] else 0):
                     value += columns[q, chunk, i, e]
-                out[q, e] += u[q, i] * value
+                total += u[q, i] * value
+            out[q, places[q, e]] = total
 
 
 @inner
@@ -207,7 +207,8 @@ def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
     # the longest first, if both sets are equally large: threads that end early then wait less for the last
     sum_rows(pointers[2], team, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
     if want_sums:
-        _values(scale, (a, b), (xx[-1], yy[-1], xy[-1]), values, sums)
+        places = plan.order if by_bandwidth else np.zeros((len(x), 1), np.int64)
+        _values(scale, (a, b), (xx[-1], yy[-1], xy[-1]), places, values, sums)
     ones = np.ones(len(x))
     tasks = (
         (scale, 0, plan.unit, (_one_chunk(xx[-1].dx), xx[-1].dy, _one_chunk(xy[-1].dx)), gradients[0]),
