@@ -438,6 +438,15 @@ def flag(name: str, value: bool) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}; pass a bool")
 
 
+def by_bandwidth(value: bool, weights: Any) -> None:
+    """Values of each bandwidth of its own, where weights are those of a mixture."""
+    flag("by_bandwidth", value)
+    if value and weights is not None:
+        raise ValueError(
+            f"weights must be None with by_bandwidth, got {weights!r}; each bandwidth has a density of its own"
+        )
+
+
 def leave_one_out(value: bool, x: Array, data: Array) -> None:
     flag("leave_one_out", value)
     if value and x.shape[-2] != data.shape[-2]:

@@ -107,6 +107,15 @@ def log_density(
     return terms.sum((1, 3)).log() + top[:, 0, :, 0]
 
 
+def log_density_by_bandwidth(
+    x: Tensor, y: Tensor, sigma: Tensor, data_weights: Tensor, *, leave_one_out: bool
+) -> Tensor:
+    """log_density of each bandwidth by itself, without its weight, (B, N, S). See gkfast.log_density."""
+    each = sigma.split(1, -1)
+    options = {"leave_one_out": leave_one_out}
+    return torch.stack([log_density(x, y, s, torch.zeros_like(s), data_weights, **options) for s in each], -1)
+
+
 def score(
     x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, *, leave_one_out: bool
 ) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gkfast.ops.operator import Argument, Operator, Options
 from gkfast.ops.rbf_matmul import rbf_matmul, rbf_matmul_backward
+from gkfast.ops.tiling import add
 
 
 class LogDensity(Operator):
@@ -63,6 +64,42 @@ class LogDensity(Operator):
         return rbf_matmul.change(operands, moved, {"skip_diagonal": options["leave_one_out"]})[..., 0]
 
 
+class LogDensityByBandwidth(LogDensity):
+    """The log-sum-exp of each bandwidth by itself, without its normaliser. See gkfast.log_density.
+
+    Its derivatives are those of `log_density` with one bandwidth, one after another.
+    """
+
+    name = "log_density_by_bandwidth"
+    tensors = "x: N D, y: M D, sigma: S, data_weights: M"
+    result = "N S"
+
+    def gradients_of(
+        self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        x, y, sigma, data_weights, log_p = arguments
+        found: list[Tensor | None] = [None] * 4
+        of_sigma = []
+        for s in range(g.shape[-1]):
+            width = sigma[s : s + 1] if type(sigma) is tuple else sigma[..., s : s + 1]
+            own = (x, y, width, (0.0,), data_weights, log_p[..., s])
+            wants = [*needed[:3], False, needed[3]]
+            dx, dy, dsigma, _, da = log_density.gradients_of(g[..., s], own, options, wants)
+            found = add(found, [dx, dy, None, da])
+            of_sigma.append(dsigma)
+        return [*found[:2], torch.cat(of_sigma, -1) if needed[2] else None, found[3]]
+
+    def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
+        x, y, sigma, data_weights, log_p = tensors
+        tx, ty, tsigma, tdata_weights = tangents
+        found = []
+        for s in range(log_p.shape[-1]):
+            width, moved = (None if t is None else t[..., s : s + 1] for t in (sigma, tsigma))
+            own = (x, y, width, torch.zeros_like(width), data_weights, log_p[..., s])
+            found.append(log_density.change(own, (tx, ty, moved, None, tdata_weights), options))
+        return torch.stack(found, -1)
+
+
 def score(
     x: Tensor, y: Tensor, sigma: Argument, log_weights: Argument, data_weights: Tensor, **options: Any
 ) -> Tensor:
@@ -101,3 +138,6 @@ def _less_weights(log_p: Tensor, log_weights: Argument) -> Tensor:
 log_density = LogDensity()
 log_density.define()
 log_density.differentiate()
+log_density_by_bandwidth = LogDensityByBandwidth()
+log_density_by_bandwidth.define()
+log_density_by_bandwidth.differentiate()
