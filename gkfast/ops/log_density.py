@@ -81,10 +81,11 @@ class LogDensityByBandwidth(LogDensity):
         found: list[Tensor | None] = [None] * 4
         of_sigma = []
         for s in range(g.shape[-1]):
-            width = sigma[s : s + 1] if type(sigma) is tuple else sigma[..., s : s + 1]
-            own = (x, y, width, (0.0,), data_weights, log_p[..., s])
+            # not g[..., s], see `by_bandwidth` of rbf_matmul
+            width = sigma[s : s + 1] if type(sigma) is tuple else sigma.narrow(-1, s, 1)
+            own = (x, y, width, (0.0,), data_weights, log_p.select(-1, s))
             wants = [*needed[:3], False, needed[3]]
-            dx, dy, dsigma, _, da = log_density.gradients_of(g[..., s], own, options, wants)
+            dx, dy, dsigma, _, da = log_density.gradients_of(g.select(-1, s), own, options, wants)
             found = add(found, [dx, dy, None, da])
             of_sigma.append(dsigma)
         return [*found[:2], torch.cat(of_sigma, -1) if needed[2] else None, found[3]]
@@ -94,8 +95,8 @@ class LogDensityByBandwidth(LogDensity):
         tx, ty, tsigma, tdata_weights = tangents
         found = []
         for s in range(log_p.shape[-1]):
-            width, moved = (None if t is None else t[..., s : s + 1] for t in (sigma, tsigma))
-            own = (x, y, width, torch.zeros_like(width), data_weights, log_p[..., s])
+            width, moved = (None if t is None else t.narrow(-1, s, 1) for t in (sigma, tsigma))
+            own = (x, y, width, torch.zeros_like(width), data_weights, log_p.select(-1, s))
             found.append(log_density.change(own, (tx, ty, moved, None, tdata_weights), options))
         return torch.stack(found, -1)
 

@@ -40,6 +40,7 @@ from .launch import planned
 baselines = planned(_baselines.baselines)
 kernel_sums_with_gradients = planned(_kernel_sums.kernel_sums_with_gradients, 1)
 log_density = planned(_log_density.log_density)
+log_density_by_bandwidth = planned(_log_density.log_density_by_bandwidth)
 rbf, rbf_backward = planned(_rbf.rbf), planned(_rbf.rbf_backward)
 rbf_matmul, rbf_matmul_backward = planned(_rbf_matmul.rbf_matmul), planned(_rbf_matmul.rbf_matmul_backward)
 
@@ -47,6 +48,7 @@ __all__ = [
     "baselines",
     "kernel_sums_with_gradients",
     "log_density",
+    "log_density_by_bandwidth",
     "rbf",
     "rbf_backward",
     "rbf_matmul",
