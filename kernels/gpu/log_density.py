@@ -180,7 +180,7 @@ def _log_sums(x, y, sigma, log_weights, data_weights, leave_one_out, precision, 
     wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
     table = Table(sigma, log_weights, x, wide)
     split = Split(table, x, y, "log-density" if precision == "highest" else precision)
-    found = split.tile("log")
+    found = split.tile("logs" if each else "log")
     tiles = triton.cdiv(n, found.bn)
     ranges = column_ranges(found, batch * tiles, m, x.device)
     shape = (batch, n, table.count) if each else (batch, n)
