@@ -443,7 +443,8 @@ def by_bandwidth(value: bool, weights: Any) -> None:
     flag("by_bandwidth", value)
     if value and weights is not None:
         raise ValueError(
-            f"weights must be None with by_bandwidth, got {weights!r}; each bandwidth has a density of its own"
+            f"weights must be None with by_bandwidth, got a {type(weights).__name__}; each bandwidth has a density "
+            f"of its own"
         )
 
 

@@ -104,7 +104,8 @@ def _log_sum_exp(start, stop, points, plan, logs, skip_diagonal, out):
                             part = fma(k, load(logs.data, data_at + j), part)
                     elif logs.level[b]:
                         for j in range(0, padded, lanes):
-                            k = exp2(fma(load(d2, at + j), c, less))
+                            # rounded as the greatest was: of one that is very large the rest would be too
+                            k = exp2(load(d2, at + j) * c + less)
                             store(kernels, j, k)
                             part = fma(k, load(logs.data, data_at + j), part)
                     else:
