@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkfast.ops.operator import Argument, Operator, Options
+from gkfast.ops.operator import Argument, Operator, Options, visible
 from gkfast.ops.rbf_matmul import rbf_matmul, rbf_matmul_backward
 from gkfast.ops.tiling import add
 
@@ -35,23 +35,8 @@ class LogDensity(Operator):
     def gradients_of(
         self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]
     ) -> list[Tensor | None]:
-        """By `rbf_matmul_backward`, weights and their logs all at one.
-
-        The shares p_sij = data_weights_j exp(log k_sij + log_weights_s - log_p_i) are shifted kernels. The exponents
-        that cancel here may be in the thousands: points, or on a GPU the shifts alone, are in float64.
-        """
-        x, y, sigma, log_weights, data_weights, log_p = arguments
-        precision = options["precision"]
-        of_points, of_shift = _wide(x, precision)
-        points = [t.to(of_points) for t in (g[..., None], x, y, data_weights[..., None])]
-        shift = _less_weights(log_p, log_weights).to(of_shift)
-        sigma = sigma if type(sigma) is tuple else sigma.double()
-        wants = [needed[k] for k in (0, 1, 4, 2, 3)]
-        options = {"skip_diagonal": options["leave_one_out"], "wants": wants, "precision": precision}
-        ones = (1.0,) * (len(log_weights) if type(log_weights) is tuple else log_weights.shape[-1])
-        dx, dy, da, dsigma, dw = rbf_matmul_backward(*points, sigma, ones, shift, **options)
-        found = [dx, dy, dsigma, dw, da[..., 0] if needed[4] else None]
-        return [d.to(a) if need else None for d, a, need in zip(found, arguments[:5], needed[:5], strict=True)]
+        *given, log_p = arguments
+        return _of_shares(g, given, _less_weights(log_p, given[3]), options, needed)
 
     def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
         """The shares sum to one, so log p changes by the mean change of the exponents."""
@@ -67,7 +52,7 @@ class LogDensity(Operator):
 class LogDensityByBandwidth(LogDensity):
     """The log-sum-exp of each bandwidth by itself, without its normaliser. See gkfast.log_density.
 
-    Its derivatives are those of `log_density` with one bandwidth, one after another.
+    Higher derivatives are those of `log_density` with one bandwidth, one after another.
     """
 
     name = "log_density_by_bandwidth"
@@ -77,8 +62,22 @@ class LogDensityByBandwidth(LogDensity):
     def gradients_of(
         self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]
     ) -> list[Tensor | None]:
+        """Each share is multiplied with its own g_is: that is added to its logarithm, first where it is positive."""
         x, y, sigma, data_weights, log_p = arguments
         found: list[Tensor | None] = [None] * 4
+        if not torch.is_grad_enabled():
+            signs = [1.0, -1.0]
+            if visible(g):
+                signs = [sign for sign in signs if bool((sign * g > 0).any())] or [1.0]
+            for sign in signs:
+                size = (sign * g).clamp(min=0)
+                shift = (log_p - size.log()).masked_fill(size == 0, torch.inf)
+                factor, given = torch.full_like(g[..., 0], sign), (x, y, sigma, None, data_weights)
+                wants = [*needed[:3], False, needed[3]]
+                dx, dy, dsigma, _, da = _of_shares(factor, given, shift, options, wants)
+                found = add(found, [dx, dy, dsigma, da])
+            return found
+        # the logarithm of a g of 0 has no derivative
         of_sigma = []
         for s in range(g.shape[-1]):
             # not g[..., s], see `by_bandwidth` of rbf_matmul
@@ -115,6 +114,28 @@ def score(
     one, needed = torch.ones_like(log_p), (True, False, False, False, False)
     found: Any = log_density.gradients_of(one, (*arguments, log_p), options, needed)[0]
     return found.to(dtype)
+
+
+def _of_shares(
+    g: Tensor, arguments: Sequence[Argument], shift: Tensor, options: Options, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients to (x, y, sigma, log_weights, data_weights), where the shares move by g_i for every log p_i.
+
+    The shares p_sij = data_weights_j exp(log k_sij - shift_is) are shifted kernels: `rbf_matmul_backward`, weights and
+    their logs all at one. The exponents that cancel here may be in the thousands: points, or on a GPU the shifts
+    alone, are in float64.
+    """
+    x, y, sigma, _, data_weights = arguments
+    precision = options["precision"]
+    of_points, of_shift = _wide(x, precision)
+    points = [t.to(of_points) for t in (g[..., None], x, y, data_weights[..., None])]
+    sigma = sigma if type(sigma) is tuple else sigma.double()
+    wants = [needed[k] for k in (0, 1, 4, 2, 3)]
+    options = {"skip_diagonal": options["leave_one_out"], "wants": wants, "precision": precision}
+    ones = (1.0,) * shift.shape[-1]
+    dx, dy, da, dsigma, dw = rbf_matmul_backward(*points, sigma, ones, shift.to(of_shift), **options)
+    found = [dx, dy, dsigma, dw, da[..., 0] if needed[4] else None]
+    return [d.to(a) if need else None for d, a, need in zip(found, arguments, needed[:5], strict=True)]
 
 
 def _wide(x: Tensor, precision: str) -> tuple[torch.dtype, torch.dtype]:
