@@ -73,13 +73,12 @@ def _log_sum_exp(start, stop, points, plan, logs, skip_diagonal, out):
                     d2[at + j] = np.inf
                 least = _least(d2, at, padded, lanes)
                 for s in range(count):
-                    # no exponent is greater
-                    bound = -np.float64(scale[b, s]) * least
+                    # no exponent is greater; rounded as they are
+                    bound = np.float64(real(-np.float64(scale[b, s]) * least))
                     if bound > greatest[r, s]:
+                        top = bound
                         if not logs.level[b]:
-                            bound = _greatest(d2, at, padded, lanes, scale[b, s], logs.data, data_at)
-                        # as the exponents are rounded
-                        top = np.float64(real(bound))
+                            top = _greatest(d2, at, padded, lanes, scale[b, s], logs.data, data_at)
                         if top > greatest[r, s]:
                             # the sum so far is brought to the new greatest exponent
                             sums[r, s] *= 2.0 ** (greatest[r, s] - top) if greatest[r, s] > -np.inf else 1.0
