@@ -439,13 +439,9 @@ def flag(name: str, value: bool) -> None:
 
 
 def by_bandwidth(value: bool, weights: Any) -> None:
-    """Values of each bandwidth of its own, where weights are those of a mixture."""
     flag("by_bandwidth", value)
     if value and weights is not None:
-        raise ValueError(
-            f"weights must be None with by_bandwidth, got a {type(weights).__name__}; each bandwidth has a density "
-            f"of its own"
-        )
+        raise ValueError(f"weights must be None with by_bandwidth, got a {type(weights).__name__}; leave them out")
 
 
 def leave_one_out(value: bool, x: Array, data: Array) -> None:

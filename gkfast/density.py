@@ -56,13 +56,6 @@ def log_density(
         In natural logarithms of probability per unit of x to the power D; float32 for half-precision input. One sigma
         is S = 1.
 
-    Raises
-    ------
-    TypeError
-        For a flag that is no bool; else as `rbf`.
-    ValueError
-        For weights by bandwidth; else as `rbf`.
-
     Notes
     -----
     A log-sum-exp: finite however far x is from the data. Exponents |x_i - data_j|^2 / (2 sigma_s^2) may reach

@@ -291,19 +291,13 @@ def mmd2(
     Parameters
     ----------
     by_bandwidth : bool
-        True: the MMD^2 of each summed kernel w_s exp(-|x_i - y_j|^2 / (2 sigma_s^2)) by itself. Their sum over s is
-        what False returns.
+        True: the MMD^2 of each kernel w_s exp(-|x_i - y_j|^2 / (2 sigma_s^2)); their sum is what False returns.
 
     Returns
     -------
     array of shape (...,), or (..., S) by bandwidth
         For "biased" not negative (unless a kernel weight is), and exactly 0 between a sample and its permutation; the
         other estimators may fall below zero. float32 for half-precision input. One sigma is S = 1.
-
-    Raises
-    ------
-    TypeError
-        For a by_bandwidth that is no bool; else as `rbf`.
 
     Notes
     -----
@@ -318,9 +312,8 @@ def mmd2(
     memory as for `kernel_means`; gradients of every order. For sqrt(MMD^2) add an epsilon under the root, or use the
     "biased" estimator.
 
-    By bandwidth the values come from one sweep, for about what their sum costs, and the error of each is bounded as
-    above. The sweep does not know how a loss will weigh them: backward is a sweep of its own, and both together take
-    about 1.4 times as long as value and gradient of the sum.
+    By bandwidth all values come from one sweep too, with the error of each as above. It cannot know how a loss will
+    weigh them: backward is a sweep of its own, and both take about 1.4 times as long as the sum with its gradient.
 
     References
     ----------
@@ -335,9 +328,11 @@ def mmd2(
     >>> gkfast.mmd2(x, y, [1.0, 2.0], by_bandwidth=True).round(4)
     array([0.7869, 0.235 ])
     """
-    checks.flag("by_bandwidth", by_bandwidth)
+    function: Any = mmd2
+    if by_bandwidth is not False:
+        checks.flag("by_bandwidth", by_bandwidth)
+        function = partial(mmd2, by_bandwidth=bool(by_bandwidth))
     options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    function = partial(mmd2, by_bandwidth=True) if by_bandwidth else mmd2
     s = _samples(function, -2.0, x, y, estimator, x_weights, y_weights, **options)
     if not isinstance(s, Samples):
         return s
@@ -354,20 +349,6 @@ def mmd2(
     return s.call.result(values, s.call.scalar_dtype)
 
 
-def _mmd2_by_bandwidth(s: "Samples") -> Array:
-    scale = s.call.numbers(s.scale) if type(s.scale) is tuple else s.scale
-    x, y, a, b, sigma, weights = s.operands
-    values = s.call.backend.mmd2_by_bandwidth(scale, x, y, a, b, sigma, drop=s.drop, **s.options)
-    if s.drop == 0:
-        values = squared_norm(values, x, y, (1.0,), a, b)
-    if type(weights) is not tuple:
-        values = values * (weights.to(values.device) if s.call.xp is not np else weights)
-    elif set(weights) != {1.0}:
-        # numbers need no copy to the device
-        values = s.call.xp.stack([weight * values[..., k] for k, weight in enumerate(weights)], -1)
-    return s.call.result(values, s.call.scalar_dtype)
-
-
 class Samples(NamedTuple):
     """Two samples as the sums over their pairs take them."""
 
@@ -378,6 +359,21 @@ class Samples(NamedTuple):
     # the coefficients of xx, yy, xy over the sums of their pairs' weights: three numbers, or (..., 3) float64
     scale: Any
     options: dict[str, Any]
+
+
+def _mmd2_by_bandwidth(s: Samples) -> Array:
+    scale = s.call.numbers(s.scale) if type(s.scale) is tuple else s.scale
+    *points, sigma, weights = s.operands
+    values = s.call.backend.mmd2_by_bandwidth(scale, *points, sigma, drop=s.drop, **s.options)
+    if s.drop == 0:
+        x, y, a, b = points
+        values = squared_norm(values, x, y, (1.0,), a, b)
+    if type(weights) is tuple:
+        # numbers need no copy to the device
+        values = s.call.xp.stack([weight * values[..., k] for k, weight in enumerate(weights)], -1)
+    else:
+        values = values * (weights if s.call.xp is np else weights.to(values.device))
+    return s.call.result(values, s.call.scalar_dtype)
 
 
 def _samples(

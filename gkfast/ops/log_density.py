@@ -50,10 +50,7 @@ class LogDensity(Operator):
 
 
 class LogDensityByBandwidth(LogDensity):
-    """The log-sum-exp of each bandwidth by itself, without its normaliser. See gkfast.log_density.
-
-    Higher derivatives are those of `log_density` with one bandwidth, one after another.
-    """
+    """The log-sum-exp of each bandwidth by itself, without its normaliser. See gkfast.log_density."""
 
     name = "log_density_by_bandwidth"
     tensors = "x: N D, y: M D, sigma: S, data_weights: M"
@@ -63,41 +60,50 @@ class LogDensityByBandwidth(LogDensity):
         self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]
     ) -> list[Tensor | None]:
         """Each share is multiplied with its own g_is: that is added to its logarithm, first where it is positive."""
+        if torch.is_grad_enabled():
+            # the logarithm of a g of 0 has no derivative
+            return self._gradients_of_each(g, arguments, options, needed)
         x, y, sigma, data_weights, log_p = arguments
+        signs = [1.0, -1.0]
+        if visible(g):
+            signs = [sign for sign in signs if bool((sign * g > 0).any())] or [1.0]
         found: list[Tensor | None] = [None] * 4
-        if not torch.is_grad_enabled():
-            signs = [1.0, -1.0]
-            if visible(g):
-                signs = [sign for sign in signs if bool((sign * g > 0).any())] or [1.0]
-            for sign in signs:
-                size = (sign * g).clamp(min=0)
-                shift = (log_p - size.log()).masked_fill(size == 0, torch.inf)
-                factor, given = torch.full_like(g[..., 0], sign), (x, y, sigma, None, data_weights)
-                wants = [*needed[:3], False, needed[3]]
-                dx, dy, dsigma, _, da = _of_shares(factor, given, shift, options, wants)
-                found = add(found, [dx, dy, dsigma, da])
-            return found
-        # the logarithm of a g of 0 has no derivative
-        of_sigma = []
-        for s in range(g.shape[-1]):
-            # not g[..., s], see `by_bandwidth` of rbf_matmul
-            width = sigma[s : s + 1] if type(sigma) is tuple else sigma.narrow(-1, s, 1)
-            own = (x, y, width, (0.0,), data_weights, log_p.select(-1, s))
+        for sign in signs:
+            size = (sign * g).clamp(min=0)
+            shift = (log_p - size.log()).masked_fill(size == 0, torch.inf)
+            factor, given = torch.full_like(g[..., 0], sign), (x, y, sigma, None, data_weights)
             wants = [*needed[:3], False, needed[3]]
-            dx, dy, dsigma, _, da = log_density.gradients_of(g.select(-1, s), own, options, wants)
-            found = add(found, [dx, dy, None, da])
-            of_sigma.append(dsigma)
+            dx, dy, dsigma, _, da = _of_shares(factor, given, shift, options, wants)
+            found = add(found, [dx, dy, dsigma, da])
+        return found
+
+    def _gradients_of_each(
+        self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        found: list[Tensor | None] = [None] * 4
+        of_sigma: list[Any] = []
+        for s in range(g.shape[-1]):
+            wants = [*needed[:3], False, needed[3]]
+            # not g[..., s], see `by_bandwidth` of rbf_matmul
+            gradients = log_density.gradients_of(g.select(-1, s), _alone(arguments, (0.0,), s), options, wants)
+            of_sigma.append(gradients[2])
+            found = add(found, [*gradients[:2], None, gradients[4]])
         return [*found[:2], torch.cat(of_sigma, -1) if needed[2] else None, found[3]]
 
     def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
-        x, y, sigma, data_weights, log_p = tensors
-        tx, ty, tsigma, tdata_weights = tangents
         found = []
-        for s in range(log_p.shape[-1]):
-            width, moved = (None if t is None else t.narrow(-1, s, 1) for t in (sigma, tsigma))
-            own = (x, y, width, torch.zeros_like(width), data_weights, log_p.select(-1, s))
-            found.append(log_density.change(own, (tx, ty, moved, None, tdata_weights), options))
+        for s in range(tensors[2].shape[-1]):
+            own = _alone(tensors, torch.zeros_like(tensors[2][..., :1]), s)
+            found.append(log_density.change(own, _alone((*tangents, None), None, s)[:5], options))
         return torch.stack(found, -1)
+
+
+def _alone(arguments: Sequence[Argument], log_weight: Argument, s: int) -> tuple[Argument, ...]:
+    """(x, y, sigma, data_weights, log_p), or tangents, as those of `log_density` with bandwidth s."""
+    x, y, sigma, data_weights, log_p = arguments
+    if sigma is not None:
+        sigma = sigma[s : s + 1] if type(sigma) is tuple else sigma.narrow(-1, s, 1)
+    return x, y, sigma, log_weight, data_weights, None if log_p is None else log_p.select(-1, s)
 
 
 def score(
@@ -121,9 +127,8 @@ def _of_shares(
 ) -> list[Tensor | None]:
     """Gradients to (x, y, sigma, log_weights, data_weights), where the shares move by g_i for every log p_i.
 
-    The shares p_sij = data_weights_j exp(log k_sij - shift_is) are shifted kernels: `rbf_matmul_backward`, weights and
-    their logs all at one. The exponents that cancel here may be in the thousands: points, or on a GPU the shifts
-    alone, are in float64.
+    The shares p_sij = data_weights_j exp(log k_sij - shift_is) are shifted kernels: `rbf_matmul_backward`, weights at
+    one. The exponents that cancel here may be in the thousands: points, or on a GPU the shifts alone, are in float64.
     """
     x, y, sigma, _, data_weights = arguments
     precision = options["precision"]

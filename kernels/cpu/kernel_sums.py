@@ -50,7 +50,7 @@ def kernel_sums_with_gradients(
 
     With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...), None where not wanted.
     a or b None: all ones. Where baseline (B, S) is given, sum_s weights_s baseline_s is taken from K. A pair within a
-    set is visited once for both its ends, a pair between the sets once for all gradients. Without want_sums the values
+    set is visited once for both its ends, a pair between the sets once for all gradients. Without want_sums values
     and sums have no meaning. by_bandwidth gives the sums of each bandwidth, (B, 3, S), and nothing else.
     """
     (batch, n, dims), m, count, combinations = x.shape, y.shape[1], sigma.shape[1], scale.shape[1]

@@ -193,7 +193,8 @@ def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, in_flo
     greatest = log_weights.max(1, keepdims=True)
     log_weights = (log_weights - greatest) * LOG2_E
     out = np.empty((*x.shape[:2], 1))
-    _by_bandwidth(x, y, sigma, np.exp2(log_weights), log_weights, data_weights, leave_one_out, in_float64, out)
+    weights = np.exp2(log_weights), log_weights, data_weights
+    _log_sums(x, y, sigma, weights, leave_one_out, in_float64, out)
     return out[..., 0] / LOG2_E + greatest
 
 
@@ -202,12 +203,17 @@ def log_density_by_bandwidth(x, y, sigma, data_weights, *, leave_one_out, in_flo
     out = np.empty((*x.shape[:2], sigma.shape[1]))
     # which pairs are near is for the narrowest to say
     narrowest = np.float64(sigma == np.fmin.reduce(sigma, 1, keepdims=True))
-    _by_bandwidth(x, y, sigma, narrowest, np.zeros(sigma.shape), data_weights, leave_one_out, in_float64, out)
+    weights = narrowest, np.zeros(sigma.shape), data_weights
+    _log_sums(x, y, sigma, weights, leave_one_out, in_float64, out)
     return out / LOG2_E
 
 
-def _by_bandwidth(x, y, sigma, weights, log_weights, data_weights, leave_one_out, in_float64, out):
-    """`_log_density` in the dtype that is wanted; weights are those of the rounding of each bandwidth's exponents."""
+def _log_sums(x, y, sigma, weights, leave_one_out, in_float64, out):
+    """`_log_density` in the dtype that is wanted.
+
+    weights are those of the bandwidths as to the rounding of exponents, their logarithms, and those of the data.
+    """
+    of_rounding, log_weights, data_weights = weights
     accuracy = "exponent"
     if x.dtype == np.float64 or in_float64:
         accuracy = "density32" if x.dtype == np.float32 else "density64"
@@ -219,7 +225,7 @@ def _by_bandwidth(x, y, sigma, weights, log_weights, data_weights, leave_one_out
     points, logs = (tuple(map(as_contiguous, arrays)) for arrays in ((x, y), (log_weights, data_log)))
     work = batch * n * m * (dims + 20 * sigma.shape[1])
     limit = limits(x.dtype, n * m, dims, accuracy)
-    bandwidths = as_contiguous(sigma), weights, NO_BASELINE
+    bandwidths = as_contiguous(sigma), of_rounding, NO_BASELINE
     _log_density(x.dtype, work, points, bandwidths, logs, leave_one_out, limit, out)
 
 
