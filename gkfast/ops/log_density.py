@@ -70,7 +70,8 @@ class LogDensityByBandwidth(LogDensity):
         found: list[Tensor | None] = [None] * 4
         for sign in signs:
             size = (sign * g).clamp(min=0)
-            shift = (log_p - size.log()).masked_fill(size == 0, torch.inf)
+            # no kernel is left of that; of infinity kernels would take differences
+            shift = (log_p - size.log()).masked_fill(size == 0, 1e30)
             factor, given = torch.full_like(g[..., 0], sign), (x, y, sigma, None, data_weights)
             wants = [*needed[:3], False, needed[3]]
             dx, dy, dsigma, _, da = _of_shares(factor, given, shift, options, wants)
