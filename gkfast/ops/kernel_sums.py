@@ -170,17 +170,6 @@ class MMD2ByBandwidth(Operator):
     result_float64 = True
     options = "int drop"
 
-    def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
-        scale, x, y, a, b, sigma = operands
-        if device == "cpu":
-            return (kernels(device).mmd2_by_bandwidth(scale, x, y, a, b, sigma, **options),)
-        # the gradient to the weight of a bandwidth
-        if isinstance(scale, Tensor):
-            scale = scale.to(x.device)[:, None]
-        ones = (1.0,) * (len(sigma) if type(sigma) is tuple else sigma.shape[-1])
-        options = {**options, "less_baselines": True, "wants": [*[False] * 5, True]}
-        return (_call_kernel(device, scale, (x, y, a, b, sigma, ones), options, want_sums=False)[7][:, 0],)
-
     def gradients_of(
         self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]
     ) -> list[Tensor | None]:

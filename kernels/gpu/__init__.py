@@ -39,6 +39,7 @@ from .launch import planned
 # the place of the points x, which say where a call runs, is the first but where it is named
 baselines = planned(_baselines.baselines)
 kernel_sums_with_gradients = planned(_kernel_sums.kernel_sums_with_gradients, 1)
+mmd2_by_bandwidth = planned(_kernel_sums.mmd2_by_bandwidth, 1)
 log_density = planned(_log_density.log_density)
 log_density_by_bandwidth = planned(_log_density.log_density_by_bandwidth)
 rbf, rbf_backward = planned(_rbf.rbf), planned(_rbf.rbf_backward)
@@ -49,6 +50,7 @@ __all__ = [
     "kernel_sums_with_gradients",
     "log_density",
     "log_density_by_bandwidth",
+    "mmd2_by_bandwidth",
     "rbf",
     "rbf_backward",
     "rbf_matmul",

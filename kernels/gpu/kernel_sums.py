@@ -2,10 +2,19 @@
 
 import torch
 
-from .bandwidths import Table
+from .bandwidths import Table, one_for_each
+from .baselines import baselines
 from .points import Split
 from .reduce import reduce
 from .sweep import sweep
+
+
+def mmd2_by_bandwidth(scale, x, y, a, b, sigma, *, drop, precision="highest"):
+    """scale . kernel_sums of k_s - baseline_s, (B, S) float64: gradients to the weights. See gkfast.mmd2."""
+    scale = scale.to(x.device)[:, None] if isinstance(scale, torch.Tensor) else scale
+    operands = (scale, x, y, a, b, sigma, one_for_each(1.0, sigma, x), baselines(x, y, sigma))
+    options = {"drop": drop, "wants": (*[False] * 5, True), "want_sums": False, "precision": precision}
+    return kernel_sums_with_gradients(*operands, **options)[7][:, 0]
 
 
 def kernel_sums_with_gradients(

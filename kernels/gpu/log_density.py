@@ -13,10 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .bandwidths import LOG2_E, Table, host_numbers, row_of_table
+from .bandwidths import LOG2_E, Table, one_for_each, row_of_table
 from .distances import exponents, far_range, is_far, met_now, pieces_of, side_of, split_distances
 from .launch import launch
-from .numbers import MOST, Numbers, numbers
 from .pairings import Set
 from .points import Split, frame_of
 from .tiles import FUSION, SIZES, column_ranges
@@ -169,10 +168,7 @@ def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, precis
 
 def log_density_by_bandwidth(x, y, sigma, data_weights, *, leave_one_out, precision="highest"):
     """log sum_j data_weights_j k_sij, (B, N, S) float64. See gkfast.log_density."""
-    sigma = host_numbers(sigma)
-    count = len(sigma.floats) if type(sigma) is Numbers else sigma.shape[1]
-    zeros = numbers((0.0,) * count) if count <= MOST else x.new_zeros(1, count, dtype=torch.float64)
-    return _log_sums(x, y, sigma, zeros, data_weights, leave_one_out, precision, True)
+    return _log_sums(x, y, sigma, one_for_each(0.0, sigma, x), data_weights, leave_one_out, precision, True)
 
 
 def _log_sums(x, y, sigma, log_weights, data_weights, leave_one_out, precision, each):
