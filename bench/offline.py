@@ -190,6 +190,8 @@ def call(case):
         # few rows and many columns, so that these are swept in parts
         y, a = empty(1, 2 * n, case.d, dtype=dtype), empty(1, 2 * n, dtype=dtype)
         of.log_density(x[:, :32], y, one, one, a, leave_one_out=True, **by)
+    elif case.op == "log_density_by_bandwidth":
+        of.log_density_by_bandwidth(x, y, ladder, a, leave_one_out=True, **by)
     elif case.op == "score":
         of.log_density(x, y, one, one, a, leave_one_out=True, **by)
         of_x = (True, False, False, False, False)
@@ -219,6 +221,8 @@ def cases():
     found += [Case(op, "float64", 64) for op in ("rbf", "mmd2_of_everything")]
     found += [Case(op, "float32", 64, 1, p) for op in ("rbf", "rbf_matmul", "mmd2") for p in ("high", "medium")]
     found += [Case("log_density", "float32", d) for d in (3, 16, 128, STREAMED)]
+    found += [Case("log_density_by_bandwidth", "float32", d) for d in (3, 64)]
+    found += [Case("log_density_by_bandwidth", "float32", 3, 1, "high")]
     found += [Case("score", "float32", d) for d in (3, 16, STREAMED)]
     found += [Case("log_density", "float32", d, 1, "high") for d in (3, 16)]
     found += [Case("score", "float32", 64, 1, "high"), Case("log_density", "float64", 16)]
@@ -242,6 +246,7 @@ def some_cases():
     found += [Case("rbf_matmul_backward", "float32", 64, 10), Case("signs", "float32", 3, 512)]
     found.append(Case("rbf_matmul_of_many", "float32", 64))
     found += [Case(op, "float32", 64) for op in ("rbf_of_x", "rbf_backward_of_x", "log_density")]
+    found.append(Case("log_density_by_bandwidth", "float32", 64))
     found += [Case(op, "float64", 3) for op in ("rbf", "mmd2")]
     return found
 

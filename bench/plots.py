@@ -25,6 +25,7 @@ _COLOURS = {
     "scikit-learn": "#7d55a0",
     "numpy": "#b04a8a",
     "torch.mm": "#555555",
+    "one by one": "#8a6d3b",
 }
 _NAMES = {
     "torch.mm": "torch.mm alone",
@@ -44,6 +45,7 @@ LEGEND = {
     "GPyTorch": ("gpytorch",),
     "scikit-learn": ("scikit-learn",),
     "NumPy": ("numpy",),
+    "one by one": ("one by one",),
 }
 
 

@@ -433,9 +433,19 @@ def _unbiased_or_biased(name: str, value: object) -> None:
         raise ValueError(f"{name} must be unbiased or biased, got {value!r}; unbiased is the usual one")
 
 
-def leave_one_out(value: bool, x: Array, data: Array) -> None:
+def flag(name: str, value: bool) -> None:
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"leave_one_out must be True or False, got {value!r}; pass a bool")
+        raise TypeError(f"{name} must be True or False, got {value!r}; pass a bool")
+
+
+def by_bandwidth(value: bool, weights: Any) -> None:
+    flag("by_bandwidth", value)
+    if value and weights is not None:
+        raise ValueError(f"weights must be None with by_bandwidth, got a {type(weights).__name__}; leave them out")
+
+
+def leave_one_out(value: bool, x: Array, data: Array) -> None:
+    flag("leave_one_out", value)
     if value and x.shape[-2] != data.shape[-2]:
         raise ValueError(
             f"x must have the rows of data with leave_one_out, got {x.shape[-2]} and {data.shape[-2]}; "

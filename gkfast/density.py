@@ -19,6 +19,7 @@ def log_density(
     weights: Sigma | None = None,
     data_weights: Array | None = None,
     leave_one_out: bool = False,
+    by_bandwidth: bool = False,
     precision: Precision | None = None,
     backend: Backend | None = None,
 ) -> Array:
@@ -44,11 +45,16 @@ def log_density(
         its coordinates.
     leave_one_out : bool
         Needs N = M.
+    by_bandwidth : bool
+        True: the estimate of each bandwidth by itself, log sum_j a_j (2 pi sigma_s^2)^(-D/2) exp(...), for S sigmas;
+        no mixture, so without `weights`. The bandwidth whose mean over the rows is greatest, on held-out x or with
+        leave_one_out, is the one to choose.
 
     Returns
     -------
-    array of shape (..., N)
-        In natural logarithms of probability per unit of x to the power D; float32 for half-precision input.
+    array of shape (..., N), or (..., N, S) by bandwidth
+        In natural logarithms of probability per unit of x to the power D; float32 for half-precision input. One sigma
+        is S = 1.
 
     Notes
     -----
@@ -57,6 +63,8 @@ def log_density(
     those are right to 3e-6 of 1 + the mean exponent + |log p| unless `precision` is "highest". On a GPU `precision`
     holds for derivatives too.
     O(N M (D + S)) time, O(N + M) memory besides copies of the data. Gradients of every order; the first is `score`.
+    By bandwidth all values come from one sweep over the distances, in O(N S) memory; their derivatives take one
+    sweep for each bandwidth.
 
     References
     ----------
@@ -67,9 +75,14 @@ def log_density(
     >>> import numpy, gkfast
     >>> gkfast.log_density(numpy.zeros((1, 1)), numpy.zeros((5, 1)), 1.0).round(6)
     array([-0.918939])
+    >>> x, sigmas = numpy.arange(5.0)[:, None] ** 2, [0.5, 1.0, 2.0, 4.0, 8.0]
+    >>> scores = gkfast.log_density(x, x, sigmas, leave_one_out=True, by_bandwidth=True).mean(0)
+    >>> sigmas[scores.argmax()]
+    8.0
     """
+    checks.by_bandwidth(by_bandwidth, weights)
     options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    call, operands, constant = _density(x, data, data_weights, leave_one_out, **options)
+    call, operands, constant = _density(x, data, data_weights, leave_one_out, by_bandwidth, **options)
     modes = call.options
     if call.xp is np:
         modes = {"in_float64": precision == "highest"}
@@ -78,7 +91,8 @@ def log_density(
         modes["value_only"] = not call.backend.differentiated(*operands)
         if precision is None and checks.on_cpu(x):
             modes["precision"] = "high"
-    found = call.backend.log_density(*operands, leave_one_out=leave_one_out, **modes)
+    density = call.backend.log_density_by_bandwidth if by_bandwidth else call.backend.log_density
+    found = density(*operands, leave_one_out=leave_one_out, **modes)
     return call.result(found + constant, call.scalar_dtype)
 
 
@@ -124,7 +138,7 @@ def score(
     array([[-0.25]])
     """
     options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    call, operands, _ = _density(x, data, data_weights, leave_one_out, **options)
+    call, operands, _ = _density(x, data, data_weights, leave_one_out, False, **options)
     found = call.backend.score(*operands, leave_one_out=leave_one_out, **call.options)
     return call.result(found, call.scalar_dtype)
 
@@ -134,15 +148,16 @@ def _density(
     data: Array,
     data_weights: Array | None,
     leave_one_out: bool,
+    by_bandwidth: bool,
     *,
     sigma: Sigma,
     weights: Any,
     **options: Any,
 ) -> tuple[Call, tuple[Any, ...], Any]:
-    """The operands of the log-sum-exp, and a constant (or one for each row) to be added to it.
+    """The operands of the log-sum-exp, and a constant (or one for each row, or bandwidth) to be added to it.
 
-    The constant is the largest log normaliser, which inside the sum would round the exponents, minus log(1 - a_i)
-    where row i is left out.
+    The constant is the largest log normaliser, which inside the sum would round the exponents, or by bandwidth each
+    one's own; minus log(1 - a_i) where row i is left out.
     """
     x, data, data_weights = under_autocast(x, data, data_weights)
     checks.two_point_sets("x", x, "data", data)
@@ -160,9 +175,27 @@ def _density(
     else:
         a = call.double(call.operand(data_weights, 1))
         share = a / a.sum(-1)[..., None]
-    log_weights, greatest = _log_normalisers(call, *bandwidths, x.shape[-1], rows)
-    constant = greatest - call.xp.log1p(-share) if leave_one_out else greatest
+    left_out = call.xp.log1p(-share) if leave_one_out else None
+    if by_bandwidth:
+        constant = _log_normaliser_of_each(call, bandwidths[0], x.shape[-1], rows)
+        constant = constant if left_out is None else constant - left_out[..., None]
+        return call, (at, rows, bandwidths[0], share), constant
+    log_weights, constant = _log_normalisers(call, *bandwidths, x.shape[-1], rows)
+    constant = constant if left_out is None else constant - left_out
     return call, (at, rows, bandwidths[0], log_weights, share), constant
+
+
+def _log_normaliser_of_each(call: Call, sigma: Any, dims: int, like: Array) -> Any:
+    """-D / 2 log(2 pi sigma_s^2), (S,) for numbers or (..., 1, S)."""
+    xp, rest = call.xp, 0.5 * dims * math.log(2 * math.pi)
+    if call.sigma is None:
+        widths = call.double(sigma)
+        return -(rest + dims * xp.log(widths if xp is np else widths.to(like.device)))[..., None, :]
+    numbers = [-rest - dims * math.log(width) for width in call.sigma]
+    if xp is np:
+        return np.array(numbers)
+    # numbers need no copy to the device
+    return xp.stack([xp.full((), number, dtype=xp.float64, device=like.device) for number in numbers])
 
 
 def _log_normalisers(call: Call, sigma: Any, weights: Any, dims: int, like: Array) -> tuple[Any, Any]:

@@ -469,10 +469,11 @@ class KDERatioLoss(torch.nn.Module):
         fake, real = _samples("fake", fake, "real", real, "gkfast.log_density")
         checks.some_rows("fake", fake, 2, "a density of the other rows")
         checks.some_rows("real", real, 1, "a density")
-        terms = []
-        for s in self.bandwidth(fake, real):
-            within = gkfast.log_density(fake, fake.detach(), s, leave_one_out=True)
-            terms.append(s.square() * (within - gkfast.log_density(fake, real, s)).mean(-1))
+        sigma = self.bandwidth(fake, real)
+        within = gkfast.log_density(fake, fake.detach(), sigma, leave_one_out=True, by_bandwidth=True)
+        ratios = (within - gkfast.log_density(fake, real, sigma, by_bandwidth=True)).mean(-2)
+        # bandwidths may be on the CPU still
+        terms = [s.square() * ratios[..., k] for k, s in enumerate(sigma)]
         return torch.stack(terms).mean(0).to(within.dtype)
 
 

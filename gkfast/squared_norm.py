@@ -21,7 +21,7 @@ _MIX = -7046029254386353131, -4658895280553007687
 def squared_norm(
     values: Array, x: Array, y: Array, weights: Any, a: Array | None = None, b: Array | None = None
 ) -> Array:
-    """values (...,) of the biased MMD^2 between x (..., N, D) and y (..., M, D), by kernel weights.
+    """values (...,) or (..., S) of the biased MMD^2 between x (..., N, D) and y (..., M, D), by kernel weights.
 
     a (..., N) and b (..., M) are the weights of the rows, by default equal. The gradient stays that of the values.
     """
@@ -60,6 +60,8 @@ def _all_large(values: Array, weights: Any) -> bool:
 
 def _zero_where_equal(xp: Any, values: Array, x: Array, y: Array) -> Array:
     equal = _fingerprint(xp, x) == _fingerprint(xp, y)
+    # the same for all bandwidths
+    equal = equal.reshape(equal.shape + (1,) * (values.ndim - equal.ndim))
     # a NaN stays
     return xp.where(equal, abs(values) * 0, values)
 

@@ -107,6 +107,15 @@ def log_density(
     return terms.sum((1, 3)).log() + top[:, 0, :, 0]
 
 
+def log_density_by_bandwidth(
+    x: Tensor, y: Tensor, sigma: Tensor, data_weights: Tensor, *, leave_one_out: bool
+) -> Tensor:
+    """log_density of each bandwidth by itself, without its weight, (B, N, S). See gkfast.log_density."""
+    each = sigma.split(1, -1)
+    options = {"leave_one_out": leave_one_out}
+    return torch.stack([log_density(x, y, s, torch.zeros_like(s), data_weights, **options) for s in each], -1)
+
+
 def score(
     x: Tensor, y: Tensor, sigma: Tensor, log_weights: Tensor, data_weights: Tensor, *, leave_one_out: bool
 ) -> Tensor:
@@ -165,6 +174,21 @@ def mmd2(
     baseline = baselines(x, y, sigma) if baseline is None else baseline
     sums = _three_sums(lambda p, q: rbf_less(p, q, sigma, weights, baseline), x, y, a, b, drop)
     return (scale.to(sums.device) * sums).sum(-1)
+
+
+def mmd2_by_bandwidth(
+    scale: Tensor,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    sigma: Tensor,
+    *,
+    drop: int,
+) -> Tensor:
+    """mmd2 of each bandwidth by itself, (B, S). See gkfast.mmd2."""
+    each = sigma.split(1, -1)
+    return torch.stack([mmd2(scale, x, y, a, b, s, torch.ones_like(s), drop=drop) for s in each], -1)
 
 
 def hsic(kx: Tensor, ky: Tensor, unbiased: bool) -> Tensor:

@@ -41,10 +41,15 @@ _CALLS = {
     "log_density": lambda p, **k: gkfast.log_density(p.x, p.y, data_weights=p.b, **k),
     "log_density, weighted": lambda p, **k: gkfast.log_density(p.x, p.y, data_weights=_weights(p)["y_weights"], **k),
     "log_density, leave one out": lambda p, **k: gkfast.log_density(p.x, p.x, leave_one_out=True, **k),
+    # each bandwidth has a density of its own, without a weight
+    "log_density, by bandwidth": lambda p, weights, **k: gkfast.log_density(
+        p.x, p.y, data_weights=p.b, by_bandwidth=True, **k
+    ),
     "score": lambda p, **k: gkfast.score(p.x, p.y, data_weights=p.b, **k),
     "kernel_means": lambda p, **k: gkfast.kernel_means(p.x, p.y, x_weights=p.a, y_weights=p.b, **k),
     "mmd2": lambda p, **k: gkfast.mmd2(p.x, p.y, x_weights=p.a, y_weights=p.b, **k),
     "mmd2, weighted": lambda p, **k: gkfast.mmd2(p.x, p.y, **_weights(p), **k),
+    "mmd2, by bandwidth": lambda p, **k: gkfast.mmd2(p.x, p.y, x_weights=p.a, y_weights=p.b, by_bandwidth=True, **k),
     "mmd2, biased": lambda p, **k: gkfast.mmd2(p.x, p.y, estimator="biased", x_weights=p.a, y_weights=p.b, **k),
     "mmd2, u_statistic": lambda p, **k: gkfast.mmd2(*_of_equal_size(p), estimator="u_statistic", **k),
     "mmd2, linear": lambda p, **k: gkfast.mmd2(*_of_equal_size(p), estimator="linear", **k),

@@ -258,6 +258,7 @@ ROW_WEIGHTS = {
     "mmd2": ("x_weights", "y_weights"),
     "witness": ("x_weights", "y_weights"),
 }
+BY_BANDWIDTH = ("log_density", "mmd2")
 # hsic, whose two bandwidths have names of their own, is tested in test_hsic.py
 PUBLIC = tuple(name for name in gkfast.__all__ if name != "hsic")
 NAMES = (*PUBLIC, *PUBLIC, *(name for name in POINTS if "." in name))
@@ -322,6 +323,11 @@ def _options(m: Maker, call: Call) -> None:
                 given[argument] = m.row_weights(given[rows_of], 2)
     if density and m.chance(0.3):
         given["leave_one_out"] = True
+    # of some calls, whatever else is drawn
+    if name in BY_BANDWIDTH and call.seed % 3 == 0:
+        given["by_bandwidth"] = True
+        if density:
+            given.pop("weights", None)
     if name == "mmd_test":
         given["permutations"] = m.pick((1, 9, 40, 40))
         given["seed"] = m.pick((0, 3, np.int64(5), 7))
@@ -649,6 +655,8 @@ def _break_option(m: Maker, call: Call) -> None:
         where |= {"precision": (given, NO_CHOICE), "backend": (given, NO_CHOICE | {"gpu": lambda: "gpu"})}
     if name in ("log_density", "score"):
         where["leave_one_out"] = given, NO_SWITCH
+    if name in BY_BANDWIDTH:
+        where["by_bandwidth"] = given, NO_SWITCH
     if "estimator" in given:
         where["estimator"] = given, NO_CHOICE | {"None": lambda: None}
         if name in ("mmd_test", "mmd2_and_variance", "distributed.mmd2"):
@@ -843,11 +851,11 @@ def _log_terms(e: Exact) -> tuple[torch.Tensor, ...]:
 
 def _true_log_density(e: Exact, tol: Callable[[str], float]) -> list[Truth]:
     *_, parts, terms = _log_terms(e)
-    value = (
-        torch.logsumexp(terms.movedim(-2, 0).flatten(-2), -1)
-        if terms.ndim == 3
-        else torch.logsumexp(terms.movedim(-3, -2).flatten(-2), -1)
-    )
+    if e.call.arguments.get("by_bandwidth"):
+        # without the equal weights of the bandwidths
+        value = torch.logsumexp(terms, -1).mT + math.log(terms.shape[-3])
+    else:
+        value = torch.logsumexp(terms.movedim(-3, -2).flatten(-2), -1)
     # of no derivative: a share of the greatest exponent
     greatest = 1 + _greatest(parts)
     alone = not e.call.wanted or e.call.mode in ("no_grad", "inference_mode")
@@ -909,13 +917,20 @@ def _true_kernel_means(e: Exact, tol: Callable[[str], float]) -> list[Truth]:
 
 
 def _true_mmd2(e: Exact, tol: Callable[[str], float]) -> list[Truth]:
-    estimator = e.tensor.get("estimator", e.call.made_with.get("estimator", "unbiased"))
-    xx, yy, xy = _pair_means(e, estimator)
-    positive = _pair_means(e, estimator, e.bandwidths()[1].detach().abs())
-    value = xx + yy - 2 * xy
-    # to 1e-5 of the greater of |MMD^2| and the mean between the samples; of float64 to the oracle's own rounding
-    scale = torch.maximum(value.detach().abs(), positive[2].detach()) if e.single else sum(positive).detach()
-    return [Truth(value, scale * (1e-5 if e.single else 1e-13))]
+    estimator, weights = e.tensor.get("estimator", e.call.made_with.get("estimator", "unbiased")), e.bandwidths()[1]
+    by_bandwidth = e.call.arguments.get("by_bandwidth")
+    # the others have no weight
+    summed = [weights * own for own in torch.eye(weights.shape[-1], dtype=D64)] if by_bandwidth else [weights]
+    values, scales = [], []
+    for own in summed:
+        xx, yy, xy = _pair_means(e, estimator, own)
+        positive = _pair_means(e, estimator, own.detach().abs())
+        values.append(xx + yy - 2 * xy)
+        # to 1e-5 of the greater of |MMD^2| and the mean between the samples; of float64 to the oracle's own rounding
+        size = torch.maximum(values[-1].detach().abs(), positive[2].detach()) if e.single else sum(positive).detach()
+        scales.append(size * (1e-5 if e.single else 1e-13))
+    value, scale = (torch.stack(parts, -1) if by_bandwidth else parts[0] for parts in (values, scales))
+    return [Truth(value, scale)]
 
 
 def _true_mmd_test(e: Exact, tol: Callable[[str], float]) -> list[Truth]:

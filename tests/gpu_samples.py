@@ -157,6 +157,10 @@ def check_density(x, y, sigma, weights, leave_one_out):
     greatest = (torch.cdist(*wide[:2]) / sigma.min(1).values[:, None, None]).square().max() / 2
     bound = 2e-7 * (1 + greatest) if x.dtype == torch.float32 and x.shape[2] > 4 else 1e-13 * (1 + truth.abs().max())
     assert (doubled(ours) - truth).abs().max() <= bound
+    each = gpu.log_density_by_bandwidth(x, y, sigma, data_weights, leave_one_out=leave_one_out)
+    truth = reference.log_density_by_bandwidth(*wide[:3], wide[4], leave_one_out=leave_one_out)
+    bound = bound if bound > 1e-8 else 1e-13 * (1 + truth.abs().max())
+    assert ((doubled(each) - truth).abs() <= bound).all()
     exact = reference.score(*wide, leave_one_out=leave_one_out)
     found = score(*arguments, leave_one_out=leave_one_out)
     assert (doubled(found) - exact).norm() <= TOLERANCE[x.dtype][1] * exact.norm()

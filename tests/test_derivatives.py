@@ -53,10 +53,12 @@ ARGUMENTS = {
     "rbf_matmul of x with itself": "x sigma",
     "log_density": "x y sigma weights b",
     "log_density, leave one out": "x sigma weights",
+    "log_density, by bandwidth": "x y sigma b",
     "score": "x y sigma weights",
     "kernel_means": "x y sigma weights a",
     "mmd2": "x y sigma weights",
     "mmd2, weighted": "x y a b sigma",
+    "mmd2, by bandwidth": "x y sigma weights a",
     "mmd2, biased": "x y a sigma",
     "mmd2, u_statistic": "x y sigma",
     "mmd2, linear": "x y sigma",
@@ -234,6 +236,9 @@ def test_opcheck(leaf):
             {"skip_diagonal": False, "wants": [True] * 5},
         ),
         (gkfast.ops.log_density, (x, y, s, w.detach().log(), b.detach().requires_grad_()), density),
+        (gkfast.ops.log_density_by_bandwidth, (x, y, s, b.detach().requires_grad_()), density),
+        (gkfast.ops.mmd2_by_bandwidth, (leaf(2, 3), x, y, a, b, s), {"drop": 1}),
+        (module.sums_backward, (leaf(2, 3), *points), {**sums, **wants}),
         (module._kernel_sums, (leaf(2, 2, 3), *points), {**sums, **wants}),
         (module._mmd2, (leaf(2, 3), *points), {**sums, **wants}),
         (gkfast.ops.kernel_sums_with_gradients, (leaf(2, 3), *points), {**sums, **wants}),
@@ -242,6 +247,7 @@ def test_opcheck(leaf):
     everything += [
         (gkfast.ops.rbf, (x[0], None, (0.7, 1.5), (1.0, 0.5)), {}),
         (gkfast.ops.rbf_matmul, (x[0], y[0], v[0], (0.7, 1.5), (1.0, 0.5)), {"skip_diagonal": False}),
+        (gkfast.ops.mmd2_by_bandwidth, ((0.1, 0.2, -0.3), x[0], y[0], None, None, (0.7, 1.5)), {"drop": 1}),
         (
             module._mmd2,
             ((0.1, 0.2, -0.3), x[0], y[0], None, None, (0.7,), (1.0,)),
@@ -281,7 +287,16 @@ def test_only_the_wanted_gradients_are_computed(leaf, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["rbf_matmul", "log_density, leave one out", "score", "mmd2, weighted", "mmd2, u_statistic", "kernel_means"],
+    [
+        "rbf_matmul",
+        "log_density, leave one out",
+        "log_density, by bandwidth",
+        "score",
+        "mmd2, weighted",
+        "mmd2, by bandwidth",
+        "mmd2, u_statistic",
+        "kernel_means",
+    ],
 )
 def test_second_derivatives_by_tiles(leaf, monkeypatch, name):
     import importlib

@@ -151,12 +151,17 @@ FUNCTIONS = selected(
     "log_density",
     "log_density, weighted",
     "log_density, leave one out",
+    "log_density, by bandwidth",
+    "mmd2, by bandwidth",
     "score",
     "witness",
     "mmd2_and_variance",
 ) | {
     "log_density, high": lambda x, y, s: gkfast.log_density(x, y, s, precision="high"),
     "mmd2, weighted": lambda x, y, s: ALL["mmd2, weighted"](x, y, s, [0.5] * 2),
+    "mmd2, weighted by bandwidth": lambda x, y, s: ALL["mmd2, by bandwidth"](
+        x, y, s, [0.5, 2.0], a=x[:, 0].abs(), b=y[:, 0].abs()
+    ),
 }
 # numbers; found on the device; learned there; learned on the host, whose gradient must come back to it
 BANDWIDTHS = {
@@ -167,6 +172,8 @@ BANDWIDTHS = {
 }
 # the most copies of bandwidths and of their gradients where these are on the host; 3 where no number is given
 COPIES = {"rbf": 1, "rbf of x with itself": 1, "rbf_matmul": 1, "score": 7, "mmd2_and_variance": 7}
+# those of positive factors and of negative ones
+COPIES |= {"log_density, by bandwidth": 4}
 
 
 def sample(n, dims):

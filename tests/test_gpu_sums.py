@@ -336,6 +336,11 @@ def test_log_density_of_nan_infinity_and_nothing():
     nothing = gpu.log_density(x[:, 3:], y[:, :0], ONE, ONE, one[:, :0], leave_one_out=False)
     assert (nothing == -torch.inf).all()
     assert gpu.log_density(x[:, :0], y, ONE, ONE, one, leave_one_out=False).shape == (1, 0)
+    each = gpu.log_density_by_bandwidth(x, y, (4.0, 1.0, 2.0), one, leave_one_out=False)
+    assert each[0, 1].isnan().all()
+    # beside a log weight of one
+    torch.testing.assert_close(each[0, [0, 2, 3, 4], 1] + 1, found[0, [0, 2, 3, 4]], rtol=0, atol=1e-12)
+    assert gpu.log_density_by_bandwidth(x[:, :0], y, (4.0, 1.0), one, leave_one_out=False).shape == (1, 0, 2)
 
 
 def test_every_sum_is_written(monkeypatch):
@@ -349,6 +354,7 @@ def test_every_sum_is_written(monkeypatch):
         yield from gpu.rbf_matmul_backward(g, x, y, v, ONE, ONE, wants=(True,) * 5)
         yield from gpu.kernel_sums_with_gradients(scale, x, y, a, b, ONE, ONE, drop=0, wants=(True,) * 6)
         yield gpu.log_density(x, y, ONE, ONE, b.abs(), leave_one_out=False)
+        yield gpu.log_density_by_bandwidth(x, y, (2.0, 1.0, 3.0), b.abs(), leave_one_out=False)
 
     expected = list(everything())
     poison_what_is_allocated(monkeypatch)

@@ -7,8 +7,8 @@ matrix (`RbfMatmul.change`); a second derivative, in either mode, is a derivativ
 kernels of their own and O(N) memory.
 """
 
-from gkfast.ops.kernel_sums import baselines, kernel_sums, kernel_sums_with_gradients, mmd2
-from gkfast.ops.log_density import log_density, score
+from gkfast.ops.kernel_sums import baselines, kernel_sums, kernel_sums_with_gradients, mmd2, mmd2_by_bandwidth
+from gkfast.ops.log_density import log_density, log_density_by_bandwidth, score
 from gkfast.ops.operator import default_precision, differentiated, torch_precision, visible
 from gkfast.ops.rbf import rbf, rbf_backward, rbf_out
 from gkfast.ops.rbf_matmul import rbf_matmul, rbf_matmul_backward
@@ -20,7 +20,9 @@ __all__ = [
     "kernel_sums",
     "kernel_sums_with_gradients",
     "log_density",
+    "log_density_by_bandwidth",
     "mmd2",
+    "mmd2_by_bandwidth",
     "rbf",
     "rbf_backward",
     "rbf_matmul",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels
+from gkfast.ops.operator import Argument, Gradient, Operator, Options, Output, array_of, kernels, tensor_of
 from gkfast.ops.rbf_matmul import rbf_matmul, tile_change
 from gkfast.ops.tiling import Tile, add, tiles, vjp_by_tiles
 from gkfast.ops.torch_private import eager_place, foreach_mul
@@ -126,8 +126,11 @@ def _pair_change(
     return total
 
 
-def _call_kernel(device: str, scale: Any, operands: Sequence[Any], options: Options) -> Sequence[Any]:
-    found: Sequence[Any] = kernels(device).kernel_sums_with_gradients(scale, *operands, **options)
+def _call_kernel(
+    device: str, scale: Any, operands: Sequence[Any], options: Options, want_sums: bool = True
+) -> Sequence[Any]:
+    asked = {**options, "want_sums": want_sums}
+    found: Sequence[Any] = kernels(device).kernel_sums_with_gradients(scale, *operands, **asked)
     return found
 
 
@@ -140,6 +143,59 @@ class SumsWithGradients(Gradient):
         g, *tensors = operands
         _, sums, *found = _call_kernel(device, g[:, None], tensors, options)
         return sums, *(None if d is None else d[:, 0] for d in found)
+
+
+class SumsBackward(Gradient):
+    """The gradients of g . sums alone."""
+
+    def call_kernel(self, device: str, operands: Sequence[Any], options: Options) -> Sequence[Any]:
+        g, *tensors = operands
+        _, _, *found = _call_kernel(device, g[:, None], tensors, options, want_sums=False)
+        return [None if d is None else d[:, 0] for d in found]
+
+
+class MMD2ByBandwidth(Operator):
+    """scale . sums of each bandwidth's kernel less its baseline, in float64. See gkfast.mmd2.
+
+    With the bandwidths weighted by g that is the value of `mmd2`, and so all gradients are those of the three sums.
+    """
+
+    name = "mmd2_by_bandwidth"
+    tensors = "scale: 3, x: N D, y: M D, a?: N, b?: M, sigma: S"
+    result = "S"
+    result_float64 = True
+    options = "int drop"
+
+    def gradients_of(
+        self, g: Tensor, arguments: Sequence[Argument], options: Options, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        scale, *tensors = arguments
+        if type(scale) is tuple:
+            scale = tensor_of(scale, g.shape[:-1], g)
+        wants = [*needed[1:], False]
+        # sums of kernels, but not their derivatives, change with the baselines
+        options = {**options, "less_baselines": needed[0] or needed[3] or needed[4], "wants": wants}
+        operands = (scale, *tensors, g)
+        found: Any
+        if needed[0]:
+            of_scale, *found = kernel_sums_with_gradients(*operands, **options)
+        else:
+            of_scale, found = None, sums_backward(*operands, **options)
+        return [of_scale, *(d if want else None for d, want in zip(found[:5], wants[:5], strict=True))]
+
+    def change(self, tensors: Sequence[Any], tangents: Sequence[Any], options: Options) -> Tensor:
+        """That of the sums is linear in the weights of the bandwidths: its gradient to them."""
+        (scale, *tensors), (tscale, *tangents) = tensors, tangents
+        total: Any = 0.0
+        if tscale is not None:
+            total = self(tscale, *tensors, **options)
+        if any(t is not None for t in tangents):
+            sigma = tensors[4]
+            operands = (scale.to(tensors[0].device), [*tensors, torch.ones_like(sigma)], [*tangents, None])
+            options = {**options, "less_baselines": True}
+            total = total + _sums.change_vjp(*operands, options, [*[False] * 6, True])[6]
+        found: Tensor = total
+        return found
 
 
 class Combinations(Operator):
@@ -308,6 +364,10 @@ class _Swept(torch.autograd.Function):
 
 _sums = Sums()
 kernel_sums_with_gradients = SumsWithGradients(_sums, "kernel_sums_with_gradients")
+sums_backward = SumsBackward(_sums, "sums_backward")
+mmd2_by_bandwidth = MMD2ByBandwidth()
+mmd2_by_bandwidth.define()
+mmd2_by_bandwidth.differentiate()
 _mmd2 = Combinations("mmd2", "")
 _kernel_sums = Combinations("kernel_sums", "R")
 

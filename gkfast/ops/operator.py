@@ -228,7 +228,7 @@ class Operator:
         """
         batch = arguments[self.x].shape[:-2]
         beside = next((arguments[k] for k in self.numbers if isinstance(arguments[k], Tensor)), None)
-        return [_tensor(a, batch, beside) if type(a) is tuple else a for a in arguments]
+        return [tensor_of(a, batch, beside) if type(a) is tuple else a for a in arguments]
 
     # kernels
 
@@ -527,7 +527,7 @@ def kernels(device: str) -> Any:
     return gpu
 
 
-def _tensor(numbers: tuple[float, ...], batch: Sequence[int], beside: Tensor | None = None) -> Tensor:
+def tensor_of(numbers: tuple[float, ...], batch: Sequence[int], beside: Tensor | None = None) -> Tensor:
     """Numbers for each problem of the batch, (..., S)."""
     if beside is None or beside.device.type == "cpu":
         # the device named, since torch.set_default_device may say otherwise
@@ -540,5 +540,5 @@ def _tensor(numbers: tuple[float, ...], batch: Sequence[int], beside: Tensor | N
 
 @lru_cache(maxsize=256)
 def array_of(numbers: tuple[float, ...], count: int) -> np.ndarray:
-    """As `_tensor`, for the kernels of the CPU: (B, S)."""
+    """As `tensor_of`, for the kernels of the CPU: (B, S)."""
     return np.repeat(np.array(numbers)[None], count, 0)

@@ -116,10 +116,10 @@ def tile_change(tile: Tile, tensors: Sequence[Any], tangents: Sequence[Any], opt
 
 def by_bandwidth(tensors: Sequence[Any], options: Options) -> Tensor:
     """w_s K_s v for each bandwidth, (..., N, E, S)."""
-    x, y, v, sigma, weights, shift, _ = tensors
-    each = (slice(s, s + 1) for s in range(sigma.shape[-1]))
-    parts = [rbf_matmul(x, y, v, sigma[..., s], weights[..., s], shift[..., s], **options) for s in each]
-    return torch.stack(parts, dim=-1)
+    x, y, v, *of_bandwidths, _ = tensors
+    # not sigma[..., s], see `_of_block`
+    each = ([t.narrow(-1, s, 1) for t in of_bandwidths] for s in range(of_bandwidths[0].shape[-1]))
+    return torch.stack([rbf_matmul(x, y, v, *own, **options) for own in each], dim=-1)
 
 
 def double(tensors: Sequence[Tensor | None]) -> list[Any]:

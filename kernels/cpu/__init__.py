@@ -12,8 +12,8 @@ Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64,
 """
 
 from .baselines import baselines
-from .kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2
-from .log_density import log_density, score
+from .kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2, mmd2_by_bandwidth
+from .log_density import log_density, log_density_by_bandwidth, score
 from .rbf import rbf, rbf_backward
 from .rbf_matmul import rbf_matmul, rbf_matmul_backward
 
@@ -22,7 +22,9 @@ __all__ = [
     "kernel_sums",
     "kernel_sums_with_gradients",
     "log_density",
+    "log_density_by_bandwidth",
     "mmd2",
+    "mmd2_by_bandwidth",
     "rbf",
     "rbf_backward",
     "rbf_matmul",

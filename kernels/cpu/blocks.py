@@ -21,6 +21,8 @@ class Modes(NamedTuple):
     # y is x, and c_ij = c_ji: only pairs i < j are visited. Full results: dx + dy and value + column_value. `value`
     # alone is valid only inside g . value
     symmetric: bool
+    # the value is (B, N, S), of each bandwidth; v has one column
+    by_bandwidth: bool
 
 
 class Wants(NamedTuple):
@@ -46,7 +48,7 @@ class Operands(NamedTuple):
 class Accumulators(NamedTuple):
     """A sweep's results, float64, in packed units; columns receive something from every chunk of rows."""
 
-    value: np.ndarray  # (B, N, E) sum_j total_ij v_j
+    value: np.ndarray  # (B, N, E) sum_j total_ij v_j, or (B, N, S) by bandwidth
     column_value: np.ndarray  # (B, chunks, M, E) sum_i total_ij g_i
     dx: np.ndarray  # (B, N, D)
     dy: np.ndarray  # (B, chunks, M, D)
@@ -80,7 +82,7 @@ class Values(NamedTuple):
     d2: np.ndarray  # squared distances; where K is read, -k
     weight: np.ndarray  # c_ij, and then c_ij sum_s w_s k_s / sigma_s^2
     totals: np.ndarray  # sum_s w_s k_s, if kept
-    row_sums: np.ndarray  # sum_j total_ij v_j, if totals are not kept
+    row_sums: np.ndarray  # sum_j total_ij v_j, if totals are not kept; those by bandwidth side by side
     moments: np.ndarray  # in lanes, two for each bandwidth
 
 
@@ -131,7 +133,7 @@ def make_values(chunks, line, steps, count, like):
         scratch(size, like),
         scratch(size if steps.coefficients else 1, like),
         scratch(size if steps.keep_totals else 1, like),
-        np.empty(chunks.block_rows, like.dtype),
+        np.empty(chunks.block_rows * count, like.dtype),
         scratch(count * panel_width(like), like),
     )
 

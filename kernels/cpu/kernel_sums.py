@@ -34,14 +34,36 @@ def mmd2(scale, x, y, a, b, sigma, weights, *, drop):
     return kernel_sums_with_gradients(scale[:, None], x, y, a, b, sigma, weights, **options)[0][:, 0]
 
 
+def mmd2_by_bandwidth(scale, x, y, a, b, sigma, *, drop):
+    """scale . kernel_sums of k_s - baseline_s, (B, S) float64. See gkfast.mmd2."""
+    options = {"drop": drop, "less_baselines": True, "wants": (False,) * 6, "by_bandwidth": True}
+    arrays = (np.empty((len(x), 0, 3)), x, y, a, b, sigma, np.ones(sigma.shape))
+    return np.einsum("bk,bks->bs", scale, kernel_sums_with_gradients(*arrays, **options)[1])
+
+
 def kernel_sums_with_gradients(
-    scale, x, y, a, b, sigma, weights, baseline=None, *, drop, wants, less_baselines=False
+    scale,
+    x,
+    y,
+    a,
+    b,
+    sigma,
+    weights,
+    baseline=None,
+    *,
+    drop,
+    wants,
+    less_baselines=False,
+    want_sums=True,
+    by_bandwidth=False,
 ):
     """R combinations of the three sums, the sums, and each combination's gradients to (x, y, a, b, sigma, weights).
 
     With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...), None where not wanted.
     a or b None: all ones. Where baseline (B, S) is given, or found (less_baselines), sum_s weights_s baseline_s is
     taken from K. A pair within a set is visited once for both its ends, one between the sets once for all gradients.
+    Without want_sums values and sums have no meaning. by_bandwidth gives the sums of each bandwidth, (B, 3, S), and
+    nothing else.
     """
     (batch, n, dims), m, count, combinations = x.shape, y.shape[1], sigma.shape[1], scale.shape[1]
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
@@ -60,13 +82,15 @@ def kernel_sums_with_gradients(
     for k, like in enumerate(samples):
         if wants[k]:
             gradients[k] = new_result((batch, combinations, like[0].size if batch else 0), x.dtype)
-    limit = limits(x.dtype, n * m, dims, *_TOLERANCES[bool(want_points), bool(want_parameters)])
-    values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3))
+    # a bandwidth's own sum is the gradient to its weight
+    limit = limits(x.dtype, n * m, dims, *_TOLERANCES[bool(want_points), bool(want_parameters or by_bandwidth)])
+    values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3, count if by_bandwidth else 1))
     order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
     results = (values, sums, order, parameters, tuple(gradients))
-    wanted = (drop, (want_x, want_y, want_a, want_b, want_parameters))
+    wanted = (drop, (want_sums, want_x, want_y, want_a, want_b, want_parameters))
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
     _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, wanted, limit, results)
+    sums = sums if by_bandwidth else sums[..., 0]
     for k, like in enumerate(samples):
         gradients[k] = gradients[k].reshape(batch, combinations, *like.shape[1:]) if wants[k] else None
     dsigma = dweights = None
@@ -77,21 +101,24 @@ def kernel_sums_with_gradients(
 
 
 @inner
-def _values(scale, row_weights, accumulators, values, sums):
-    """scale_r . sums (B, R) and the sums (B, 3) of the sweeps xx, yy and xy."""
+def _values(scale, row_weights, accumulators, places, values, sums):
+    """scale_r . sums (B, R) and the sums (B, 3, 1), or (B, 3, S) by bandwidth, of the sweeps xx, yy and xy.
+
+    places (B, 1) or (B, S) are those of the sweep's bandwidths in the caller's sigma.
+    """
     (a, b), (xx, yy, xy) = row_weights, accumulators
     batch, combinations = values.shape
     # the value of a pair within a set is added to its row; where column_value is wanted, half of it to either end
-    _dot(a, xx.value, xx.column_value, sums[:, 0])
-    _dot(b, yy.value, yy.column_value, sums[:, 1])
-    _dot(a, xy.value, np.empty((batch, 0, 0, 1)), sums[:, 2])
+    _dot(a, xx.value, xx.column_value, places, sums[:, 0])
+    _dot(b, yy.value, yy.column_value, places, sums[:, 1])
+    _dot(a, xy.value, np.empty((batch, 0, 0, 1)), places, sums[:, 2])
     for q in range(batch):
         for r in range(combinations):
             value = 0.0
             for part in range(3):
                 # a sum that is not scaled may be NaN
                 if scale[q, r, part] != 0:
-                    value += scale[q, r, part] * sums[q, part]
+                    value += scale[q, r, part] * sums[q, part, 0]
             values[q, r] = value
 
 
@@ -114,15 +141,17 @@ def _one_chunk(rows):
 
 
 @inner
-def _dot(u, rows, columns, out):
-    """out = u . value, (B,), for u (B, N) and the value in rows (B, N, 1) and, if any, in columns (B, C, N, 1)."""
+def _dot(u, rows, columns, places, out):
+    """out = u . value, (B, E), for u (B, N) and the value in rows (B, N, E) and, if any, in columns (B, C, N, E)."""
     for q in range(len(u)):
-        out[q] = 0
-        for i in range(u.shape[1]):
-            value = rows[q, i, 0]
-            for chunk in range(columns.shape[1] if columns.shape[2] else 0):
-                value += columns[q, chunk, i, 0]
-            out[q] += u[q, i] * value
+        for e in range(out.shape[1]):
+            total = 0.0
+            for i in range(u.shape[1]):
+                value = rows[q, i, e]
+                for chunk in range(columns.shape[1] if columns.shape[2] else 0):
+                    value += columns[q, chunk, i, e]
+                total += u[q, i] * value
+            out[q, places[q, e]] = total
 
 
 @inner
@@ -166,22 +195,34 @@ def _combine(first, last, scale, k, unit, sums, out):
 @operation(*PACKING, sum_rows, _combine)
 def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
     (x, y, a, b), (drop, wanted), (values, sums, order, parameters, gradients) = samples, options, results
-    want_x, want_y, want_a, want_b, want_parameters = wanted
+    want_sums, want_x, want_y, want_a, want_b, want_parameters = wanted
     pointers, team, arena = run
     a, b = _or_ones(a, x), _or_ones(b, y)
     plan, (px, py) = pack(run, (x, y), bandwidths, limit, (False, True, True))
     pa, pb = as_points(_one_wide(a)), as_points(_one_wide(b))
     none = np.empty((len(x), 0, 1), x.dtype)
     less_baseline = bandwidths[2].shape[1] > 0
-    within = Modes(drop >= 1, less_baseline, True)
+    by_bandwidth = sums.shape[2] > 1
+    within = Modes(drop >= 1, less_baseline, True, by_bandwidth)
     of_x, of_y = Operands(px, px, pa, pa, none, none, none), Operands(py, py, pb, pb, none, none, none)
-    xx, xx_rows = make_task(arena, plan, of_x, within, Wants(True, want_a, want_x, want_x, want_parameters))
-    yy, yy_rows = make_task(arena, plan, of_y, within, Wants(True, want_b, want_y, want_y, want_parameters))
-    of_both, between = Operands(px, py, pb, pa, none, none, none), Modes(drop >= 2, less_baseline, False)
-    xy, xy_rows = make_task(arena, plan, of_both, between, Wants(True, want_b, want_x, want_y, want_parameters))
+    want_xx = Wants(want_sums or want_a, want_a, want_x, want_x, want_parameters)
+    want_yy = Wants(want_sums or want_b, want_b, want_y, want_y, want_parameters)
+    want_xy = Wants(want_sums or want_a, want_b, want_x, want_y, want_parameters)
+    xx, xx_rows = make_task(arena, plan, of_x, within, want_xx)
+    yy, yy_rows = make_task(arena, plan, of_y, within, want_yy)
+    of_both = Operands(px, py, pb, pa, none, none, none)
+    between = Modes(drop >= 2, less_baseline, False, by_bandwidth)
+    xy, xy_rows = make_task(arena, plan, of_both, between, want_xy)
+    # without the sums, what a set does with itself is asked for by its own gradients alone
+    if not (want_sums or want_parameters or want_x or want_a):
+        xx_rows = 0
+    if not (want_sums or want_parameters or want_y or want_b):
+        yy_rows = 0
     # the longest first, if both sets are equally large: threads that end early then wait less for the last
     sum_rows(pointers[2], team, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
-    _values(scale, (a, b), (xx[-1], yy[-1], xy[-1]), values, sums)
+    if want_sums:
+        places = plan.order if by_bandwidth else np.zeros((len(x), 1), np.int64)
+        _values(scale, (a, b), (xx[-1], yy[-1], xy[-1]), places, values, sums)
     ones = np.ones(len(x))
     tasks = (
         (scale, 0, plan.unit, (_one_chunk(xx[-1].dx), xx[-1].dy, _one_chunk(xy[-1].dx)), gradients[0]),

@@ -146,6 +146,39 @@ _values, _values_km1, _values_pull, _values_km1_pull = (
 
 
 @inner
+def _values_by_bandwidth(block, plan, skip_diagonal, v, values):
+    """row_sums = sum_j w_s (k_sij - baseline_s) v_j of each bandwidth."""
+    b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
+    d2, row_sums, sums = values.d2, values.row_sums, values.moments
+    count = scale.shape[1]
+    lanes = BYTES // d2.itemsize
+    zero = splat(d2.dtype.type(0))
+    v_at = b * v.shape[1] * v.shape[3] + block.j0
+    for r in range(block.high):
+        sums[: count * lanes] = 0
+        first, stop = left_out(block, skip_diagonal, r)
+        for j in range(first_column(block.diagonal, r, 2 * lanes), block.padded, lanes):
+            q, vj = load(d2, r * line + j), load(v, v_at + j)
+            if first < j + lanes and j < stop:
+                vj = cleared(vj, first - j, stop - j)
+            k = km1 = zero
+            for s in range(count):
+                if squarings[b, s] == 0:
+                    t = zero - q * splat(scale[b, s])
+                    k, km1 = exp2(t), exp2m1(t)
+                else:
+                    # k^2 - 1 = (k - 1) k + (k - 1)
+                    km1 = fma(km1, k, km1)
+                    k = k * k
+                    if squarings[b, s] == 2:
+                        km1 = fma(km1, k, km1)
+                        k = k * k
+                store(sums, s * lanes, fma(km1 if baseline[b, s] else k, vj, load(sums, s * lanes)))
+        for s in range(count):
+            row_sums[r * count + s] = plan.weights[b, s] * total(load(sums, s * lanes))
+
+
+@inner
 def _headroom(weights, weights_over_sigma2):
     """log2 of the greatest sum of weights, rounded up, or 0."""
     total = other_total = 0.0
@@ -234,6 +267,8 @@ def kernel_values(block, plan, modes, steps, given, values, parameters):
     skip_diagonal, (g, v, shift) = modes.skip_diagonal, given
     if steps.general:
         _values_general(block, plan, modes, steps, v, shift, values, parameters)
+    elif modes.by_bandwidth:
+        _values_by_bandwidth(block, plan, skip_diagonal, v, values)
     elif steps.pull and modes.less_baseline:
         _values_km1_pull(block, plan, skip_diagonal, steps, g, v, values)
     elif steps.pull:
@@ -260,6 +295,6 @@ def add_diagonal(chunk, plan, rows, modes, steps, value, parameters):
         for s in range(plan.scale.shape[1]):
             kernel = nothing if modes.less_baseline and plan.baseline[b, s] else nothing + real(1)
             if steps.value:
-                value[b, i, 0] += np.float64(kernel * plan.weights[b, s] * v[b, i, 0])
+                value[b, i, s if modes.by_bandwidth else 0] += np.float64(kernel * plan.weights[b, s] * v[b, i, 0])
             if steps.parameters:
                 parameters[b, number, 2 * s] += np.float64(kernel * g[b, i, 0] * v[b, i, 0])

@@ -53,7 +53,7 @@ def _example(dtype):
     points, pairs = example_points(dtype), np.zeros((1, 1, 1), dtype)
     operands = Operands(*[points] * 4, *[pairs] * 3)
     sums = Accumulators(*[np.zeros((1,) * dims) for dims in (3, 4, 3, 4, 3)])
-    chunks, modes, wants = Chunks(1, np.zeros(1, np.int64), 1, 1), Modes(*[False] * 3), Wants(*[False] * 5)
+    chunks, modes, wants = Chunks(1, np.zeros(1, np.int64), 1, 1), Modes(*[False] * 4), Wants(*[False] * 5)
     return chunks, example_plan(dtype), operands, (pairs, pairs), (modes, wants), sums
 
 
@@ -129,8 +129,11 @@ def sum_rows(first, last, chunks, plan, operands, finite, options, sums):
                 if wants.value and steps.keep_totals:
                     add_values(block, totals, v, twice, tile, value)
                 elif wants.value:
+                    # one, or one for each bandwidth
+                    each = value.shape[2]
                     for r in range(high):
-                        value[b, i0 + r, 0] += np.float64(twice * row_sums[r])
+                        for e in range(each):
+                            value[b, i0 + r, e] += np.float64(twice * row_sums[r * each + e])
                 if wants.column_value:
                     add_column_values(block, totals, g.rows, columns, tile, column_value[b, chunk])
                 if steps.pull:
@@ -189,7 +192,7 @@ def make_task(arena, plan, operands, modes, wants):
     """The arguments of `sum_rows` for a sweep, the last of which are its Accumulators, and its number of chunks."""
     x, y, count = operands.x, operands.y, plan.scale.shape[1]
     batch, n, m, dims, width = len(x.rows), x.count, y.count, y.columns.shape[2], y.columns.shape[3]
-    columns = operands.v.columns.shape[2]
+    columns = count if modes.by_bandwidth else operands.v.columns.shape[2]
     block_rows, block_columns = block_size(n, m, width, wants.dx or wants.dy or columns > FEW_VALUES)
     # in a single block all pairs are the rows' own
     want_dy = wants.dy and not (modes.symmetric and block_rows >= n)
@@ -273,7 +276,7 @@ def _sweep(run, points, bandwidths, limit, given, options, wants, results):
     plan, packed = pack(run, points, bandwidths, limit, (same, same, True))
     of_points, x = packed[0], points[0]
     operands = Operands(of_points, packed[1], as_points(v), as_points(g), pairs, kernels, _shifts(plan, shift, x))
-    modes, wanted = Modes(skip_diagonal, bandwidths[2].shape[1] > 0, False), Wants(*wants)
+    modes, wanted = Modes(skip_diagonal, bandwidths[2].shape[1] > 0, False, False), Wants(*wants)
     task, rows = make_task(run[2], plan, operands, modes, wanted)
     sum_rows(run[0][2], run[1], (rows,), (task,))
     sums, ones = task[-1], np.ones(len(x))

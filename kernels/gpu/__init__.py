@@ -40,7 +40,9 @@ from .launch import planned
 # the place of the points x, which say where a call runs, is the first but where it is named
 baselines = planned(_baselines.baselines)
 kernel_sums_with_gradients = planned(_kernel_sums.kernel_sums_with_gradients, 1)
+mmd2_by_bandwidth = planned(_kernel_sums.mmd2_by_bandwidth, 1)
 log_density = planned(_log_density.log_density)
+log_density_by_bandwidth = planned(_log_density.log_density_by_bandwidth)
 rbf, rbf_backward = planned(_rbf.rbf), planned(_rbf.rbf_backward)
 rbf_matmul, rbf_matmul_backward = planned(_rbf_matmul.rbf_matmul), planned(_rbf_matmul.rbf_matmul_backward)
 
@@ -48,6 +50,8 @@ __all__ = [
     "baselines",
     "kernel_sums_with_gradients",
     "log_density",
+    "log_density_by_bandwidth",
+    "mmd2_by_bandwidth",
     "rbf",
     "rbf_backward",
     "rbf_matmul",

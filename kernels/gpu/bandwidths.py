@@ -273,6 +273,12 @@ def host_numbers(given):
     return numbers(tuple(given.detach()[0].double().tolist()))
 
 
+def one_for_each(value, sigma, x):
+    """The same number for each bandwidth."""
+    count = sigma.shape[1] if isinstance(sigma, torch.Tensor) else len(getattr(sigma, "floats", sigma))
+    return numbers((value,) * count) if count <= MOST else x.new_full((1, count), value, dtype=torch.float64)
+
+
 def _moderate(sigma, dtype):
     """Whether all bandwidths are known to be far within the range of the dtype."""
     if type(sigma) is Numbers:

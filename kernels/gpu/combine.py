@@ -193,5 +193,5 @@ def finish_sweep(
                     sums.pull, out_ptr, finish.scale, start + tl.arange(0, BLOCK), stop, b, of_y, count,
                     height.to(tl.int64), D, R, B.to(tl.int64), RANGES, PAIRINGS, BLOCK, ACC, ASKED.TOGETHER,
                 )  # fmt: skip
-        if tl.atomic_add(own + 2 * tiles, 1, sem="acq_rel") == 2 * tiles - 1:
+        if ASKED.TOTAL and tl.atomic_add(own + 2 * tiles, 1, sem="acq_rel") == 2 * tiles - 1:
             add_totals(finish.scale, sums.total, finish.reduced, b, R, B, RANGES * STRIPS, 256)

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .bandwidths import LOG2_E, Table, row_of_table
+from .bandwidths import LOG2_E, Table, one_for_each, row_of_table
 from .distances import columns_of_turn, exponents, pieces_of, side_of, split_distances
 from .launch import launch
 from .pairings import Set
@@ -24,7 +24,7 @@ from .tiles import FUSION, SIZES, column_ranges
 @triton.jit(do_not_specialize=SIZES)
 def _log_sum_exp_kernel(
     points, a_ptr, out_ptr, bandwidths, N, M, D, S, B, table_stride, RANGES,
-    SKIP_DIAGONAL: tl.constexpr, STAGES: tl.constexpr,
+    SKIP_DIAGONAL: tl.constexpr, EACH: tl.constexpr, STAGES: tl.constexpr,
     TABLE: tl.constexpr, VARIANT: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     SP: tl.constexpr = TABLE.SP
@@ -49,25 +49,35 @@ def _log_sum_exp_kernel(
     weights = tl.load(row.weights + bandwidth, mask=bandwidth < S, other=float("-inf"))
     greatest = tl.max(tl.where(bandwidth < S, weights, float("-inf")), 0)
 
+    # of each bandwidth, or of all
     top, total = tl.full([BN], float("-inf"), ACC), tl.zeros([BN], tl.float64)
+    if EACH:
+        top, total = tl.full([BN, SP], float("-inf"), ACC), tl.zeros([BN, SP], tl.float64)
     # tiles whose pairs products serve, then the others, as in the sweep
     top, total, first_far, after_far = _add_columns(
         top, total, rows, of_rows, q, b, i0, start, stop, row, greatest, frame, D, S,
-        0, BM, STAGES, SKIP_DIAGONAL, TABLE, VARIANT,
+        0, BM, STAGES, SKIP_DIAGONAL, EACH, TABLE, VARIANT,
     )  # fmt: skip
     if VARIANT.DOT > 0:
         top, total, _, _ = _add_columns(
             top, total, rows, of_rows, q, b, i0, first_far, after_far, row, greatest, frame, D, S,
-            1, BM, 1, SKIP_DIAGONAL, TABLE, FAR,
+            1, BM, 1, SKIP_DIAGONAL, EACH, TABLE, FAR,
         )  # fmt: skip
     log_p = _log_of(top.to(tl.float64), total) + greatest.to(tl.float64)
-    tl.store(out_ptr + (column_range.to(tl.int64) * B + b) * N + i0 + rows.at, log_p, mask=rows.inside)
+    place = (column_range.to(tl.int64) * B + b) * N + i0 + rows.at
+    if EACH:
+        # in the caller's order of bandwidths
+        own = tl.load(row.places + bandwidth, mask=bandwidth < S, other=0.0).to(tl.int32)
+        inside = rows.inside[:, None] & (bandwidth < S)[None, :]
+        tl.store(out_ptr + place[:, None] * S + own[None, :], log_p, mask=inside)
+    else:
+        tl.store(out_ptr + place, log_p, mask=rows.inside)
 
 
 @triton.jit
 def _add_columns(
     top, total, rows, of_rows, q, b, i0, start, stop, row, greatest, frame, D, S,
-    TURN: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, SKIP_DIAGONAL: tl.constexpr,
+    TURN: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, SKIP_DIAGONAL: tl.constexpr, EACH: tl.constexpr,
     TABLE: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
     """Adds 2**exponents of columns from start to stop to total 2**top; see _meet_columns of the sweep."""
@@ -85,13 +95,13 @@ def _add_columns(
             for s in tl.static_range(COUNT):
                 top, total = _add_bandwidth(
                     top, total, exact, rest, a, s, row, greatest, frame, rows, cols, j0 - i0,
-                    SKIP_DIAGONAL, VARIANT,
+                    SKIP_DIAGONAL, EACH, TABLE, VARIANT,
                 )  # fmt: skip
         else:
             for s in range(S):
                 top, total = _add_bandwidth(
                     top, total, exact, rest, a, s, row, greatest, frame, rows, cols, j0 - i0,
-                    SKIP_DIAGONAL, VARIANT,
+                    SKIP_DIAGONAL, EACH, TABLE, VARIANT,
                 )  # fmt: skip
     return top, total, first_far, after_far
 
@@ -99,7 +109,7 @@ def _add_columns(
 @triton.jit
 def _add_bandwidth(
     top, total, exact, rest, a, s, row, greatest, frame, rows, cols, away,
-    SKIP_DIAGONAL: tl.constexpr, VARIANT: tl.constexpr,
+    SKIP_DIAGONAL: tl.constexpr, EACH: tl.constexpr, TABLE: tl.constexpr, VARIANT: tl.constexpr,
 ):  # fmt: skip
     log_w = ((tl.load(row.weights + s) - greatest) * LOG2_E).to(VARIANT.ACC)
     t, less = exponents(exact, rest, row, s, frame.square, VARIANT)
@@ -108,11 +118,18 @@ def _add_bandwidth(
     if SKIP_DIAGONAL and (away < VARIANT.BN) & (away + VARIANT.BM > 0):
         less = tl.where(rows.at[:, None] != (cols.at + away)[None, :], less, float("-inf"))
     # whole numbers, powers of which are exact
-    higher = tl.maximum(top, tl.ceil(tl.max(t + less, 1)))
+    own_top, own_total = top, total
+    if EACH:
+        own = tl.arange(0, TABLE.SP)[None, :] == s
+        own_top, own_total = tl.max(tl.where(own, top, float("-inf")), 1), tl.sum(tl.where(own, total, 0.0), 1)
+    higher = tl.maximum(own_top, tl.ceil(tl.max(t + less, 1)))
     # nothing yet: no exponent to refer to
     base = tl.where(higher == float("-inf"), 0.0, higher)
     share = tl.sum(tl.exp2((t - base[:, None]) + less) * a[None, :], 1).to(tl.float64)
-    return higher, tl.fma(total, tl.exp2(top - base).to(tl.float64), share)
+    added = tl.fma(own_total, tl.exp2(own_top - base).to(tl.float64), share)
+    if EACH:
+        higher, added = tl.where(own, higher[:, None], top), tl.where(own, added[:, None], total)
+    return higher, added
 
 
 @triton.jit
@@ -140,24 +157,34 @@ def _add_logs_kernel(partial_ptr, out_ptr, COUNT, RANGES, BLOCK: tl.constexpr):
 
 def log_density(x, y, sigma, log_weights, data_weights, *, leave_one_out, precision="highest"):
     """log sum_sj data_weights_j exp(log_weights_s + log k_sij), (B, N) float64. See gkfast.log_density."""
+    return _log_sums(x, y, sigma, log_weights, data_weights, leave_one_out, precision, False)
+
+
+def log_density_by_bandwidth(x, y, sigma, data_weights, *, leave_one_out, precision="highest"):
+    """log sum_j data_weights_j k_sij, (B, N, S) float64. See gkfast.log_density."""
+    return _log_sums(x, y, sigma, one_for_each(0.0, sigma, x), data_weights, leave_one_out, precision, True)
+
+
+def _log_sums(x, y, sigma, log_weights, data_weights, leave_one_out, precision, each):
     (batch, n, dims), m = x.shape, y.shape[1]
     wide = torch.float64 if precision == "highest" or x.dtype == torch.float64 else torch.float32
     table = Table(sigma, log_weights, x, wide)
     split = Split(table, x, y, "log-density" if precision == "highest" else precision)
-    found = split.tile("log")
+    found = split.tile("logs" if each else "log")
     tiles = triton.cdiv(n, found.bn)
     ranges = column_ranges(found, batch * tiles, m, x.device)
-    logs = x.new_empty(ranges, batch, n, dtype=torch.float64)
+    shape = (batch, n, table.count) if each else (batch, n)
+    logs = x.new_empty(ranges, *shape, dtype=torch.float64)
     if batch * n:
         own = table.own(tiles, ranges, math.inf)
         launch(_log_sum_exp_kernel, (batch * tiles, ranges),
             split.points, data_weights, logs, table.arguments(),
             n, m, dims, table.count, batch, table.stride, ranges,
-            SKIP_DIAGONAL=leave_one_out, STAGES=found.stages, TABLE=table.constants(own),
+            SKIP_DIAGONAL=leave_one_out, EACH=each, STAGES=found.stages, TABLE=table.constants(own),
             VARIANT=split.variant(found), FAR=split.variant(found._replace(bm=16)), **found.options,
         )  # fmt: skip
     if ranges == 1 or not batch * n:
         return logs[0]
-    out, block = x.new_empty(batch, n, dtype=torch.float64), 256
-    launch(_add_logs_kernel, (triton.cdiv(batch * n, block),), logs, out, batch * n, ranges, BLOCK=block, **FUSION)
+    out, block, count = x.new_empty(*shape, dtype=torch.float64), 256, math.prod(shape)
+    launch(_add_logs_kernel, (triton.cdiv(count, block),), logs, out, count, ranges, BLOCK=block, **FUSION)
     return out

@@ -119,6 +119,10 @@ TILES = [
     _Row("log by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 32)),
     _Row("log", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
     _Row("log", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
+    _Row("logs by products", 90, False, _ANY, Tile(64, 64, 64, 4, 255, 2, 64)),
+    _Row("logs by products", 0, False, _ANY, Tile(64, 32, 64, 4, 255, 2, 32)),
+    _Row("logs", 0, False, _ANY, Tile(32, 64, 4, 8, 168)),
+    _Row("logs", 0, True, _ANY, Tile(32, 32, 4, 8, 168)),
 ]
 
 
