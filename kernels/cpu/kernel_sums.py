@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .arrays import copy, empty, fill, reshaped
 from .bandwidths import NO_BASELINE, PACKING, limits, pack
 from .baselines import baselines
 from .blocks import Modes, Operands, Wants
@@ -9,7 +10,7 @@ from .calls import operation, parallel_for
 from .compiled import inner
 from .memory import as_contiguous, new_result
 from .points import as_points
-from .sweep import add_chunks, make_task, parameters_of, sum_rows
+from .sweep import add_chunks, make_task, parameters_of, parts_of, sum_rows
 
 # for gradients to points or not, to bandwidths or not
 _TOLERANCES = {
@@ -61,9 +62,16 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
     values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3))
     order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
     results = (values, sums, order, parameters, tuple(gradients))
-    wanted = (drop, (want_x, want_y, want_a, want_b, want_parameters))
+    less_baseline = bandwidths[2].shape[1] > 0
+    # of the sweeps xx, yy and xy
+    wanted = (
+        (True, want_a, want_x, want_x, want_parameters),
+        (True, want_b, want_y, want_y, want_parameters),
+        (True, want_b, want_x, want_y, want_parameters),
+    )
+    parts = tuple(parts_of(x.dtype, Wants(*wants), less_baseline) for wants in wanted)
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
-    _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, wanted, limit, results)
+    _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, (drop, wanted, parts), limit, results)
     for k, like in enumerate(samples):
         gradients[k] = gradients[k].reshape(batch, combinations, *like.shape[1:]) if wants[k] else None
     dsigma = dweights = None
@@ -74,14 +82,14 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
 
 
 @inner
-def _values(scale, row_weights, accumulators, values, sums):
+def _values(memory, scale, row_weights, accumulators, values, sums):
     """scale_r . sums (B, R) and the sums (B, 3) of the sweeps xx, yy and xy."""
     (a, b), (xx, yy, xy) = row_weights, accumulators
     batch, combinations = values.shape
     # the value of a pair within a set is added to its row; where column_value is wanted, half of it to either end
-    _dot(a, xx.value, xx.column_value, sums[:, 0])
-    _dot(b, yy.value, yy.column_value, sums[:, 1])
-    _dot(a, xy.value, np.empty((batch, 0, 0, 1)), sums[:, 2])
+    _dot(a, xx.value, xx.column_value, sums, 0)
+    _dot(b, yy.value, yy.column_value, sums, 1)
+    _dot(a, xy.value, empty(memory, (batch, 0, 0, 1), np.float64), sums, 2)
     for q in range(batch):
         for r in range(combinations):
             value = 0.0
@@ -93,33 +101,38 @@ def _values(scale, row_weights, accumulators, values, sums):
 
 
 @inner
-def _or_ones(u, points):
+def _or_ones(memory, u, points):
     """u (B, N), or ones for as many points where u has no column."""
-    return u if u.shape[1] else np.ones(points.shape[:2], u.dtype)
+    if u.shape[1]:
+        return u
+    ones = empty(memory, points.shape[:2], u.dtype)
+    fill(ones, 1)
+    return ones
 
 
 @inner
 def _one_wide(u):
     """(B, N) as (B, N, 1)"""
-    return u.reshape((u.shape[0], u.shape[1], 1))
+    return reshaped(u, (u.shape[0], u.shape[1], 1))
 
 
 @inner
 def _one_chunk(rows):
     """(B, N, D) as (B, 1, N, D)"""
-    return rows.reshape((rows.shape[0], 1, rows.shape[1], rows.shape[2]))
+    return reshaped(rows, (rows.shape[0], 1, rows.shape[1], rows.shape[2]))
 
 
 @inner
-def _dot(u, rows, columns, out):
-    """out = u . value, (B,), for u (B, N) and the value in rows (B, N, 1) and, if any, in columns (B, C, N, 1)."""
+def _dot(u, rows, columns, out, part):
+    """out[:, part] = u . value for u (B, N) and the value in rows (B, N, 1) and, if any, in columns (B, C, N, 1)."""
     for q in range(len(u)):
-        out[q] = 0
+        total = 0.0
         for i in range(u.shape[1]):
             value = rows[q, i, 0]
             for chunk in range(columns.shape[1] if columns.shape[2] else 0):
                 value += columns[q, chunk, i, 0]
-            out[q] += u[q, i] * value
+            total += u[q, i] * value
+        out[q, part] = total
 
 
 @inner
@@ -133,7 +146,7 @@ def _combine_example(dtype):
 
 
 @parallel_for(_combine_example)
-def _combine(first, last, scale, k, unit, sums, out):
+def _combine(memory, first, last, scale, k, unit, sums, out):
     """Pieces of out (B, R, N D), numbered through the batch: scale_r . (2 (rows + columns), between) / unit.
 
     sums are rows, columns and between, (B, chunks, N, D), float64; the result is rounded once. Both ends of a pair
@@ -142,44 +155,48 @@ def _combine(first, last, scale, k, unit, sums, out):
     rows, columns, between = sums
     size = out.shape[2]
     pieces = (size + _AT_A_TIME - 1) // _AT_A_TIME
-    within, others = np.empty(min(_AT_A_TIME, size)), np.empty(min(_AT_A_TIME, size))
+    within, others = (
+        empty(memory, min(_AT_A_TIME, size), np.float64),
+        empty(memory, min(_AT_A_TIME, size), np.float64),
+    )
     for number in range(first, last):
         b, start = number // pieces, number % pieces * _AT_A_TIME
         count = min(_AT_A_TIME, size - start)
-        within[:] = 0
-        others[:] = 0
+        fill(within, 0)
+        fill(others, 0)
         for total, parts in ((within, rows), (within, columns), (others, between)):
             for chunk in range(parts.shape[1] if parts.size else 0):
-                part = parts[b, chunk].reshape(-1)[start:]
+                part = parts[b, chunk]
+                part = reshaped(part, (part.size,))
                 for i in range(count):
-                    total[i] += part[i]
+                    total[i] += part[start + i]
         for r in range(out.shape[1]):
             c_within, c_between = 2 * scale[b, r, k] / unit[b], scale[b, r, 2] / unit[b]
-            row = out[b, r, start:]
+            row = out[b, r]
             for i in range(count):
-                row[i] = c_within * within[i] + c_between * others[i]
+                row[start + i] = c_within * within[i] + c_between * others[i]
 
 
 @operation(*PACKING, sum_rows, _combine)
 def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
-    (x, y, a, b), (drop, wanted), (values, sums, order, parameters, gradients) = samples, options, results
-    want_x, want_y, want_a, want_b, want_parameters = wanted
-    pointers, team, arena = run
-    a, b = _or_ones(a, x), _or_ones(b, y)
+    (x, y, a, b), (drop, wanted, parts), (values, sums, order, parameters, gradients) = samples, options, results
+    pointers, team, memory = run
+    a, b = _or_ones(memory, a, x), _or_ones(memory, b, y)
     plan, (px, py) = pack(run, (x, y), bandwidths, limit, (False, True, True))
-    pa, pb = as_points(_one_wide(a)), as_points(_one_wide(b))
-    none = np.empty((len(x), 0, 1), x.dtype)
+    pa, pb = as_points(memory, _one_wide(a)), as_points(memory, _one_wide(b))
+    none = empty(memory, (len(x), 0, 1), x.dtype)
     less_baseline = bandwidths[2].shape[1] > 0
     within = Modes(drop >= 1, less_baseline, True)
     of_x, of_y = Operands(px, px, pa, pa, none, none, none), Operands(py, py, pb, pb, none, none, none)
-    xx, xx_rows = make_task(arena, plan, of_x, within, Wants(True, want_a, want_x, want_x, want_parameters))
-    yy, yy_rows = make_task(arena, plan, of_y, within, Wants(True, want_b, want_y, want_y, want_parameters))
+    xx, xx_rows = make_task(memory, plan, of_x, within, Wants(*wanted[0]), parts[0])
+    yy, yy_rows = make_task(memory, plan, of_y, within, Wants(*wanted[1]), parts[1])
     of_both, between = Operands(px, py, pb, pa, none, none, none), Modes(drop >= 2, less_baseline, False)
-    xy, xy_rows = make_task(arena, plan, of_both, between, Wants(True, want_b, want_x, want_y, want_parameters))
+    xy, xy_rows = make_task(memory, plan, of_both, between, Wants(*wanted[2]), parts[2])
     # the longest first, if both sets are equally large: threads that end early then wait less for the last
     sum_rows(pointers[2], team, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
-    _values(scale, (a, b), (xx[-1], yy[-1], xy[-1]), values, sums)
-    ones = np.ones(len(x))
+    _values(memory, scale, (a, b), (xx[-1], yy[-1], xy[-1]), values, sums)
+    ones = empty(memory, len(x), np.float64)
+    fill(ones, 1)
     tasks = (
         (scale, 0, plan.unit, (_one_chunk(xx[-1].dx), xx[-1].dy, _one_chunk(xy[-1].dx)), gradients[0]),
         (scale, 1, plan.unit, (_one_chunk(yy[-1].dx), yy[-1].dy, xy[-1].dy), gradients[1]),
@@ -188,7 +205,7 @@ def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
     )
     rows = (_pieces(gradients[0]), _pieces(gradients[1]), _pieces(gradients[2]), _pieces(gradients[3]))
     _combine(pointers[3], team, rows, tasks)
-    order[:] = plan.order
+    copy(plan.order, order)
     add_chunks(xx[-1].parameters, parameters[0])
     add_chunks(yy[-1].parameters, parameters[1])
     add_chunks(xy[-1].parameters, parameters[2])

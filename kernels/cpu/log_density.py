@@ -7,9 +7,10 @@ which that would spoil: they, and a density that they start from, are computed i
 
 import numpy as np
 
+from .arrays import empty, fill
 from .bandwidths import LOG2_E, NO_BASELINE, PACKING, example_plan, limits, pack
 from .calls import operation, parallel_for
-from .memory import as_contiguous, scratch
+from .memory import as_contiguous
 from .points import example_points
 from .rbf_matmul import rbf_matmul_backward
 from .tile import NO_DIAGONAL, ROWS, distances
@@ -24,7 +25,7 @@ def _example(dtype):
 
 
 @parallel_for(_example, flush_subnormals=True)
-def _log_sum_exp(start, stop, points, plan, log_weights, column_log, skip_diagonal, out):
+def _log_sum_exp(memory, start, stop, points, plan, log_weights, column_log, skip_diagonal, out):
     """out[b, i] = log2 sum_s sum_j 2**(log_weights_s + column_log_j - scale_s d2_ij), j != i with skip_diagonal.
 
     For panels of ROWS rows, numbered through the batch. The sum so far is relative to the greatest exponent so far.
@@ -32,15 +33,15 @@ def _log_sum_exp(start, stop, points, plan, log_weights, column_log, skip_diagon
     n, m, width, scale = points[0].count, points[1].count, points[1].columns.shape[3], plan.scale
     lanes = width // 2
     panels = (n + ROWS - 1) // ROWS
-    d2, t = scratch(ROWS * _COLUMNS, column_log), scratch(_COLUMNS, column_log)
-    greatest, sums = np.empty(ROWS), np.empty(ROWS)
+    d2, t = empty(memory, ROWS * _COLUMNS, column_log.dtype), empty(memory, _COLUMNS, column_log.dtype)
+    greatest, sums = empty(memory, ROWS, np.float64), empty(memory, ROWS, np.float64)
     real = column_log.dtype.type
     lowest = splat(real(-np.inf))
     for number in range(start, stop):
         b, i0 = number // panels, number % panels * ROWS
         near = real(plan.slope[b]), real(plan.offset[b])
-        greatest[:] = -np.inf
-        sums[:] = 0
+        fill(greatest, -np.inf)
+        fill(sums, 0)
         for j0 in range(0, m, _COLUMNS):
             wide = min(_COLUMNS, m - j0)
             p0, p1 = j0 // width, (j0 + wide + width - 1) // width
@@ -87,9 +88,9 @@ def _log_density(run, points, bandwidths, logs, skip_diagonal, limit, out):
     log_weights, data_log = logs
     plan, packed = pack(run, points, bandwidths, limit, (False, False, False))
     (batch, n, _), m, columns = points[0].shape, points[1].shape[1], packed[1].columns
-    ordered = np.empty(log_weights.shape, columns.dtype)
+    ordered = empty(run[2], log_weights.shape, columns.dtype)
     # padding has no share
-    column_log = np.empty((batch, columns.shape[1] * columns.shape[3]), columns.dtype)
+    column_log = empty(run[2], (batch, columns.shape[1] * columns.shape[3]), columns.dtype)
     for b in range(batch):
         for j in range(column_log.shape[1]):
             column_log[b, j] = data_log[b, j] if j < m else -np.inf
