@@ -55,10 +55,16 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# the wheel is built and imported outside the checkout: the mapping of kernels/ must hold there too
+# the wheel is built and imported outside the checkout: the mapping of kernels/ must hold there too.
+# LEVELS="x86-64-v3 x86-64-v4" compiles the CPU kernels for all processors of these levels into it, which takes half a
+# minute for each: they serve this Python, this Numba and this system, and others compile their own
+LEVELS ?=
+TAGS = $(shell $(PY) -c 'import sys, sysconfig; print("-C--build-option=--python-tag=cp%d%d" % sys.version_info[:2], "-C--build-option=--plat-name=" + sysconfig.get_platform().replace("-", "_"))')
 wheel: $(READY)
-	rm -rf dist build
-	$(PY) -m build --wheel --no-isolation
+	rm -rf dist build kernels/cpu/ready-made
+	for level in $(LEVELS); do $(PY) -m gkfast compile --level $$level --into kernels/cpu/ready-made || exit 1; done
+	$(PY) -m build --wheel --no-isolation $(if $(LEVELS),$(TAGS))
+	rm -rf build kernels/cpu/ready-made
 	rm -rf $(VENV)/outside && mkdir $(VENV)/outside
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/outside dist/gkfast-*.whl
 	cd $(VENV)/outside && PYTHONPATH=. ../bin/python -I -c 'import sys; sys.path.insert(0, "."); import gkfast, numpy; print(gkfast.__file__, gkfast.rbf(numpy.eye(2), sigma=1.0))'

@@ -4,8 +4,10 @@ import argparse
 import gc
 import math
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,6 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from gkfast.gan.config import Config
     from gkfast.gan.data import Data
+
+
+# characters of a progress bar
+_BAR = 24
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,12 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--kernel-off", action="store_true", help="train the control alone: the same, without the kernel"
     )
     train.add_argument("--no-control", action="store_true", help="do not train the same GAN without the kernel")
-    commands.add_parser(
+    compiling = commands.add_parser(
         "compile",
-        help="compile the CPU kernels for this machine now, not at the first call of each: a minute, once",
+        help="compile the CPU kernels for this machine now, not at the first call of each: half a minute, once",
         description="Compile every CPU kernel for this machine, to be kept on disk, where later processes find them.",
         allow_abbrev=False,
     )
+    compiling.add_argument(
+        "--level", help="not for this machine, but for all that have x86-64-v3 or x86-64-v4; with --into"
+    )
+    compiling.add_argument("--into", metavar="FOLDER", help="where code for a level is put, as a wheel carries it")
     commands.add_parser(
         "info",
         help="print what will run here: vectors, threads, cache, GPU, versions",
@@ -91,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.command == "compile":
-        return _compile(parser)
+        return _compile(compiling, options)
     if options.command == "info":
         from gkfast import info
 
@@ -100,22 +110,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _train(train, options)
 
 
-def _compile(parser: _Parser) -> int:
+def _compile(parser: _Parser, options: argparse.Namespace) -> int:
     import logging
 
     try:
-        from gkfast.kernels.cpu import compiled, disk, precompile
+        from gkfast.kernels.cpu import compiled, disk, precompile, processor
     # NUMBA_DISABLE_JIT is set
     except RuntimeError as error:
         parser.error(str(error))
 
-    # the lines below say how long compiling takes
+    if (options.level is None) != (options.into is None):
+        parser.error("--level and --into must be given together, as in --level x86-64-v3 --into ready-made")
+    if options.level is not None:
+        if options.level not in processor.LEVELS:
+            parser.error(f"--level must be {' or '.join(processor.LEVELS)}, got {options.level}")
+        wanted = processor.environment(options.level)
+        if not wanted.items() <= os.environ.items():
+            # Numba reads them when it is imported
+            again = [sys.executable, "-m", "gkfast", "compile", "--level", options.level, "--into", options.into]
+            return subprocess.run(again, env=os.environ | wanted, check=False).returncode
+        disk.fill(Path(options.into))
+
+    # told here, so not in the log
     log = logging.getLogger("gkfast")
     level = log.level
     log.setLevel(logging.ERROR)
+    print("compiling takes 20 to 40 s where nothing is on disk yet, and a second where all is", flush=True)
     try:
-        for name, seconds in precompile.compile_everything():
-            print(f"{seconds:6.1f} s  {name}", flush=True)
+        _show(precompile.compile_everything(), len(precompile.parts()))
     finally:
         log.setLevel(level)
     kept, refused = disk.writing()
@@ -125,6 +147,20 @@ def _compile(parser: _Parser) -> int:
         parser.exit(1, f"{parser.prog}: what was compiled is lost with this process\n")
     print("nothing was to be compiled" if kept is None else f"kept in {kept.path}")
     return 0
+
+
+def _show(names: Iterator[str], count: int) -> None:
+    """A bar on a terminal, a line for each name elsewhere."""
+    start = time.perf_counter()
+    for done, name in enumerate(names, 1):
+        seconds = time.perf_counter() - start
+        if sys.stdout.isatty():
+            bar = "#" * (_BAR * done // count)
+            print(f"\r[{bar:{_BAR}}] {done}/{count}, {seconds:.0f} s: {name:30}", end="", flush=True)
+        else:
+            print(f"{seconds:6.1f} s  {done}/{count}  {name}", flush=True)
+    if sys.stdout.isatty():
+        print()
 
 
 def _train(parser: _Parser, options: argparse.Namespace) -> int:

@@ -148,8 +148,8 @@ def test_a_file_that_is_not_whole_or_of_another_version_is_not_loaded(tmp_path, 
     with disk._Folder(disk.Place(tmp_path)) as folder:
         digest, content = b"d" * 32, b"content"
         folder.write("name", digest + disk.hashlib.sha256(content).digest() + content)
-    assert disk._find("name", digest, [disk.Place(tmp_path)]) == content
+    assert disk._find(disk.Place(tmp_path), "name", digest) == content
     path = tmp_path / "name"
     whole = path.read_bytes()
     path.write_bytes({"shorter": whole[:-1], "of another version": b"e" + whole[1:], "empty": b""}[damage])
-    assert disk._find("name", digest, [disk.Place(tmp_path)]) is None
+    assert disk._find(disk.Place(tmp_path), "name", digest) is None

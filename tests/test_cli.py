@@ -430,8 +430,9 @@ def test_after_compile_no_call_compiles(capsys):
     assert main(["compile"]) == 0
     assert logging.getLogger("gkfast").level == level
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 15
-    assert "rbf, float32" in said[0]
+    assert said[0].startswith("compiling takes 20 to 40 s where nothing is on disk yet")
+    assert len(said) == 34
+    assert "1/32  rbf, float32" in said[1]
     assert said[-1] == f"kept in {compiled.folder()}"
     before = compiled.compiled_here()
     for dtype in (torch.float32, torch.float64):

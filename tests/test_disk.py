@@ -45,9 +45,10 @@ if sys.argv[2] == "rbf":
     x = numpy.arange(12.0).reshape(4, 3)
     value = float(gkfast.rbf(x, x[:3], 5.0).sum())
 else:
-    # one function that takes no time to compile
-    from gkfast.kernels.cpu import memory
-    memory.scratch.compile((numba.int64, numba.float64[::1]))
+    # one function that takes little time to compile
+    from gkfast.kernels.cpu import baselines
+    one = numpy.ones((1, 1))
+    baselines(one[None], one[None], one)
 print(gkfast.__file__, value, compiled.compiled_here(), compiled.folder(), sep="|")
 print(*disk.places(), sep="\\n")
 """
@@ -116,6 +117,7 @@ def site():
     # what the copies begin with
     x = np.arange(12.0).reshape(4, 3)
     gkfast.rbf(x, x[:3], 5.0)
+    gkfast.mmd2(x, x[:3], 5.0)
     # pytest's own folder is closed to others
     root = Path(tempfile.mkdtemp(prefix="gkfast-test-"))
     root.chmod(0o755)
@@ -203,10 +205,10 @@ def test_a_temporary_folder_that_is_not_private_is_left_alone(site, trap):
 @pytest.mark.parametrize("what", ["folder", "file"])
 def test_a_package_cache_that_others_can_write_is_not_executed(site, what):
     site.close()
-    assert site.run("scratch")[0] == 0
-    for path in [site.cache] if what == "folder" else site.cache.glob("memory.scratch-*"):
+    assert site.run("baselines")[0] == 0
+    for path in [site.cache] if what == "folder" else site.cache.glob("baselines._baselines-*"):
         path.chmod(path.stat().st_mode | 0o002)
-    count, folder, places, _ = site.run("scratch")
+    count, folder, places, _ = site.run("baselines")
     assert count == 1
     assert Path(folder).parent == site.home / ".cache" / "gkfast"
     if what == "folder":
@@ -217,9 +219,9 @@ def test_a_package_cache_that_others_can_write_is_not_executed(site, what):
 def test_a_package_that_a_group_may_write_may_have_a_cache_that_it_may_write(site):
     site.close()
     site.cache.chmod(0o575)
-    assert site.run("scratch")[0] == 1
+    assert site.run("baselines")[0] == 1
     site.cache.parent.chmod(0o575)
-    assert site.run("scratch", XDG_CACHE_HOME=str(site.temporary))[0] == 0
+    assert site.run("baselines", XDG_CACHE_HOME=str(site.temporary))[0] == 0
 
 
 def test_a_writable_package_keeps_its_code(site):
@@ -243,11 +245,11 @@ def test_a_damaged_file_is_compiled_anew(site):
 def test_numba_cache_dir_comes_first(site):
     site.close()
     named = site.home / "named"
-    count, folder, _, log = site.run("scratch", NUMBA_CACHE_DIR=str(named))
+    count, folder, _, log = site.run("baselines", NUMBA_CACHE_DIR=str(named))
     assert count == 1
     assert Path(folder).parent == named
     assert "NUMBA_CACHE_DIR" not in log
-    assert site.run("scratch", NUMBA_CACHE_DIR=str(named))[:2] == (0, folder)
+    assert site.run("baselines", NUMBA_CACHE_DIR=str(named))[:2] == (0, folder)
 
 
 @as_root
@@ -255,9 +257,9 @@ def test_numba_cache_dir_that_others_can_write_is_refused_aloud(site):
     site.lose()
     site.close()
     named = site.home / "named"
-    _, folder, _, _ = site.run("scratch", NUMBA_CACHE_DIR=str(named))
+    _, folder, _, _ = site.run("baselines", NUMBA_CACHE_DIR=str(named))
     Path(folder).chmod(0o777)
-    assert site.run("scratch", NUMBA_CACHE_DIR=str(named))[0] == 0
+    assert site.run("baselines", NUMBA_CACHE_DIR=str(named))[0] == 0
     count, elsewhere, _, log = site.run(NUMBA_CACHE_DIR=str(named))
     assert count == 1
     assert Path(elsewhere).parent == site.home / ".cache" / "gkfast"

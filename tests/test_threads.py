@@ -10,6 +10,7 @@ import torch
 import gkfast
 from gkfast.kernels import cpu
 from gkfast.kernels.cpu import threads as driver
+from gkfast.kernels.cpu.arrays import part, within
 from gkfast.kernels.cpu.calls import parallel_for
 from gkfast.kernels.cpu.compiled import compiled
 
@@ -55,7 +56,7 @@ def test_several_python_threads_at_once(data, threads):
 
 
 @parallel_for(lambda dtype: (np.zeros(1, dtype), 0))
-def count_rows(start, stop, rows, failing):
+def count_rows(memory, start, stop, rows, failing):
     """Marks rows; at one of them there is no memory."""
     for row in range(start, stop):
         rows[row] += 1
@@ -65,12 +66,13 @@ def count_rows(start, stop, rows, failing):
 
 @compiled
 def count_all(pointer, workers, rows, failing):
+    rows = within(rows)
     half = len(rows) // 2
     count_rows(
         pointer,
         workers,
         (half, 0, len(rows) - half),
-        ((rows[:half], failing), (rows, failing), (rows[half:], failing - half)),
+        ((part(rows, 0, half), failing), (rows, failing), (part(rows, half, len(rows)), failing - half)),
     )
 
 

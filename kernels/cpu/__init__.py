@@ -4,8 +4,10 @@ points, bandwidths   what the tiles read, and which pairs are near
 tile     the register tile: products, distances, pulls
 vector   vector registers as values in Numba code, and 2**t
 blocks, mixing, gradients, sweep   one sweep over all pairs: values and gradients
+arrays   arrays within compiled code, and memory for them
 calls, threads, pool, memory   who runs which rows, in what memory
-compiled, disk, precompile     how code was compiled, and where it is kept
+compiled, passes, library      how code is compiled
+processor, disk, precompile    for which processors, where it is kept, all of it beforehand
 rbf, rbf_matmul, log_density, kernel_sums   the operations; baselines: where some of their sums take k - 1
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import empty, fill, zeros
 from .calls import by_pointer
 from .compiled import inner
 from .points import centre_and_scale, fill_points, make_points
@@ -115,7 +116,7 @@ def _near(c, a, error, bound):
             bottom += term
         if top * error <= bound * bottom:
             return distance
-        distance = max(1.25 * distance, 0.25 / c[-1])
+        distance = max(1.25 * distance, 0.25 / c[len(c) - 1])
 
 
 @inner
@@ -136,23 +137,23 @@ def _greatest_and_mean(x, y, row, x_count, y_count):
 
 
 @inner
-def _many_near(x, y, b, limit):
+def _many_near(memory, x, y, b, limit):
     """Whether so many pairs are nearer than `limit` that differences alone take less time; by a sample of pairs."""
     if limit < 0:
         return False
     if not limit < np.inf:
         return True
     n, m, dims, width = x.count, y.count, y.columns.shape[2], y.columns.shape[3]
-    columns = np.empty((dims, _SAMPLE))
+    columns = empty(memory, (dims, _SAMPLE), np.float64)
     for q in range(_SAMPLE):
         j = (2 * q + 1) * m // (2 * _SAMPLE)
         for k in range(dims):
             columns[k, q] = y.columns[b, j // width, k, j % width]
     pairs = near = total = squares = 0.0
-    d2 = np.empty(_SAMPLE)
+    d2 = empty(memory, _SAMPLE, np.float64)
     for p in range(_SAMPLE):
         row = x.rows[b, (2 * p + 1) * n // (2 * _SAMPLE)]
-        d2[:] = 0
+        fill(d2, 0)
         for k in range(dims):
             coordinate = np.float64(row[k])
             for q in range(_SAMPLE):
@@ -173,17 +174,20 @@ def _many_near(x, y, b, limit):
 
 
 @inner
-def _plan(finite, points, bandwidths, exponents, bounds):
+def _plan(memory, finite, points, bandwidths, exponents, bounds):
     """The Plan for the tolerances in `bounds` that are not 0."""
     (x, y), (sigma, weights, baseline) = points, bandwidths
     few, eps, kernel, exponent, total, gradient, parameter, smallest, largest, squares = bounds
     batch, count = sigma.shape
-    slope, offset, pull_near, unit = np.empty(batch), np.empty(batch), np.empty(batch), np.empty(batch)
-    reads_kernels = np.empty(batch, np.bool_)
-    of_bandwidth, places = np.empty((3, batch, count), x.norms.dtype), np.zeros((3, batch, count), np.int64)
+    of_batch, reads_kernels = empty(memory, (4, batch), np.float64), empty(memory, batch, np.bool_)
+    slope, offset, pull_near, unit = of_batch[0], of_batch[1], of_batch[2], of_batch[3]
+    of_bandwidth = empty(memory, (3, batch, count), x.norms.dtype)
+    places = zeros(memory, (3, batch, count), np.int64)
     scale, sorted_weights, weights_over_sigma2 = of_bandwidth[0], of_bandwidth[1], of_bandwidth[2]
     squarings, order, ordered_baseline = places[0], places[1], places[2]
-    c, a = np.empty(count), np.empty(count)
+    terms = empty(memory, (3, count), np.float64)
+    # of a sum of kernels, and of pulls
+    c, a, pulled = terms[0], terms[1], terms[2]
     for b in range(len(exponents)):
         unit[b] = 2.0 ** exponents[b]
         for s in range(count):
@@ -200,6 +204,7 @@ def _plan(finite, points, bandwidths, exponents, bounds):
             w = weights[b, order[b, s]]
             c[s] = 0.5 / scaled / scaled
             a[s] = abs(w)
+            pulled[s] = a[s] * c[s]
             # clipped, because 0 times infinity would be NaN where equal points must give 1
             scale[b, s] = min(max(c[s] * LOG2_E, smallest), largest)
             sorted_weights[b, s] = w
@@ -221,16 +226,16 @@ def _plan(finite, points, bandwidths, exponents, bounds):
             if kernel > 0:
                 # kernels that are squares of others round more
                 allowed = kernel if count == 1 else 0.85 * kernel
-                r = max(c[-1] * mean_error / allowed, 1.0)
+                r = max(c[len(c) - 1] * mean_error / allowed, 1.0)
                 if not (count == 1 and r < largest):
                     r = min(r, math.e)
-                slope[b], offset[b] = 1 / (allowed * r), (math.log(r) - 1) / c[-1]
+                slope[b], offset[b] = 1 / (allowed * r), (math.log(r) - 1) / c[len(c) - 1]
                 limit = slope[b] * mean_error + offset[b]
             if total > 0:
                 limit = max(limit, _near(c, a, greatest_error, total))
             if gradient > 0:
                 pull_near[b] = _PULL_NEAR * greatest
-                least = _near(c, a * c, greatest_error, gradient)
+                least = _near(c, pulled, greatest_error, gradient)
                 reads_kernels[b] &= least < 0 and c[0] * pull_near[b] >= _TELLING
                 limit = max(limit, pull_near[b], least)
             if parameter > 0:
@@ -240,7 +245,7 @@ def _plan(finite, points, bandwidths, exponents, bounds):
                 limit = slope[b] * mean_error
             elif not kernel > 0:
                 offset[b] = limit
-            if not greatest < np.inf or _many_near(x, y, b, limit):
+            if not greatest < np.inf or _many_near(memory, x, y, b, limit):
                 slope[b], offset[b] = 0.0, np.inf
     of_pairs = (slope, offset, pull_near, reads_kernels)
     return Plan(
@@ -250,19 +255,19 @@ def _plan(finite, points, bandwidths, exponents, bounds):
 
 def _pack_example(dtype):
     x, one = np.zeros((1, 1, 1), dtype), np.ones((1, 1))
-    run = (0, 0, 0, 0), (0, 1), (np.zeros(1, np.uint8), np.zeros(1, np.int64))
+    run = (0, 0, 0, 0), (0, 1), (np.zeros(1, np.uint8), np.zeros(2, np.int64))
     return run, (x, x), (one, one, one), limits(dtype, 1, 1, "kernel"), (True, True, True)
 
 
 @by_pointer(_pack_example)
 def make_plan(run, points, bandwidths, limit, copies):
     (x, y), (moderate, bounds), (same, x_columns, y_rows) = points, limit, copies
-    finite, change, exponents = centre_and_scale(points, bandwidths[0], moderate, bounds[8])
+    finite, change, exponents = centre_and_scale(run[2], points, bandwidths[0], moderate, bounds[8])
     half_eps = bounds[1] / 2
     packed_x = make_points(run, x, change, half_eps, True, x_columns)
     packed_y = packed_x if same else make_points(run, y, change, half_eps, y_rows, True)
     packed = packed_x, packed_y
-    return _plan(finite, packed, bandwidths, exponents, bounds), packed
+    return _plan(run[2], finite, packed, bandwidths, exponents, bounds), packed
 
 
 # the loops that `pack` calls: an operation's pointers begin with theirs

@@ -2,25 +2,26 @@
 
 import numpy as np
 
-from .compiled import compiled
+from .arrays import empty, fill
+from .calls import operation
 from .memory import as_contiguous
 
 
 def baselines(x, y, sigma):
     """1 or 0 for each bandwidth, (B, S) float64. See gkfast.kernels.reference.baselines."""
     out = np.empty(sigma.shape)
-    _baselines(as_contiguous(x), as_contiguous(y), as_contiguous(sigma), out)
+    _baselines(x.dtype, 0, as_contiguous(x), as_contiguous(y), as_contiguous(sigma), out)
     return out
 
 
-@compiled
-def _baselines(x, y, sigma, out):
+@operation()
+def _baselines(run, x, y, sigma, out):
     batch, dims = x.shape[0], x.shape[2]
     # by coordinate, so that the loop becomes vector code
-    sums, squares = np.empty(dims), np.empty(dims)
+    sums, squares = empty(run[2], dims, np.float64), empty(run[2], dims, np.float64)
     for b in range(batch):
-        sums[:] = 0
-        squares[:] = 0
+        fill(sums, 0)
+        fill(squares, 0)
         origin = x[b, 0] if x.shape[1] else y[b, 0]
         for points in (x[b], y[b]):
             for i in range(len(points)):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import empty
 from .compiled import inner
-from .memory import scratch
-from .points import Points, panel_width
+from .points import Points
 from .tile import ROWS
 
 _COLUMNS = 256
@@ -76,6 +76,16 @@ class Steps(NamedTuple):
     parameters: bool
 
 
+class Parts(NamedTuple):
+    """Addresses of steps that not every sweep takes, or 0."""
+
+    mix: int
+    coefficients: int
+    read: int
+    values: int
+    pulls: int
+
+
 class Values(NamedTuple):
     """The numbers of a block, from step to step; see Block for their places."""
 
@@ -115,9 +125,9 @@ def block_size(n, m, width, products):
 
 
 @inner
-def chunk_bounds(n, chunks, block_rows, symmetric):
+def chunk_bounds(memory, n, chunks, block_rows, symmetric):
     """Chunks of about equal work; above the diagonal the first rows have the most columns."""
-    bounds = np.empty(chunks + 1, np.int64)
+    bounds = empty(memory, chunks + 1, np.int64)
     for k in range(chunks):
         share = 1 - math.sqrt(1 - k / chunks) if symmetric else k / chunks
         bounds[k] = round(share * n / block_rows) * block_rows
@@ -126,15 +136,15 @@ def chunk_bounds(n, chunks, block_rows, symmetric):
 
 
 @inner
-def make_values(chunks, line, steps, count, like):
+def make_values(memory, chunks, line, steps, count, width, dtype):
     """Values of undefined content, for so many bandwidths."""
     size = chunks.block_rows * line
     return Values(
-        scratch(size, like),
-        scratch(size if steps.coefficients else 1, like),
-        scratch(size if steps.keep_totals else 1, like),
-        np.empty(chunks.block_rows * count, like.dtype),
-        scratch(count * panel_width(like), like),
+        empty(memory, size, dtype),
+        empty(memory, size if steps.coefficients else 1, dtype),
+        empty(memory, size if steps.keep_totals else 1, dtype),
+        empty(memory, chunks.block_rows * count, dtype),
+        empty(memory, count * width, dtype),
     )
 
 

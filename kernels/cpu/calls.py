@@ -4,17 +4,20 @@ A function that compiled code calls by its name is compiled again with each call
 and as an argument the pointer does not end up in the cache on disk.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import typeof, types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from .arrays import MEMORY, emit_memory, emit_release, release, type_of, within
 from .compiled import compiled, inner
 from .memory import acquire_arena, release_arena
 from .threads import thread_team
@@ -25,6 +28,19 @@ _INT, _UNSIGNED, _BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_point
 _POINTERS = 4
 
 
+_own = threading.local()
+
+
+@contextmanager
+def only_compiling() -> Iterator[None]:
+    """Operations are compiled for their arguments, and not called: this processor may lack what they are for."""
+    _own.only_compiling = True
+    try:
+        yield
+    finally:
+        _own.only_compiling = False
+
+
 def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
     """A decorator: the function compiled, as call(dtype, work, *arguments).
 
@@ -33,13 +49,17 @@ def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = compiled(function)
+        dispatcher = _entry_of(function)
         unused = (0,) * (_POINTERS - len(loops))
         pointers = cache(lambda dtype: (*(loop.pointer(dtype) for loop in loops), *unused))
 
         def call(dtype: np.dtype, work: int, *arguments: Any) -> Any:
             arena = acquire_arena()
-            result = dispatcher((pointers(dtype), thread_team(work), arena), *arguments)
+            run = pointers(dtype), thread_team(work), arena
+            if getattr(_own, "only_compiling", False):
+                dispatcher.compile((typeof(run), typeof(arguments)))
+                return None
+            result = dispatcher(run, arguments)
             release_arena(arena)
             return result
 
@@ -48,9 +68,29 @@ def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
+def _entry_of(function: Callable[..., Any]) -> Any:
+    """The function, given NumPy's arrays by Python."""
+    code = inner(function)
+
+    def entry(run, arguments):
+        run = within(run)
+        result = code(run, *within(arguments))
+        release(run[2])
+        return result
+
+    return compiled(entry, function)
+
+
+_NO_MEMORY = np.zeros(1, np.uint8), np.zeros(2, np.int64)
+
+
+def _kinds_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(type_of(typeof(argument)) for argument in arguments)
+
+
 def _pointer_to(dispatcher: Any, *arguments: Any) -> int:
     """The address of the dispatcher's code for arguments of these types, compiled or loaded if need be."""
-    signature = tuple(dispatcher.typeof_pyval(argument) for argument in arguments)
+    signature = _kinds_of(arguments)
     dispatcher.compile(signature)
     code = dispatcher.overloads[signature]
     return int(code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
@@ -64,36 +104,56 @@ def by_pointer(example: Example) -> Callable[[Callable[..., Any]], Any]:
     """The function as call(pointer, arguments) for compiled code; the pointer is call.pointer(dtype)."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = inner(function)
-        call = _call_of(dispatcher)
+        dispatcher = compiled(function, no_cpython_wrapper=True)
+        call = _call_of(lambda kinds: _result(dispatcher, kinds))
         call.pointer = cache(lambda dtype: _pointer_to(dispatcher, *example(dtype)))
         return call
 
     return decorate
 
 
+class Step:
+    """A function without a result, that is compiled when its pointer is first asked for: not by every call."""
+
+    def __init__(self, example: Example, function: Callable[..., Any]) -> None:
+        dispatcher = compiled(function, no_cpython_wrapper=True)
+        self.pointer = cache(lambda dtype: _pointer_to(dispatcher, *example(dtype)))
+
+
+def call_of_step(example: Example) -> Any:
+    """call(pointer, arguments), for compiled code, of the Steps that have this example."""
+
+    def no_result(kinds: tuple[Any, ...]) -> Any:
+        if kinds not in [_kinds_of(example(np.dtype(dtype))) for dtype in "fd"]:
+            raise TypingError(f"no step is compiled for {kinds}")
+        return types.none
+
+    return _call_of(no_result)
+
+
 def parallel_for(example: Example, flush_subnormals: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """The function as loop(pointer, team, rows, tasks) for compiled code; the pointer is loop.pointer(dtype).
 
-    It is called with (start, stop, *tasks[k]) for pieces that cover range(rows[k]), for every k, by whichever thread
-    is free to take the next one; those of the first task first. tasks is a tuple of tuples of one type, rows one of
-    integers; team is that of threads.py. With flush_subnormals each thread takes subnormal numbers for 0 meanwhile.
+    It is called with (memory, start, stop, *tasks[k]) for pieces that cover range(rows[k]), for every k, by whichever
+    thread is free to take the next one; those of the first task first. tasks is a tuple of tuples of one type, rows
+    one of integers; team is that of threads.py. With flush_subnormals each thread takes subnormal numbers for 0
+    meanwhile.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = inner(function)
+        dispatcher = compiled(function, no_cpython_wrapper=True)
         loop = _loop_of(dispatcher, flush_subnormals)
-        loop.pointer = cache(lambda dtype: _pointer_to(dispatcher, 0, 0, *example(dtype)))
+        loop.pointer = cache(lambda dtype: _pointer_to(dispatcher, _NO_MEMORY, 0, 0, *example(dtype)))
         return loop
 
     return decorate
 
 
-def _call_of(dispatcher: Any) -> Any:
+def _call_of(result_of: Callable[[tuple[Any, ...]], Any]) -> Any:
     @intrinsic
     def call(typing_context, pointer, arguments):
         kinds = tuple(types.unliteral(kind) for kind in arguments)
-        result = _result(dispatcher, kinds)
+        result = result_of(kinds)
 
         def generate(context, builder, signature, values):
             pointer, packed = values
@@ -112,7 +172,7 @@ def _loop_of(dispatcher: Any, flush_subnormals: bool) -> Any:
     @intrinsic
     def loop(typing_context, pointer, team, rows, tasks):
         kinds = tuple(types.unliteral(kind) for kind in tasks[0])
-        result = _result(dispatcher, (types.intp, types.intp, *kinds))
+        result = _result(dispatcher, (MEMORY, types.intp, types.intp, *kinds))
         all_tasks, all_rows = types.UniTuple(types.Tuple(kinds), len(tasks)), types.UniTuple(types.intp, len(tasks))
 
         def generate(context, builder, signature, values):
@@ -124,7 +184,7 @@ def _loop_of(dispatcher: Any, flush_subnormals: bool) -> Any:
             job = [_INT(0), _INT(0), pointer, rows, cgutils.pack_array(builder, pieces), tasks]
             job = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, job))
             entry = _emit_entry(
-                context, builder.module, job.type, (types.intp, types.intp, *kinds), result, flush_subnormals
+                context, builder.module, job.type, (MEMORY, types.intp, types.intp, *kinds), result, flush_subnormals
             )
             data = builder.bitcast(job, _BYTES)
             with builder.if_else(alone) as (one_thread, several):
@@ -185,6 +245,7 @@ def _emit_entry(
     builder = ir.IRBuilder(begin)
     job = builder.bitcast(entry.args[0], job)
     code, rows, pieces = (builder.load(_field(builder, job, place)) for place in (_CODE, _ROWS, _PIECES))
+    memory, taken = emit_memory(context, builder)
     put_back = emit_flush_subnormals(builder) if flush_subnormals else None
     builder.branch(look)
 
@@ -205,8 +266,9 @@ def _emit_entry(
     )
     start, stop = (builder.sdiv(builder.mul(count, part), parts) for part in (piece, builder.add(piece, _INT(1))))
     arguments = builder.gep(job, [_INT(0), _UNSIGNED(_TASKS), task])
-    items = [builder.load(_field(builder, arguments, place)) for place in range(len(kinds) - 2)]
-    status, _ = _emit_call(context, builder, code, result, kinds, [start, stop, *items])
+    items = [builder.load(_field(builder, arguments, place)) for place in range(len(kinds) - 3)]
+    status, _ = _emit_call(context, builder, code, result, kinds, [memory, start, stop, *items])
+    emit_release(builder, taken)
     builder.cbranch(status.is_error, fail, look)
 
     builder.position_at_end(fail)

@@ -15,6 +15,8 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 
 from . import disk
+from .library import late_code
+from .passes import Compiler
 
 if config.DISABLE_JIT:
     raise RuntimeError(
@@ -28,32 +30,47 @@ _told = False
 _dispatchers: list[Any] = []
 
 
+# no fastmath: it would allow to reorder what is ordered with care; no memory that is counted: see arrays.py
+_OPTIONS = {
+    "nogil": True,
+    "error_model": "numpy",
+    "no_cfunc_wrapper": True,
+    "_nrt": False,
+    "pipeline_class": Compiler,
+}
+
+
 def inner(function: Callable[..., Any]) -> Any:
-    """Like `compiled`, without an entry from Python, whose compilation takes time: for what compiled code calls."""
-    return compiled(function, no_cpython_wrapper=True)
+    """Numba's njit for what compiled code calls by its name: its machine code is part of its callers'."""
+    return _of_kinds(njit(**_OPTIONS, no_cpython_wrapper=True)(function))
 
 
-def compiled(function: Callable[..., Any], **options: bool) -> Any:
-    """Numba's njit. No fastmath: it would allow to reorder what is ordered with care."""
-    dispatcher = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
-    dispatcher._cache = disk.Code(function)
-    template_of, compile_one = dispatcher.get_call_template, dispatcher.compile
-
-    def template_of_kinds(arguments: Any, keywords: Any) -> Any:
-        # do not specialise on literal arguments
-        return template_of(tuple(map(types.unliteral, arguments)), keywords)
-
-    dispatcher.get_call_template = template_of_kinds
+def compiled(function: Callable[..., Any], named: Callable[..., Any] | None = None, **options: bool) -> Any:
+    """Numba's njit for what is called from elsewhere: its machine code is kept on disk, under the name of `named`."""
+    dispatcher = _of_kinds(njit(**_OPTIONS, **options)(function))
+    dispatcher._cache = disk.Code(named or function)
+    compile_one = dispatcher.compile
 
     def compile_alone(signature: Any) -> Any:
         with _alone(), _lightly():
             code = compile_one(signature)
+            dispatcher.overloads[signature].library.make_code()
         _tell_once()
         return code
 
-    # numba calls it for each new signature, also from within the compilation of a caller
     dispatcher.compile = compile_alone
     _dispatchers.append(dispatcher)
+    return dispatcher
+
+
+def _of_kinds(dispatcher: Any) -> Any:
+    """The dispatcher, which does not specialise on literal arguments."""
+    template_of = dispatcher.get_call_template
+
+    def template_of_kinds(arguments: Any, keywords: Any) -> Any:
+        return template_of(tuple(map(types.unliteral, arguments)), keywords)
+
+    dispatcher.get_call_template = template_of_kinds
     return dispatcher
 
 
@@ -74,7 +91,7 @@ def _tell_once() -> None:
     if not _told and not _depth and compiled_here():
         _told = True
         logging.getLogger("gkfast").warning(
-            "gkfast compiles its CPU kernels for this machine, 5 to 30 s for an operation, and keeps them %s",
+            "gkfast compiles its CPU kernels for this machine, 2 to 7 s for an operation, and keeps them %s",
             f"in {folder()}; the command `gkfast compile` does it beforehand"
             if folder()
             else "nowhere, as no folder can be written; set NUMBA_CACHE_DIR to one",
@@ -100,7 +117,7 @@ def _alone() -> Iterator[None]:
 def _lightly() -> Iterator[None]:
     """At LLVM's first level: less time, and code as fast, since tiles are written in LLVM's own terms."""
     # the setting is Numba's, for all: nobody else compiles meanwhile
-    with global_compiler_lock:
+    with global_compiler_lock, late_code():
         usual = config.OPT
         try:
             config.OPT = type(usual)(min(1, usual))

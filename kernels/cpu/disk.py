@@ -2,6 +2,7 @@
 
 Code is looked for in these folders in turn, down to the first that can be written; what is new is kept in that one:
 
+    kernels/cpu/ready-made      in a wheel that was built so: for all processors of a level of x86-64; only read
     $NUMBA_CACHE_DIR            where it is set
     kernels/cpu/__pycache__     in the package; where that is read only, what `gkfast compile` has left there is used
     $XDG_CACHE_HOME/gkfast      or the system's own place for it: ~/.cache, ~/Library/Caches, %LOCALAPPDATA%
@@ -39,6 +40,8 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from .processor import LEVEL
+
 _PACKAGE = Path(__file__).resolve().parent
 # what this Python may load
 _SUFFIX = f".{sys.implementation.cache_tag}{getattr(sys, 'abiflags', '')}.nbc"
@@ -51,10 +54,14 @@ _PATIENCE = 120.0
 
 
 class Place(NamedTuple):
-    """A folder for compiled code; private: of this user alone, and no link to another one."""
+    """A folder for compiled code; private: of this user alone, and no link to another one.
+
+    level: what the code in it is for, if not for this processor alone.
+    """
 
     path: Path
     private: bool = False
+    level: str = ""
 
     def make(self) -> None:
         self.path.mkdir(0o700 if self.private else 0o755, parents=True, exist_ok=True)
@@ -165,10 +172,31 @@ class _Folder:
         os.unlink(self._name(name), dir_fd=self.number)
 
 
+# where `fill` puts code
+_into: list[Place] = []
+
+
+def ready(folder: Path = _PACKAGE / "ready-made") -> Place:
+    """Code for the level that this processor has."""
+    return Place(folder / LEVEL, level=LEVEL)
+
+
+def fill(folder: Path) -> None:
+    """From now on code is compiled into `ready(folder)`, and looked for nowhere else."""
+    _into[:] = [ready(folder)]
+    reading.cache_clear()
+    writing.cache_clear()
+
+
 @cache
 def reading() -> list[Place]:
     """The folders where code is looked for."""
+    if _into:
+        return _into
     places: list[Place] = []
+    if LEVEL:
+        with suppress(OSError), _Folder(ready()):
+            places.append(ready())
     if config.CACHE_DIR:
         # whoever names a new folder wants it filled
         with suppress(OSError):
@@ -186,7 +214,7 @@ def writing() -> tuple[Place | None, dict[Path, str]]:
     """The folder where new code is kept, made if need be, and why those before it are not."""
     refused = {}
     kept = None
-    for place in _candidates():
+    for place in _into or _candidates():
         try:
             place.make()
             with _Folder(place) as folder:
@@ -212,7 +240,8 @@ def places() -> list[str]:
     words = []
     for place in used:
         sizes = [path.stat().st_size for path in place.path.glob(f"*{_SUFFIX}")]
-        access = "writable" if place == kept else f"only read ({unused.pop(place.path, 'not needed')})"
+        why = f"for every {place.level}" if place.level else unused.pop(place.path, "not needed")
+        access = "writable" if place == kept else f"only read ({why})"
         words.append(f"{place.path}: {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB, {access}")
     words += [f"{path}: not used ({why})" for path, why in unused.items()]
     if kept is None:
@@ -236,29 +265,29 @@ class Code(_Cache):
         content = hashlib.sha256(_STAMP + source + code.co_code).hexdigest()
         self._content = (content, numba.__version__, llvmlite.__version__)
 
-    def _file(self, signature: Any, codegen: Any) -> tuple[str, bytes]:
+    def _file(self, place: Place, signature: Any, codegen: Any) -> tuple[str, bytes]:
         """Its name, and the digest that it begins with."""
-        kind = repr((*self._identity, signature, codegen.magic_tuple()))
+        system, *processor = codegen.magic_tuple()
+        kind = repr((*self._identity, signature, (system, *([place.level] if place.level else processor))))
         name = f"{self._name}-{hashlib.sha256(kind.encode()).hexdigest()[:16]}{_SUFFIX}"
         return name, hashlib.sha256(repr((kind, self._content)).encode()).digest()
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
-        name, digest = self._file(sig, target_context.codegen())
-        found = _find(name, digest, reading())
+        codegen = target_context.codegen()
+        found = next(filter(None, (_find(place, *self._file(place, sig, codegen)) for place in reading())), None)
         if found is None:
             place, _ = writing()
             if place is not None:
                 # another process may have compiled it meanwhile
                 _wait_for_others(place)
-                found = _find(name, digest, [place])
+                found = _find(place, *self._file(place, sig, codegen))
         return None if found is None else CompileResult._rebuild(target_context, *pickle.loads(found))
 
     def save_overload(self, sig: Any, data: Any) -> None:
         place, _ = writing()
         if place is None or data.library.has_dynamic_globals or any(not part.can_cache for part in data.lifted):
             return
-        name, digest = self._file(sig, data.codegen)
+        name, digest = self._file(place, sig, data.codegen)
         content = dumps(data._reduce())
         try:
             with _Folder(place) as folder:
@@ -283,14 +312,13 @@ class Code(_Cache):
         raise NotImplementedError
 
 
-def _find(name: str, digest: bytes, places: list[Place]) -> bytes | None:
-    for place in places:
-        with suppress(OSError), _Folder(place) as folder:
-            content = folder.read(name)
-            size = len(digest)
-            # a power cut can leave less than was written
-            if content[:size] == digest and content[size : 2 * size] == hashlib.sha256(content[2 * size :]).digest():
-                return content[2 * size :]
+def _find(place: Place, name: str, digest: bytes) -> bytes | None:
+    with suppress(OSError), _Folder(place) as folder:
+        content = folder.read(name)
+        size = len(digest)
+        # a power cut can leave less than was written
+        if content[:size] == digest and content[size : 2 * size] == hashlib.sha256(content[2 * size :]).digest():
+            return content[2 * size :]
     return None
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from .blocks import first_column, last_row
+from .blocks import Block, Wants, first_column, last_row, mirror
+from .calls import Step, call_of_step
 from .compiled import inner
-from .points import panel_width
+from .points import example_points, panel_width
 from .tile import RESTART_EVERY, ROWS, add_product, add_pull, product, pull
 from .vector import add_to, fma, load, splat, store, total
 
@@ -12,8 +13,28 @@ from .vector import add_to, fma, load, splat, store, total
 FEW_VALUES = 4
 
 
+def _values_example(dtype):
+    numbers, points, sums = np.zeros(1, dtype), example_points(dtype), np.zeros((1, 1, 1))
+    return Block(*[0] * 9), (numbers, numbers), points, points.rows, Wants(*[False] * 5), dtype.type(1), sums, sums[0]
+
+
+# what a block's totals add to value and column_value
+add_block_values = call_of_step(_values_example)
+
+
+def _add_block_values(block, arrays, v, g, wants, twice, value, column_value):
+    totals, tile = arrays
+    if wants.value:
+        _add_values(block, totals, v, twice, tile, value)
+    if wants.column_value:
+        _add_column_values(block, totals, g, v.columns.shape[2], tile, column_value)
+
+
+adding = Step(_values_example, _add_block_values)
+
+
 @inner
-def add_values(block, totals, v, twice, tile, value):
+def _add_values(block, totals, v, twice, tile, value):
     """value += total @ v"""
     b, panels, columns, width = block.b, *v.columns.shape[1:]
     lanes = width // 2
@@ -38,7 +59,7 @@ def add_values(block, totals, v, twice, tile, value):
 
 
 @inner
-def add_column_values(block, totals, g, columns, tile, out):
+def _add_column_values(block, totals, g, columns, tile, out):
     """out += total.T @ g"""
     b, width, lanes = block.b, panel_width(totals), panel_width(totals) // 2
     if columns <= FEW_VALUES:
@@ -65,8 +86,39 @@ def add_column_values(block, totals, g, columns, tile, out):
             )  # fmt: skip
 
 
+def _pulls_example(dtype):
+    numbers, rows = np.zeros(1, dtype), np.zeros((1, 1, 1), dtype)
+    arrays = numbers, numbers, numbers, np.zeros((1, 1), np.bool_)
+    pulls, sums = (np.zeros((1, 1, 1)), np.zeros((1, 1, 1, 1))), (np.zeros(1), np.zeros(1))
+    return Block(*[0] * 9), (rows, rows), Wants(*[False] * 5), (False, 0.0), arrays, pulls, sums
+
+
+# what a block's weights add to dx, dy, and their sums to row_weights and column_weights
+pull_block = call_of_step(_pulls_example)
+
+
+def _pull_block(block, points, wants, near, arrays, pulls, sums):
+    (differences, near_d2), (d2, weight, tile, near_tiles), (dx, dy), (row_weights, column_weights) = (
+        near,
+        arrays,
+        pulls,
+        sums,
+    )
+    if not differences:
+        _pull_near(block, points, near_d2, wants, d2, weight, near_tiles, pulls)
+    if block.diagonal >= 0:
+        mirror(block, weight)
+    if wants.dx:
+        _pull_rows(block, points, differences, weight, tile, dx[block.b], row_weights)
+    if wants.dy:
+        _pull_columns(block, points, differences, weight, tile, dy[block.b, block.chunk], column_weights)
+
+
+pulling = Step(_pulls_example, _pull_block)
+
+
 @inner
-def pull_near(block, points, near, wants, d2, weight, near_tiles, pulls):
+def _pull_near(block, points, near, wants, d2, weight, near_tiles, pulls):
     """Near pairs pull one by one, by their difference: in a product it would cancel. Their weight is then 0."""
     (x, y), (dx, dy) = points, pulls
     b, width, dims = block.b, panel_width(weight), dy.shape[3]
@@ -94,7 +146,7 @@ def pull_near(block, points, near, wants, d2, weight, near_tiles, pulls):
 
 
 @inner
-def pull_rows(block, points, differences, weight, tile, dx, row_weights):
+def _pull_rows(block, points, differences, weight, tile, dx, row_weights):
     """dx_i += sum_j weight_ij (y_j - x_i); or without x_i, for which the sums of weights are kept."""
     x, y = points
     b, row, line, width, dims = block.b, x.shape[2], block.line, panel_width(x), dx.shape[1]
@@ -125,7 +177,7 @@ def pull_rows(block, points, differences, weight, tile, dx, row_weights):
 
 
 @inner
-def pull_columns(block, points, differences, weight, tile, dy, column_weights):
+def _pull_columns(block, points, differences, weight, tile, dy, column_weights):
     """dy_j -= sum_i weight_ij (y_j - x_i), as `pull_rows`; the block's own rows have been pulled there."""
     x, y = points
     b, row, line, width, dims = block.b, x.shape[2], block.line, panel_width(x), dy.shape[1]

@@ -1,7 +1,10 @@
 """The sums behind kernel means and MMD^2, and gradients of their combinations from the same sweeps."""
 
+from functools import cache
+
 import numpy as np
 
+from .arrays import copy, empty, fill, reshaped, zeros
 from .bandwidths import NO_BASELINE, PACKING, limits, pack
 from .baselines import baselines
 from .blocks import Modes, Operands, Wants
@@ -9,7 +12,7 @@ from .calls import operation, parallel_for
 from .compiled import inner
 from .memory import as_contiguous, new_result
 from .points import as_points
-from .sweep import add_chunks, make_task, parameters_of, sum_rows
+from .sweep import add_chunks, make_task, parameters_of, parts_of, sum_rows
 
 # for gradients to points or not, to bandwidths or not
 _TOLERANCES = {
@@ -87,9 +90,11 @@ def kernel_sums_with_gradients(
     values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3, count if by_bandwidth else 1))
     order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
     results = (values, sums, order, parameters, tuple(gradients))
-    wanted = (drop, (want_sums, want_x, want_y, want_a, want_b, want_parameters))
+    less_baseline = bandwidths[2].shape[1] > 0
+    wanted = (want_sums, want_x, want_y, want_a, want_b, want_parameters)
+    sweeps = _of_sweeps(x.dtype, tuple(map(bool, wanted)), less_baseline, sums.shape[2] > 1)
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
-    _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, wanted, limit, results)
+    _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, (drop, want_sums, *sweeps), limit, results)
     sums = sums if by_bandwidth else sums[..., 0]
     for k, like in enumerate(samples):
         gradients[k] = gradients[k].reshape(batch, combinations, *like.shape[1:]) if wants[k] else None
@@ -100,8 +105,21 @@ def kernel_sums_with_gradients(
     return values, sums, *gradients, dsigma if want_sigma else None, dweights if want_weights else None
 
 
+@cache
+def _of_sweeps(dtype, wanted, less_baseline, by_bandwidth):
+    """What is wanted of the sweeps xx, yy and xy, and their Parts."""
+    want_sums, want_x, want_y, want_a, want_b, want_parameters = wanted
+    sweeps = (
+        Wants(want_sums or want_a, want_a, want_x, want_x, want_parameters),
+        Wants(want_sums or want_b, want_b, want_y, want_y, want_parameters),
+        Wants(want_sums or want_a, want_b, want_x, want_y, want_parameters),
+    )
+    parts = (parts_of(dtype, wants, less_baseline, by_bandwidth=by_bandwidth) for wants in sweeps)
+    return sweeps, tuple(parts)
+
+
 @inner
-def _values(scale, row_weights, accumulators, places, values, sums):
+def _values(memory, scale, row_weights, accumulators, places, values, sums):
     """scale_r . sums (B, R) and the sums (B, 3, 1), or (B, 3, S) by bandwidth, of the sweeps xx, yy and xy.
 
     places (B, 1) or (B, S) are those of the sweep's bandwidths in the caller's sigma.
@@ -109,9 +127,9 @@ def _values(scale, row_weights, accumulators, places, values, sums):
     (a, b), (xx, yy, xy) = row_weights, accumulators
     batch, combinations = values.shape
     # the value of a pair within a set is added to its row; where column_value is wanted, half of it to either end
-    _dot(a, xx.value, xx.column_value, places, sums[:, 0])
-    _dot(b, yy.value, yy.column_value, places, sums[:, 1])
-    _dot(a, xy.value, np.empty((batch, 0, 0, 1)), places, sums[:, 2])
+    _dot(a, xx.value, xx.column_value, places, sums, 0)
+    _dot(b, yy.value, yy.column_value, places, sums, 1)
+    _dot(a, xy.value, empty(memory, (batch, 0, 0, 1), np.float64), places, sums, 2)
     for q in range(batch):
         for r in range(combinations):
             value = 0.0
@@ -123,35 +141,42 @@ def _values(scale, row_weights, accumulators, places, values, sums):
 
 
 @inner
-def _or_ones(u, points):
+def _or_ones(memory, u, points):
     """u (B, N), or ones for as many points where u has no column."""
-    return u if u.shape[1] else np.ones(points.shape[:2], u.dtype)
+    if u.shape[1]:
+        return u
+    ones = empty(memory, points.shape[:2], u.dtype)
+    fill(ones, 1)
+    return ones
 
 
 @inner
 def _one_wide(u):
     """(B, N) as (B, N, 1)"""
-    return u.reshape((u.shape[0], u.shape[1], 1))
+    return reshaped(u, (u.shape[0], u.shape[1], 1))
 
 
 @inner
 def _one_chunk(rows):
     """(B, N, D) as (B, 1, N, D)"""
-    return rows.reshape((rows.shape[0], 1, rows.shape[1], rows.shape[2]))
+    return reshaped(rows, (rows.shape[0], 1, rows.shape[1], rows.shape[2]))
 
 
 @inner
-def _dot(u, rows, columns, places, out):
-    """out = u . value, (B, E), for u (B, N) and the value in rows (B, N, E) and, if any, in columns (B, C, N, E)."""
+def _dot(u, rows, columns, places, out, part):
+    """out[:, part] = u . value (B, E), for u (B, N) and the value in rows (B, N, E) and in columns (B, C, N, E).
+
+    There may be no columns.
+    """
     for q in range(len(u)):
-        for e in range(out.shape[1]):
+        for e in range(out.shape[2]):
             total = 0.0
             for i in range(u.shape[1]):
                 value = rows[q, i, e]
                 for chunk in range(columns.shape[1] if columns.shape[2] else 0):
                     value += columns[q, chunk, i, e]
                 total += u[q, i] * value
-            out[q, places[q, e]] = total
+            out[q, part, places[q, e]] = total
 
 
 @inner
@@ -165,7 +190,7 @@ def _combine_example(dtype):
 
 
 @parallel_for(_combine_example)
-def _combine(first, last, scale, k, unit, sums, out):
+def _combine(memory, first, last, scale, k, unit, sums, out):
     """Pieces of out (B, R, N D), numbered through the batch: scale_r . (2 (rows + columns), between) / unit.
 
     sums are rows, columns and between, (B, chunks, N, D), float64; the result is rounded once. Both ends of a pair
@@ -174,56 +199,53 @@ def _combine(first, last, scale, k, unit, sums, out):
     rows, columns, between = sums
     size = out.shape[2]
     pieces = (size + _AT_A_TIME - 1) // _AT_A_TIME
-    within, others = np.empty(min(_AT_A_TIME, size)), np.empty(min(_AT_A_TIME, size))
+    within, others = (
+        empty(memory, min(_AT_A_TIME, size), np.float64),
+        empty(memory, min(_AT_A_TIME, size), np.float64),
+    )
     for number in range(first, last):
         b, start = number // pieces, number % pieces * _AT_A_TIME
         count = min(_AT_A_TIME, size - start)
-        within[:] = 0
-        others[:] = 0
+        fill(within, 0)
+        fill(others, 0)
         for total, parts in ((within, rows), (within, columns), (others, between)):
             for chunk in range(parts.shape[1] if parts.size else 0):
-                part = parts[b, chunk].reshape(-1)[start:]
+                part = parts[b, chunk]
+                part = reshaped(part, (part.size,))
                 for i in range(count):
-                    total[i] += part[i]
+                    total[i] += part[start + i]
         for r in range(out.shape[1]):
             c_within, c_between = 2 * scale[b, r, k] / unit[b], scale[b, r, 2] / unit[b]
-            row = out[b, r, start:]
+            row = out[b, r]
             for i in range(count):
-                row[i] = c_within * within[i] + c_between * others[i]
+                row[start + i] = c_within * within[i] + c_between * others[i]
 
 
 @operation(*PACKING, sum_rows, _combine)
 def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
-    (x, y, a, b), (drop, wanted), (values, sums, order, parameters, gradients) = samples, options, results
-    want_sums, want_x, want_y, want_a, want_b, want_parameters = wanted
-    pointers, team, arena = run
-    a, b = _or_ones(a, x), _or_ones(b, y)
+    (x, y, a, b), (drop, want_sums, wanted, parts) = samples, options
+    values, sums, order, parameters, gradients = results
+    pointers, team, memory = run
+    a, b = _or_ones(memory, a, x), _or_ones(memory, b, y)
     plan, (px, py) = pack(run, (x, y), bandwidths, limit, (False, True, True))
-    pa, pb = as_points(_one_wide(a)), as_points(_one_wide(b))
-    none = np.empty((len(x), 0, 1), x.dtype)
+    pa, pb = as_points(memory, _one_wide(a)), as_points(memory, _one_wide(b))
+    none = empty(memory, (len(x), 0, 1), x.dtype)
     less_baseline = bandwidths[2].shape[1] > 0
     by_bandwidth = sums.shape[2] > 1
     within = Modes(drop >= 1, less_baseline, True, by_bandwidth)
     of_x, of_y = Operands(px, px, pa, pa, none, none, none), Operands(py, py, pb, pb, none, none, none)
-    want_xx = Wants(want_sums or want_a, want_a, want_x, want_x, want_parameters)
-    want_yy = Wants(want_sums or want_b, want_b, want_y, want_y, want_parameters)
-    want_xy = Wants(want_sums or want_a, want_b, want_x, want_y, want_parameters)
-    xx, xx_rows = make_task(arena, plan, of_x, within, want_xx)
-    yy, yy_rows = make_task(arena, plan, of_y, within, want_yy)
+    xx, xx_rows = make_task(memory, plan, of_x, within, wanted[0], parts[0])
+    yy, yy_rows = make_task(memory, plan, of_y, within, wanted[1], parts[1])
     of_both = Operands(px, py, pb, pa, none, none, none)
     between = Modes(drop >= 2, less_baseline, False, by_bandwidth)
-    xy, xy_rows = make_task(arena, plan, of_both, between, want_xy)
-    # without the sums, what a set does with itself is asked for by its own gradients alone
-    if not (want_sums or want_parameters or want_x or want_a):
-        xx_rows = 0
-    if not (want_sums or want_parameters or want_y or want_b):
-        yy_rows = 0
+    xy, xy_rows = make_task(memory, plan, of_both, between, wanted[2], parts[2])
     # the longest first, if both sets are equally large: threads that end early then wait less for the last
     sum_rows(pointers[2], team, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
     if want_sums:
-        places = plan.order if by_bandwidth else np.zeros((len(x), 1), np.int64)
-        _values(scale, (a, b), (xx[-1], yy[-1], xy[-1]), places, values, sums)
-    ones = np.ones(len(x))
+        places = plan.order if by_bandwidth else zeros(memory, (len(x), 1), np.int64)
+        _values(memory, scale, (a, b), (xx[-1], yy[-1], xy[-1]), places, values, sums)
+    ones = empty(memory, len(x), np.float64)
+    fill(ones, 1)
     tasks = (
         (scale, 0, plan.unit, (_one_chunk(xx[-1].dx), xx[-1].dy, _one_chunk(xy[-1].dx)), gradients[0]),
         (scale, 1, plan.unit, (_one_chunk(yy[-1].dx), yy[-1].dy, xy[-1].dy), gradients[1]),
@@ -232,7 +254,7 @@ def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
     )
     rows = (_pieces(gradients[0]), _pieces(gradients[1]), _pieces(gradients[2]), _pieces(gradients[3]))
     _combine(pointers[3], team, rows, tasks)
-    order[:] = plan.order
+    copy(plan.order, order)
     add_chunks(xx[-1].parameters, parameters[0])
     add_chunks(yy[-1].parameters, parameters[1])
     add_chunks(xy[-1].parameters, parameters[2])

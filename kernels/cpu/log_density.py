@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import empty, fill, zeros
 from .bandwidths import LOG2_E, NO_BASELINE, PACKING, example_plan, limits, pack
 from .calls import operation, parallel_for
 from .compiled import inner
-from .memory import as_contiguous, scratch
+from .memory import as_contiguous
 from .points import example_points
 from .rbf_matmul import rbf_matmul_backward
 from .tile import NO_DIAGONAL, ROWS, distances
@@ -41,7 +42,7 @@ def _example(dtype):
 
 
 @parallel_for(_example, flush_subnormals=True)
-def _log_sum_exp(start, stop, points, plan, logs, skip_diagonal, out):
+def _log_sum_exp(memory, start, stop, points, plan, logs, skip_diagonal, out):
     """out[b, i, s] = log2 sum_j 2**(bandwidths_s + log2 data_j - scale_s d2_ij), j != i with skip_diagonal.
 
     For panels of ROWS rows, numbered through the batch. out (B, N, S) is in the caller's order; (B, N, 1) has the
@@ -50,14 +51,15 @@ def _log_sum_exp(start, stop, points, plan, logs, skip_diagonal, out):
     n, m, width, scale = points[0].count, points[1].count, points[1].columns.shape[3], plan.scale
     lanes, count = width // 2, scale.shape[1]
     panels = (n + ROWS - 1) // ROWS
-    d2, kernels = scratch(ROWS * _COLUMNS, logs.data), scratch(_COLUMNS, logs.data)
-    greatest, sums, found = np.empty((ROWS, count)), np.empty((ROWS, count)), np.empty(count)
     real = logs.data.dtype.type
+    d2, kernels = empty(memory, ROWS * _COLUMNS, logs.data.dtype), empty(memory, _COLUMNS, logs.data.dtype)
+    greatest, sums = empty(memory, (ROWS, count), np.float64), empty(memory, (ROWS, count), np.float64)
+    found = empty(memory, count, np.float64)
     for number in range(start, stop):
         b, i0 = number // panels, number % panels * ROWS
         near = real(plan.slope[b]), real(plan.offset[b])
-        greatest[:] = -np.inf
-        sums[:] = 0
+        fill(greatest, -np.inf)
+        fill(sums, 0)
         for j0 in range(0, m, _COLUMNS):
             wide = min(_COLUMNS, m - j0)
             p0, p1 = j0 // width, (j0 + wide + width - 1) // width
@@ -163,14 +165,19 @@ def _log_density(run, points, bandwidths, logs, skip_diagonal, limit, out):
     log_weights, data_log = logs
     plan, packed = pack(run, points, bandwidths, limit, (False, False, False))
     (batch, n, _), m, columns = points[0].shape, points[1].shape[1], packed[1].columns
-    of_bandwidths, squarings = np.empty(log_weights.shape), np.zeros(log_weights.shape, np.int64)
-    of_data = np.empty((batch, columns.shape[1] * columns.shape[3]), columns.dtype)
-    level = np.empty(batch, np.bool_)
+    memory = run[2]
+    of_bandwidths = empty(memory, log_weights.shape, np.float64)
+    squarings = zeros(memory, log_weights.shape, np.int64)
+    of_data = empty(memory, (batch, columns.shape[1] * columns.shape[3]), columns.dtype)
+    level = empty(memory, batch, np.bool_)
     for b in range(batch):
-        greatest = data_log[b].max() if m else 0.0
+        greatest, least, known = -np.inf, np.inf, m > 0
+        for j in range(m):
+            log = data_log[b, j]
+            greatest, least, known = max(greatest, log), min(least, log), known and log == log
         # without a share nothing is greatest
-        greatest = greatest if greatest > -np.inf else 0.0
-        level[b] = m > 0 and data_log[b].min() >= greatest - _LEVEL
+        greatest = greatest if known and greatest > -np.inf else 0.0
+        level[b] = known and least >= greatest - _LEVEL
         for j in range(of_data.shape[1]):
             log = data_log[b, j] - greatest if j < m else -np.inf
             of_data[b, j] = 2.0**log if level[b] else log

@@ -14,8 +14,6 @@ import threading
 
 import numpy as np
 
-from .compiled import inner
-
 _LINE = 64
 # smaller results are at hand in the allocator
 _LEAST_REUSED = 1 << 17
@@ -63,9 +61,9 @@ def _block(size: int) -> np.ndarray:
 
 
 def acquire_arena() -> tuple[np.ndarray, np.ndarray]:
-    """This thread's arena: the block, and how many bytes of it are taken (1,)."""
+    """This thread's arena: the block, and the numbers that arrays.py keeps about it (2,)."""
     arenas = _own.__dict__.setdefault("arenas", [])
-    return arenas.pop() if arenas else (np.empty(_LINE, np.uint8), np.zeros(1, np.int64))
+    return arenas.pop() if arenas else (np.empty(_LINE, np.uint8), np.zeros(2, np.int64))
 
 
 def release_arena(arena: tuple[np.ndarray, np.ndarray]) -> None:
@@ -76,20 +74,3 @@ def release_arena(arena: tuple[np.ndarray, np.ndarray]) -> None:
     if len(block) < needed <= _MOST_LENT:
         block = np.empty(1 << (needed - 1).bit_length(), np.uint8)
     _own.arenas.append((block, taken))
-
-
-@inner
-def allocate(arena, size, like):
-    """`scratch` from an arena."""
-    block, taken = arena
-    begin = taken[0] + -(block.ctypes.data + taken[0]) % _LINE
-    end = begin + size * like.itemsize
-    taken[0] = end
-    return block[begin:end].view(like.dtype) if end <= block.size else scratch(size, like)
-
-
-@inner
-def scratch(size, like):
-    """A new array (size,) of undefined content, aligned to a cache line, for compiled code."""
-    block = np.empty(size + _LINE // like.itemsize, like.dtype)
-    return block[-block.ctypes.data % _LINE // like.itemsize :][:size]

@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from .blocks import first_column, left_out
+from .arrays import fill, part
+from .bandwidths import example_plan
+from .blocks import Block, Modes, Steps, Values, first_column, left_out
+from .calls import Step, call_of_step
 from .compiled import inner
 from .tile import NO_DIAGONAL, ROWS, distances, product
 from .vector import BYTES, at_least, cleared, exp2, exp2m1, fma, lane_of, load, splat, store, total
@@ -23,8 +26,20 @@ def block_distances(block, points, near, known_diagonal, d2, near_tiles):
             )  # fmt: skip
 
 
-@inner
-def coefficients(block, g, v, pairs, weight):
+def _block_example(dtype):
+    numbers = np.zeros(1, dtype)
+    return Block(*[0] * 9), numbers, numbers.reshape(1, 1, 1), numbers.reshape(1, 1, 1, 1)
+
+
+def _coefficients_example(dtype):
+    block, weight, rows, columns = _block_example(dtype)
+    return block, rows, columns, rows, weight
+
+
+coefficients = call_of_step(_coefficients_example)
+
+
+def _coefficients(block, g, v, pairs, weight):
     """c of a block: pairs, if there are any, or g_i . v_j."""
     b, panels, columns, width = block.b, *v.shape[1:]
     lanes = width // 2
@@ -47,8 +62,18 @@ def coefficients(block, g, v, pairs, weight):
                 )  # fmt: skip
 
 
-@inner
-def read_kernels(block, plan, pairs, kernels, near, weight, minus_k, near_tiles):
+make_coefficients = Step(_coefficients_example, _coefficients)
+
+
+def _reading_example(dtype):
+    block, numbers, rows, _ = _block_example(dtype)
+    return block, example_plan(dtype), rows, rows, 0.0, numbers, numbers, np.zeros((1, 1), np.bool_)
+
+
+read_kernels = call_of_step(_reading_example)
+
+
+def _read_kernels(block, plan, pairs, kernels, near, weight, minus_k, near_tiles):
     """From a stored K: weight = c w k / sigma^2, and -k; all tiles are flagged if any -k is at most `near`."""
     b, n, m, lanes = block.b, kernels.shape[1], kernels.shape[2], BYTES // weight.itemsize
     real = weight.dtype.type
@@ -72,14 +97,28 @@ def read_kernels(block, plan, pairs, kernels, near, weight, minus_k, near_tiles)
             weight[at + j], minus_k[at + j] = k * pull * c, -k
     for lane in range(lanes):
         greatest = max(greatest, lane_of(top, lane))
-    near_tiles[:] = -greatest <= near
+    fill(near_tiles, -greatest <= near)
+
+
+reading = Step(_reading_example, _read_kernels)
+
+
+def _mixing_example(dtype):
+    block, numbers, rows, columns = _block_example(dtype)
+    modes, steps, values = Modes(*[False] * 4), Steps(*[False] * 7), Values(*[numbers] * 5)
+    return block, example_plan(dtype), modes, steps, (rows, columns, rows), values, np.zeros(1)
+
+
+# the other Values of a block from d2, where c = g_r v_j or in weight; adds moments to parameters; given are g as
+# rows, v as columns, and shifts
+kernel_values = call_of_step(_mixing_example)
 
 
 def _make_kernel_values(less_baseline, pulls):
     """`kernel_values` without moments and shifts, compiled for each pair of flags: it is the inmost loop."""
 
-    @inner
-    def kernel_values_for(block, plan, skip_diagonal, steps, g, v, values):
+    def kernel_values_for(block, plan, modes, steps, given, values, parameters):
+        skip_diagonal, (g, v, _) = modes.skip_diagonal, given
         b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
         weights, weights_over_sigma2 = plan.weights, plan.weights_over_sigma2
         d2, weight, totals, row_sums = values.d2, values.weight, values.totals, values.row_sums
@@ -137,17 +176,12 @@ def _make_kernel_values(less_baseline, pulls):
                     store(weight, at, k_over_sigma2 * c)
             row_sums[r] = total(row_total)
 
-    return kernel_values_for
+    return Step(_mixing_example, kernel_values_for)
 
 
-_values, _values_km1, _values_pull, _values_km1_pull = (
-    _make_kernel_values(less_baseline, pulls) for pulls in (False, True) for less_baseline in (False, True)
-)
-
-
-@inner
-def _values_by_bandwidth(block, plan, skip_diagonal, v, values):
-    """row_sums = sum_j w_s (k_sij - baseline_s) v_j of each bandwidth."""
+def _values_by_bandwidth(block, plan, modes, steps, given, values, parameters):
+    """`kernel_values` without a sum over bandwidths: row_sums = sum_j w_s (k_sij - baseline_s) v_j of each."""
+    skip_diagonal, v = modes.skip_diagonal, given[1]
     b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
     d2, row_sums, sums = values.d2, values.row_sums, values.moments
     count = scale.shape[1]
@@ -155,7 +189,7 @@ def _values_by_bandwidth(block, plan, skip_diagonal, v, values):
     zero = splat(d2.dtype.type(0))
     v_at = b * v.shape[1] * v.shape[3] + block.j0
     for r in range(block.high):
-        sums[: count * lanes] = 0
+        fill(part(sums, 0, count * lanes), 0)
         first, stop = left_out(block, skip_diagonal, r)
         for j in range(first_column(block.diagonal, r, 2 * lanes), block.padded, lanes):
             q, vj = load(d2, r * line + j), load(v, v_at + j)
@@ -188,9 +222,9 @@ def _headroom(weights, weights_over_sigma2):
     return np.ceil(np.log2(max(1.0, total, other_total)))
 
 
-@inner
-def _values_general(block, plan, modes, steps, v, shift, values, parameters):
+def _values_general(block, plan, modes, steps, given, values, parameters):
     """`kernel_values` with shifts, or with the moments of the bandwidths."""
+    _, v, shift = given
     b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
     less_baseline, times = modes.less_baseline, 2.0 if modes.symmetric else 1.0
     weights, weights_over_sigma2 = plan.weights, plan.weights_over_sigma2
@@ -208,7 +242,7 @@ def _values_general(block, plan, modes, steps, v, shift, values, parameters):
     shifted = shift.shape[1] > 0
     for r in range(block.high):
         if r % ROWS == 0:
-            moments[:] = 0
+            fill(moments, 0)
         row_total = zero
         first, stop = left_out(block, modes.skip_diagonal, r)
         for j in range(first_column(block.diagonal, r, 2 * lanes), block.padded, lanes):
@@ -258,25 +292,14 @@ def _values_general(block, plan, modes, steps, v, shift, values, parameters):
                 parameters[s] += times * np.float64(total(load(moments, s * lanes)))
 
 
-@inner
-def kernel_values(block, plan, modes, steps, given, values, parameters):
-    """The other Values of a block from d2, where c = g_r v_j or in weight; adds moments to parameters.
-
-    given are g as rows, v as columns, and shifts.
-    """
-    skip_diagonal, (g, v, shift) = modes.skip_diagonal, given
-    if steps.general:
-        _values_general(block, plan, modes, steps, v, shift, values, parameters)
-    elif modes.by_bandwidth:
-        _values_by_bandwidth(block, plan, skip_diagonal, v, values)
-    elif steps.pull and modes.less_baseline:
-        _values_km1_pull(block, plan, skip_diagonal, steps, g, v, values)
-    elif steps.pull:
-        _values_pull(block, plan, skip_diagonal, steps, g, v, values)
-    elif modes.less_baseline:
-        _values_km1(block, plan, skip_diagonal, steps, g, v, values)
-    else:
-        _values(block, plan, skip_diagonal, steps, g, v, values)
+_general = Step(_mixing_example, _values_general)
+# by (general, less_baseline, pulls)
+MIXING = {(True, less_baseline, pulls): _general for less_baseline in (False, True) for pulls in (False, True)} | {
+    (False, less_baseline, pulls): _make_kernel_values(less_baseline, pulls)
+    for less_baseline in (False, True)
+    for pulls in (False, True)
+}
+BY_BANDWIDTH = Step(_mixing_example, _values_by_bandwidth)
 
 
 @inner

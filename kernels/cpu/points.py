@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import empty, fill, zeros
 from .calls import parallel_for
 from .compiled import inner
-from .memory import allocate
 from .tile import RESTART_EVERY, RESTART_TOTAL_EVERY, ROWS
 from .vector import BYTES, at_least, fma, load, splat, store, transpose
 
@@ -72,15 +72,16 @@ def _extend_range(x, low, high, largest):
 
 
 @inner
-def centre_and_scale(points, sigma, moderate, largest):
+def centre_and_scale(memory, points, sigma, moderate, largest):
     """Whether all coordinates of points (x, y) are finite, their Change, and the power's exponents (B,)."""
     x, y = points
     batch, dims = x.shape[0], x.shape[2]
-    centre = np.empty((batch, dims), x.dtype)
-    factors = np.empty((batch, 2), x.dtype)
-    exponents = np.empty(batch, np.int64)
-    low, high = np.empty((batch, dims), x.dtype), np.empty((batch, dims), x.dtype)
-    low[:], high[:] = np.inf, -np.inf
+    centre = empty(memory, (batch, dims), x.dtype)
+    factors = empty(memory, (batch, 2), x.dtype)
+    exponents = empty(memory, batch, np.int64)
+    low, high = empty(memory, (batch, dims), x.dtype), empty(memory, (batch, dims), x.dtype)
+    fill(low, np.inf)
+    fill(high, -np.inf)
     bandwidth, usual, most = moderate
     finite = True
     for b in range(batch):
@@ -97,8 +98,8 @@ def centre_and_scale(points, sigma, moderate, largest):
             if lo <= hi:
                 greatest = max(greatest, abs(lo - centre[b, k]), abs(hi - centre[b, k]))
         least, most_sigma = sigma[b, 0], sigma[b, 0]
-        for value in sigma[b]:
-            least, most_sigma = min(least, value), max(most_sigma, value)
+        for s in range(sigma.shape[1]):
+            least, most_sigma = min(least, sigma[b, s]), max(most_sigma, sigma[b, s])
         narrow, wide = math.frexp(least)[1], math.frexp(most_sigma)[1]
         data = math.frexp(greatest)[1]
         e = 0
@@ -114,19 +115,19 @@ def centre_and_scale(points, sigma, moderate, largest):
 
 
 @parallel_for(_example)
-def fill_points(start, stop, x, change, half_eps, points):
+def fill_points(memory, start, stop, x, change, half_eps, points):
     """Panels start to stop, numbered through the batch, of x (B, N, D); rows or columns of no size are not wanted."""
     (centre, factors), (rows, columns, norms, _) = change, points
     n, dims = x.shape[1], x.shape[2]
     width, row = columns.shape[3], rows.shape[2]
     panels = (n + width - 1) // width
     lanes = width // 2
-    square = np.empty(lanes * lanes, x.dtype)
+    square = empty(memory, lanes * lanes, x.dtype)
     # eps / 2, and a little more for the rounding of e_x itself
     share = splat(x.dtype.type(half_eps * 1.01))
     bounds = norms.shape[0] // 2
     # the columns are made from rows, even if no rows are wanted
-    spare = np.zeros((1, width, row), x.dtype)
+    spare = zeros(memory, (1, width, row), x.dtype)
     for number in range(start, stop):
         b, p = number // panels, number % panels
         first, last = p * width, min(p * width + width, n)
@@ -143,7 +144,7 @@ def fill_points(start, stop, x, change, half_eps, points):
                 point[k] = 0
         end = kept.shape[1] if p == panels - 1 else kept_first + width
         for i in range(kept_first + last - first, end):
-            kept[kept_b, i] = 0
+            fill(kept[kept_b, i], 0)
         for v in range(0, width, lanes):
             # in the order of the tile's sums
             zero = splat(x.dtype.type(0))
@@ -202,31 +203,31 @@ def panel_width(like):
 @inner
 def make_points(run, x, change, half_eps, as_rows, as_columns):
     """Points of x (B, N, D); run is that of calls.py, with the pointer of `fill_points` first."""
-    pointers, team, arena = run
+    pointers, team, memory = run
     batch, n, dims = x.shape
     width = panel_width(x)
     row = _row(dims, width)
     panels = (n + width - 1) // width
     # a tile of rows may begin at the last row
     count, wide = panels * width + ROWS if as_rows else 0, panels if as_columns else 0
-    rows = allocate(arena, batch * count * row, x).reshape((batch, count, row))
-    columns = allocate(arena, batch * wide * dims * width, x).reshape((batch, wide, dims, width))
-    points = Points(rows, columns, np.empty((2 * batch, panels * width + width), x.dtype), n)
+    rows = empty(memory, (batch, count, row), x.dtype)
+    columns = empty(memory, (batch, wide, dims, width), x.dtype)
+    points = Points(rows, columns, empty(memory, (2 * batch, panels * width + width), x.dtype), n)
     fill_points(pointers[0], team, (batch * panels,), ((x, change, half_eps, points),))
     return points
 
 
 @inner
-def as_points(u):
+def as_points(memory, u):
     """Points of u (B, N, E), neither centred nor scaled, without norms."""
     batch, n, count = u.shape
     width = panel_width(u)
     panels = (n + width - 1) // width
     # of a single column no tile is made
-    rows = np.zeros((batch, panels * width + ROWS, _row(count, width) if count > 1 else 1), u.dtype)
-    columns = np.zeros((batch, panels, count, width), u.dtype)
+    rows = zeros(memory, (batch, panels * width + ROWS, _row(count, width) if count > 1 else 1), u.dtype)
+    columns = zeros(memory, (batch, panels, count, width), u.dtype)
     for b in range(batch):
         for i in range(n):
             for e in range(count):
                 rows[b, i, e] = columns[b, i // width, e, i % width] = u[b, i, e]
-    return Points(rows, columns, np.empty((batch, 0), u.dtype), n)
+    return Points(rows, columns, empty(memory, (batch, 0), u.dtype), n)

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from .arrays import empty
 from .bandwidths import PACKING, example_plan, limits, pack
 from .calls import operation, parallel_for
-from .memory import as_contiguous, new_result, scratch
+from .memory import as_contiguous, new_result
 from .points import example_points
 from .sweep import sweep
 from .tile import MOST_DIFFERENCES, NO_DIAGONAL, ROWS, distances, gaussians
@@ -19,7 +20,7 @@ def _example(dtype):
 
 
 @parallel_for(_example, flush_subnormals=True)
-def _matrix_rows(start, stop, points, plan, out):
+def _matrix_rows(memory, start, stop, points, plan, out):
     """Panels of ROWS rows, start to stop, numbered through the batch, of K (B, N, M)."""
     scale, squarings, weights = plan.scale, plan.squarings, plan.weights
     _, panels_of_columns, dims, width = points[1].columns.shape
@@ -27,7 +28,7 @@ def _matrix_rows(start, stop, points, plan, out):
     count = scale.shape[1]
     _, n, m = out.shape
     real = out.dtype.type
-    tile = scratch(ROWS * width, out)
+    tile = empty(memory, ROWS * width, out.dtype)
     zero = splat(real(0))
     panels = (n + ROWS - 1) // ROWS
     slab = max(1, _SLAB // max(1, out.itemsize * dims * width))
@@ -83,7 +84,9 @@ def _matrix_rows(start, stop, points, plan, out):
 @operation(*PACKING, _matrix_rows)
 def _matrix(run, x, y, sigma, weights, same, limit, out):
     batch, n, m = out.shape
-    plan, points = pack(run, (x, y), (sigma, weights, np.empty((batch, 0))), limit, (same, same, same))
+    plan, points = pack(
+        run, (x, y), (sigma, weights, empty(run[2], (batch, 0), np.float64)), limit, (same, same, same)
+    )
     rows = batch * ((n + ROWS - 1) // ROWS) if m else 0
     _matrix_rows(run[0][2], run[1], (rows,), ((points, plan, out),))
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from .arrays import empty
 from .bandwidths import PACKING, example_plan, limits, pack
 from .calls import operation, parallel_for
-from .memory import as_contiguous, scratch
+from .memory import as_contiguous
 from .points import as_points, example_points
 from .sweep import sweep
 from .tile import MOST_DIFFERENCES, NO_DIAGONAL, ROWS, distances, gaussian_sums
@@ -22,13 +23,13 @@ def _example(dtype):
 
 
 @parallel_for(_example, flush_subnormals=True)
-def _one_column_rows(start, stop, points, plan, v, out):
+def _one_column_rows(memory, start, stop, points, plan, v, out):
     """out[b, i] = sum_j K_ij v_j of one bandwidth, for panels of ROWS rows, numbered through the batch."""
     scale, weights = plan.scale, plan.weights
     _, panels, dims, width = points[1].columns.shape
     lanes, n = width // 2, points[0].count
     real = v.dtype.type
-    tile, sums = scratch(ROWS * width, v), scratch(ROWS * lanes, v)
+    tile, sums = empty(memory, ROWS * width, v.dtype), empty(memory, ROWS * lanes, v.dtype)
     row_panels = (n + ROWS - 1) // ROWS
     slab = max(_PANELS, _SLAB // max(1, v.itemsize * dims * width) // _PANELS * _PANELS)
     for slab_start in range(0, panels, slab):
@@ -58,12 +59,14 @@ def _one_column_rows(start, stop, points, plan, v, out):
 def _one_column(run, x, y, v, sigma, weights, limit, out):
     """out += K @ v, (B, N), for one bandwidth and v (B, M, 1); False if a sweep must do it."""
     (batch, n, dims), m = x.shape, y.shape[1]
-    plan, points = pack(run, (x, y), (sigma, weights, np.empty((batch, 0))), limit, (False, False, False))
+    plan, points = pack(
+        run, (x, y), (sigma, weights, empty(run[2], (batch, 0), np.float64)), limit, (False, False, False)
+    )
     for b in range(batch):
         if not plan.finite or (dims > MOST_DIFFERENCES and plan.offset[b] == np.inf):
             return False
     rows = batch * ((n + ROWS - 1) // ROWS) if m else 0
-    _one_column_rows(run[0][2], run[1], (rows,), ((points, plan, as_points(v).columns, out),))
+    _one_column_rows(run[0][2], run[1], (rows,), ((points, plan, as_points(run[2], v).columns, out),))
     return True
 
 

@@ -16,10 +16,11 @@ is kept apart for every chunk of rows, and the chunks, whose number depends on t
 order: any number of threads gives the same bits.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import copy, empty, fill, part, reshaped, zeros
 from .bandwidths import LOG2_E, NO_BASELINE, PACKING, example_plan, limits, pack
 from .blocks import (
     Accumulators,
@@ -27,19 +28,29 @@ from .blocks import (
     Chunks,
     Modes,
     Operands,
+    Parts,
     Steps,
     Wants,
     block_size,
     chunk_bounds,
     leave_out,
     make_values,
-    mirror,
 )
 from .calls import operation, parallel_for
 from .compiled import inner
-from .gradients import FEW_VALUES, add_column_values, add_values, pull_columns, pull_near, pull_rows, subtract_self
-from .memory import allocate, as_contiguous, scratch
-from .mixing import add_diagonal, block_distances, coefficients, kernel_values, read_kernels
+from .gradients import FEW_VALUES, add_block_values, adding, pull_block, pulling, subtract_self
+from .memory import as_contiguous
+from .mixing import (
+    BY_BANDWIDTH,
+    MIXING,
+    add_diagonal,
+    block_distances,
+    coefficients,
+    kernel_values,
+    make_coefficients,
+    read_kernels,
+    reading,
+)
 from .points import as_points, example_points
 from .tile import ROWS
 
@@ -54,20 +65,20 @@ def _example(dtype):
     operands = Operands(*[points] * 4, *[pairs] * 3)
     sums = Accumulators(*[np.zeros((1,) * dims) for dims in (3, 4, 3, 4, 3)])
     chunks, modes, wants = Chunks(1, np.zeros(1, np.int64), 1, 1), Modes(*[False] * 4), Wants(*[False] * 5)
-    return chunks, example_plan(dtype), operands, (pairs, pairs), (modes, wants), sums
+    return chunks, example_plan(dtype), operands, (pairs, pairs), (modes, wants, Parts(*[0] * 5)), sums
 
 
 @parallel_for(_example, flush_subnormals=True)
-def sum_rows(first, last, chunks, plan, operands, finite, options, sums):
+def sum_rows(memory, first, last, chunks, plan, operands, finite, options, sums):
     """Chunks of rows, first to last, numbered through the batch, against all columns; fills in sums.
 
-    finite are the rows of x and y with finite numbers, for pulls; options are Modes and Wants. If kernels has rows it
-    is K, and nothing but pulls is wanted.
+    finite are the rows of x and y with finite numbers, for pulls; options are Modes, Wants and Parts. If kernels has
+    rows it is K, and nothing but pulls is wanted.
 
     With modes.symmetric only tiles that reach above the diagonal are visited. The pairs above it count for rows and
     columns, without per-row results (the value only to be summed up) twice; the diagonal's kernels are known.
     """
-    modes, wants = options
+    modes, wants, parts = options
     skip_diagonal, symmetric = modes.skip_diagonal, modes.symmetric
     value, column_value, dx, dy, parameters = sums
     block_rows, block_columns = chunks.block_rows, chunks.block_columns
@@ -79,30 +90,30 @@ def sum_rows(first, last, chunks, plan, operands, finite, options, sums):
     twice = real(2 if symmetric and not wants.column_value else 1)
     # rows of a block do not fall on the same lines of the cache
     line = block_columns + 64 // x.rows.itemsize
-    values = make_values(chunks, line, steps, plan.scale.shape[1], x.rows)
+    values = make_values(memory, chunks, line, steps, plan.scale.shape[1], width, x.rows.dtype)
     d2, weight, totals, row_sums, _ = values
-    tile = scratch(ROWS * width, x.rows)
-    near_tiles = np.zeros((block_rows // ROWS, block_columns // width), np.bool_)
+    tile = empty(memory, ROWS * width, x.rows.dtype)
+    near_tiles = zeros(memory, (block_rows // ROWS, block_columns // width), np.bool_)
     # sums over a chunk of what pulls each row, and each column
-    row_weights = np.empty(x.count if wants.dx else 0)
-    column_weights = np.empty(y.columns.shape[1] * width if wants.dy else 0)
-    given, pulls = (g.rows, v.columns, shift), (dx, dy)
+    row_weights = empty(memory, x.count if wants.dx else 0, np.float64)
+    column_weights = empty(memory, y.columns.shape[1] * width if wants.dy else 0, np.float64)
+    given, pulls, weight_sums = (g.rows, v.columns, shift), (dx, dy), (row_weights, column_weights)
     for number in range(first, last):
         b, chunk = number // chunks.count, number % chunks.count
         start, stop = chunks.bounds[chunk], chunks.bounds[chunk + 1]
         near, near_d2 = (real(plan.slope[b]), real(plan.offset[b])), plan.pull_near[b]
         differences = plan.offset[b] == np.inf
-        reading = kernels.shape[1] > 0 and plan.reads_kernels[b]
-        if reading:
+        by_reading = kernels.shape[1] > 0 and plan.reads_kernels[b]
+        if by_reading:
             # -k in place of a squared distance
             near_d2 = -(2.0 ** -(plan.scale[b, 0] * near_d2))
-        value[b, start:stop] = 0
-        column_value[b, chunk] = 0
-        dx[b, start:stop] = 0
-        dy[b, chunk] = 0
-        parameters[b, chunk] = 0
-        row_weights[:] = 0
-        column_weights[:] = 0
+        fill(part(value[b], start, stop), 0)
+        fill(column_value[b, chunk], 0)
+        fill(part(dx[b], start, stop), 0)
+        fill(dy[b, chunk], 0)
+        fill(parameters[b, chunk], 0)
+        fill(row_weights, 0)
+        fill(column_weights, 0)
         if symmetric and not skip_diagonal:
             rows = x.rows, g.rows, v.rows
             add_diagonal((b, chunk, start, stop), plan, rows, modes, steps, value, parameters)
@@ -116,36 +127,31 @@ def sum_rows(first, last, chunks, plan, operands, finite, options, sums):
                 high = min(block_rows, stop - i0)
                 diagonal = i0 - j0 if symmetric and j0 <= i0 else -1
                 block = Block(b, chunk, i0, high, j0, wide, padded, line, diagonal)
-                if reading:
-                    read_kernels(block, plan, pairs, kernels, near_d2, weight, d2, near_tiles)
+                if by_reading:
+                    read_kernels(parts.read, (block, plan, pairs, kernels, near_d2, weight, d2, near_tiles))
                 else:
                     block_distances(block, points, near, symmetric or skip_diagonal, d2, near_tiles)
                     # a kernel of 0
                     leave_out(block, skip_diagonal, width, d2, real(np.inf))
                     if steps.coefficients and not steps.outer:
-                        coefficients(block, g.rows, v.columns, pairs, weight)
+                        coefficients(parts.coefficients, (block, g.rows, v.columns, pairs, weight))
                         leave_out(block, skip_diagonal, width, weight, real(0))
-                    kernel_values(block, plan, modes, steps, given, values, parameters[b, chunk])
-                if wants.value and steps.keep_totals:
-                    add_values(block, totals, v, twice, tile, value)
+                    mixed = block, plan, modes, steps, given, values, parameters[b, chunk]
+                    kernel_values(parts.mix, mixed)
+                if steps.keep_totals:
+                    added = block, (totals, tile), v, g.rows, wants, twice, value, column_value[b, chunk]
+                    add_block_values(parts.values, added)
                 elif wants.value:
                     # one, or one for each bandwidth
                     each = value.shape[2]
                     for r in range(high):
                         for e in range(each):
                             value[b, i0 + r, e] += np.float64(twice * row_sums[r * each + e])
-                if wants.column_value:
-                    add_column_values(block, totals, g.rows, columns, tile, column_value[b, chunk])
                 if steps.pull:
                     leave_out(block, skip_diagonal, width, weight, real(0))
-                    if not differences:
-                        pull_near(block, finite, near_d2, wants, d2, weight, near_tiles, pulls)
-                    if diagonal >= 0:
-                        mirror(block, weight)
-                if wants.dx:
-                    pull_rows(block, finite, differences, weight, tile, dx[b], row_weights)
-                if wants.dy:
-                    pull_columns(block, finite, differences, weight, tile, dy[b, chunk], column_weights)
+                    by_pairs = differences, near_d2
+                    arrays = d2, weight, tile, near_tiles
+                    pull_block(parts.pulls, (block, finite, wants, by_pairs, arrays, pulls, weight_sums))
         if not differences:
             if wants.dx:
                 subtract_self(finite[0], b, start, stop, row_weights, dx[b])
@@ -164,36 +170,56 @@ def make_steps(wants, columns, shifts, pairs):
     return Steps(general, coefficients, outer, keep_totals, wants.value, pull, wants.parameters)
 
 
+def parts_of(
+    dtype: np.dtype,
+    wants: Wants,
+    less_baseline: bool,
+    columns: int = 1,
+    shifts: int = 0,
+    pairs: Any = None,
+    kernels: Any = None,
+    by_bandwidth: bool = False,
+) -> Parts:
+    """The steps of a sweep with these Wants, compiled or loaded if need be."""
+    some_pairs = pairs is not None and pairs.shape[1] > 0
+    steps = make_steps.py_func(wants, columns, shifts > 0, some_pairs)
+    mix = BY_BANDWIDTH if by_bandwidth else MIXING[steps.general, less_baseline, steps.pull]
+    return Parts(
+        mix.pointer(dtype),
+        make_coefficients.pointer(dtype) if steps.coefficients and not steps.outer else 0,
+        reading.pointer(dtype) if kernels is not None and kernels.shape[1] else 0,
+        adding.pointer(dtype) if steps.keep_totals else 0,
+        pulling.pointer(dtype) if steps.pull else 0,
+    )
+
+
 @inner
-def _accumulator(arena, shape, some_pairs):
+def _accumulator(memory, shape, some_pairs):
     """A new array, undefined if there are some pairs, whose chunks clear it; else zeros."""
-    size = 1
-    for length in shape:
-        size *= length
-    sums = allocate(arena, size, np.empty(0))
+    sums = empty(memory, shape, np.float64)
     if not some_pairs:
-        sums[:] = 0
-    return sums.reshape(shape)
+        fill(sums, 0)
+    return sums
 
 
 @inner
-def _finite(rows):
+def _finite(memory, rows):
     """The rows, with 0 in place of numbers that are not finite."""
-    finite = rows.copy()
-    flat = finite.reshape(-1)
-    for k in range(flat.size):
-        if not np.isfinite(flat[k]):
-            flat[k] = 0
-    return finite
+    flat = reshaped(rows, (rows.size,))
+    finite = empty(memory, rows.size, rows.dtype)
+    for k in range(finite.size):
+        finite[k] = flat[k] if np.isfinite(flat[k]) else 0
+    return reshaped(finite, rows.shape)
 
 
 @inner
-def make_task(arena, plan, operands, modes, wants):
+def make_task(memory, plan, operands, modes, wants, parts):
     """The arguments of `sum_rows` for a sweep, the last of which are its Accumulators, and its number of chunks."""
     x, y, count = operands.x, operands.y, plan.scale.shape[1]
     batch, n, m, dims, width = len(x.rows), x.count, y.count, y.columns.shape[2], y.columns.shape[3]
     columns = count if modes.by_bandwidth else operands.v.columns.shape[2]
     block_rows, block_columns = block_size(n, m, width, wants.dx or wants.dy or columns > FEW_VALUES)
+    some_pairs = n > 0 and m > 0 and (wants.value or wants.column_value or wants.dx or wants.dy or wants.parameters)
     # in a single block all pairs are the rows' own
     want_dy = wants.dy and not (modes.symmetric and block_rows >= n)
     wants = Wants(wants.value, wants.column_value, wants.dx, want_dy, wants.parameters)
@@ -203,19 +229,18 @@ def make_task(arena, plan, operands, modes, wants):
     most = max(2, _CHUNK_BYTES // (8 * batch * m * (dims * wants.dy + columns * wants.column_value) + 1))
     work = n * m * (dims * (1 + wants.dx + wants.dy) + 10 * count + columns) // (1 + modes.symmetric)
     chunks = max(1, min(by_rows, most, work // _CHUNK_WORK, _MOST_CHUNKS))
-    some_pairs = n > 0 and m > 0
     sums = Accumulators(
-        _accumulator(arena, (batch, n, columns if wants.value else 0), some_pairs),
-        _accumulator(arena, (batch, chunks, m if wants.column_value else 0, columns), some_pairs),
-        _accumulator(arena, (batch, n, dims if wants.dx else 0), some_pairs),
-        _accumulator(arena, (batch, chunks, m if wants.dy else 0, dims), some_pairs),
-        np.zeros((batch, chunks, 2 * count if wants.parameters else 0)),
+        _accumulator(memory, (batch, n, columns if wants.value else 0), some_pairs),
+        _accumulator(memory, (batch, chunks, m if wants.column_value else 0, columns), some_pairs),
+        _accumulator(memory, (batch, n, dims if wants.dx else 0), some_pairs),
+        _accumulator(memory, (batch, chunks, m if wants.dy else 0, dims), some_pairs),
+        zeros(memory, (batch, chunks, 2 * count if wants.parameters else 0), np.float64),
     )
     finite = x.rows, y.rows
     if not plan.finite:
-        finite = _finite(x.rows), _finite(y.rows)
-    bounds = chunk_bounds(n, chunks, block_rows, modes.symmetric)
-    task = Chunks(chunks, bounds, block_rows, block_columns), plan, operands, finite, (modes, wants), sums
+        finite = _finite(memory, x.rows), _finite(memory, y.rows)
+    bounds = chunk_bounds(memory, n, chunks, block_rows, modes.symmetric)
+    task = Chunks(chunks, bounds, block_rows, block_columns), plan, operands, finite, (modes, wants, parts), sums
     return task, batch * chunks if some_pairs else 0
 
 
@@ -224,15 +249,15 @@ def _round_example(dtype):
 
 
 @parallel_for(_round_example)
-def round_rows(start, stop, sums, unit, out):
+def round_rows(memory, start, stop, sums, unit, out):
     """Rows, numbered through the batch, of out (B, M, E): sums (B, chunks, M, E) over chunks, over unit (B,)."""
     chunks, m, count = sums.shape[1:]
-    total = np.empty(count)
+    total = empty(memory, count, np.float64)
     for number in range(start, stop):
         b, j = number // m, number % m
         # a power of two
         inverse = 1 / unit[b]
-        total[:] = 0
+        fill(total, 0)
         for chunk in range(chunks):
             # no view of a row: counting who refers to it would take longer than a short row
             for e in range(count):
@@ -258,10 +283,10 @@ def add_chunks(parameters, out):
 
 
 @inner
-def _shifts(plan, shift, like):
+def _shifts(memory, plan, shift, like):
     """Shifts (B, N, S) in base 2, in the order of the bandwidths; without a row where there are none."""
     batch, n, count = shift.shape
-    ordered = np.empty((batch, n, count), like.dtype)
+    ordered = empty(memory, (batch, n, count), like.dtype)
     for b in range(batch):
         for i in range(n):
             for s in range(count):
@@ -271,15 +296,17 @@ def _shifts(plan, shift, like):
 
 @operation(*PACKING, sum_rows, round_rows)
 def _sweep(run, points, bandwidths, limit, given, options, wants, results):
-    (same, skip_diagonal), (v, g, pairs, kernels, shift) = options, given
+    (same, skip_diagonal, parts), (v, g, pairs, kernels, shift) = options, given
     value, column_value, dx, dy, order, parameters = results
     plan, packed = pack(run, points, bandwidths, limit, (same, same, True))
-    of_points, x = packed[0], points[0]
-    operands = Operands(of_points, packed[1], as_points(v), as_points(g), pairs, kernels, _shifts(plan, shift, x))
+    of_points, x, memory = packed[0], points[0], run[2]
+    v_points, g_points = as_points(memory, v), as_points(memory, g)
+    operands = Operands(of_points, packed[1], v_points, g_points, pairs, kernels, _shifts(memory, plan, shift, x))
     modes, wanted = Modes(skip_diagonal, bandwidths[2].shape[1] > 0, False, False), Wants(*wants)
-    task, rows = make_task(run[2], plan, operands, modes, wanted)
+    task, rows = make_task(memory, plan, operands, modes, wanted, parts)
     sum_rows(run[0][2], run[1], (rows,), (task,))
-    sums, ones = task[-1], np.ones(len(x))
+    sums, ones = task[-1], empty(memory, len(x), np.float64)
+    fill(ones, 1)
     batch, n, dims = x.shape
     if same and wanted.dx:
         # x is at both ends of a pair
@@ -287,13 +314,13 @@ def _sweep(run, points, bandwidths, limit, given, options, wants, results):
             for i in range(n):
                 for k in range(dims):
                     sums.dy[b, 0, i, k] += sums.dx[b, i, k]
-    of_rows = sums.dy if same else sums.dx.reshape((batch, 1, n, dims if wanted.dx else 0))
-    _round(run, sums.value.reshape((batch, 1, n, v.shape[2] if wanted.value else 0)), ones, value)
+    of_rows = sums.dy if same else reshaped(sums.dx, (batch, 1, n, dims if wanted.dx else 0))
+    _round(run, reshaped(sums.value, (batch, 1, n, v.shape[2] if wanted.value else 0)), ones, value)
     _round(run, sums.column_value, ones, column_value)
     _round(run, of_rows, plan.unit, dx)
     if not same:
         _round(run, sums.dy, plan.unit, dy)
-    order[:] = plan.order
+    copy(plan.order, order)
     add_chunks(sums.parameters, parameters)
 
 
@@ -348,7 +375,8 @@ def sweep(
     order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 2 * count * want_parameters))
     wanted = (want_value, want_column_value, *pulls, want_parameters)
     results = (value, column_value, dx, dy, order, parameters)
-    options = (same, skip_diagonal)
+    parts = parts_of(x.dtype, Wants(*wanted), baseline.shape[1] > 0, columns, shift.shape[1], pairs, kernels)
+    options = (same, skip_diagonal, parts)
     _sweep(x.dtype, work, points, bandwidths, limit, given, options, wanted, results)
     if same:
         dy = dx

@@ -26,6 +26,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .arrays import View
 from .vector import (
     LANES,
     REAL,
@@ -141,7 +142,7 @@ class _Pairs:
     def __init__(self, context, builder, kinds, points, tile, near):
         def arrays(kind, values):
             held = zip(kind.types[:3], cgutils.unpack_tuple(builder, values), strict=False)
-            return [context.make_array(array_type)(context, builder, value) for array_type, value in held]
+            return [View(builder, array, value) for array, value in held]
 
         (x_rows, _, x_norms), (_, y_columns, y_norms) = map(arrays, kinds, cgutils.unpack_tuple(builder, points))
         b, i, p = cgutils.unpack_tuple(builder, tile)
@@ -150,8 +151,7 @@ class _Pairs:
         self.lanes = LANES[self.dtype]
         self.zero, self.minus_two = (constant(ir.VectorType(REAL[self.dtype], self.lanes), c) for c in (0.0, -2.0))
         width = _INDEX(WIDTH[self.dtype])
-        _, count, row = cgutils.unpack_tuple(builder, x_rows.shape)
-        _, panels, depth, _ = cgutils.unpack_tuple(builder, y_columns.shape)
+        (_, count, row), (_, panels, depth, _) = x_rows.shape, y_columns.shape
         first, panel = builder.add(builder.mul(b, count), i), builder.add(builder.mul(b, panels), p)
         self.x = builder.gep(x_rows.data, [builder.mul(first, row)]), row, _INDEX(1), depth
         self.y = builder.gep(y_columns.data, [builder.mul(panel, builder.mul(depth, width))]), width
@@ -162,9 +162,8 @@ class _Pairs:
 
     def _norms(self, norms, b, index):
         """Pointers to norms and, in the second half of the array, to their errors."""
-        _, count = cgutils.unpack_tuple(self.builder, norms.shape)
-        first = self.builder.gep(norms.data, [self.builder.add(self.builder.mul(b, count), index)])
-        return first, self.builder.gep(first, [self.builder.lshr(norms.nitems, _INDEX(1))])
+        first = self.builder.gep(norms.data, [self.builder.add(self.builder.mul(b, norms.shape[1]), index)])
+        return first, self.builder.gep(first, [self.builder.lshr(norms.size(), _INDEX(1))])
 
     def of_row(self, pointer, r):
         return emit_splat(self.builder, self.builder.load(self.builder.gep(pointer, [_INDEX(r)])), self.lanes)

@@ -15,19 +15,19 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from .arrays import View
+from .processor import FEATURES
 
-def _features() -> dict[str, bool]:
-    try:
-        return dict(binding.get_host_cpu_features())
-    except RuntimeError:  # not known for this processor
-        return {}
-
-
-_HOST = _features()
-BYTES = 64 if _HOST.get("avx512f") and _HOST.get("avx512dq") else 32 if _HOST.get("avx2") and _HOST.get("fma") else 16
+BYTES = (
+    64
+    if FEATURES.get("avx512f") and FEATURES.get("avx512dq")
+    else 32
+    if FEATURES.get("avx2") and FEATURES.get("fma")
+    else 16
+)
 _ARCHITECTURE = binding.get_process_triple().partition("-")[0]
 # AVX-512 and NEON have 32 vector registers, AVX2 and SSE have 16
-REGISTERS = 32 if BYTES == 64 or _HOST.get("neon") else 16
+REGISTERS = 32 if BYTES == 64 or FEATURES.get("neon") else 16
 LANES = {types.float32: BYTES // 4, types.float64: BYTES // 8}
 REAL = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 
@@ -53,8 +53,7 @@ def _same(*vectors):
 
 def address(context, builder, array_type, array, index):
     """The pointer to element `index` of an array that has no gaps."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [index])
+    return builder.gep(View(builder, array_type, array).data, [index])
 
 
 def emit_load(builder, pointer, dtype, lanes=None):
