@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .calls import by_pointer
-from .compiled import inner
+from .compiled import borrows, inner
 from .points import centre_and_scale, fill_points, make_points
 
 LOG2_E = 1.4426950408889634
@@ -118,7 +118,7 @@ def _near(c, a, error, bound):
         distance = max(1.25 * distance, 0.25 / c[-1])
 
 
-@inner
+@borrows
 def _greatest_and_mean(x, y, row, x_count, y_count):
     """Greatest number of a row of x plus that of y; mean plus mean."""
     both_greatest = both_mean = 0.0

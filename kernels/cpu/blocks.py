@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compiled import inner
+from .compiled import borrows, inner
 from .memory import scratch
 from .points import Points, panel_width
 from .tile import ROWS
@@ -84,6 +84,16 @@ class Values(NamedTuple):
     moments: np.ndarray  # in lanes, two for each bandwidth
 
 
+class Room(NamedTuple):
+    """Memory of one task."""
+
+    values: Values
+    tile: np.ndarray
+    near_tiles: np.ndarray
+    row_weights: np.ndarray  # sum over a chunk of what pulls each row
+    column_weights: np.ndarray  # and each column
+
+
 class Block(NamedTuple):
     """Rows i0 to i0 + high of a chunk against columns j0 to j0 + wide, in tiles; rows are `line` numbers apart."""
 
@@ -99,7 +109,7 @@ class Block(NamedTuple):
     diagonal: int
 
 
-@inner
+@borrows
 def block_size(n, m, width, products):
     """Rows and columns of a block."""
     block_rows = _MANY_ROWS if products else _FEW_ROWS
@@ -136,7 +146,7 @@ def make_values(chunks, line, steps, count, like):
     )
 
 
-@inner
+@borrows
 def first_column(diagonal, r, width):
     """From which column on a block has tiles in row r: all, or where they reach above the diagonal.
 
@@ -145,13 +155,13 @@ def first_column(diagonal, r, width):
     return (diagonal + r // ROWS * ROWS) // width * width if diagonal >= 0 else 0
 
 
-@inner
+@borrows
 def last_row(diagonal, j, width, high):
     """Up to which row a block has tiles in column j."""
     return min(high, (j // width * width + width - diagonal + ROWS - 1) // ROWS * ROWS) if diagonal >= 0 else high
 
 
-@inner
+@borrows
 def leave_out(block, skip_diagonal, width, tiles, value):
     """Sets the pairs that are not visited, of a block of tiles: the diagonal's, or if symmetric also those below."""
     if block.diagonal >= 0:
@@ -163,7 +173,7 @@ def leave_out(block, skip_diagonal, width, tiles, value):
             tiles[(i - block.i0) * block.line + i - block.j0] = value
 
 
-@inner
+@borrows
 def left_out(block, skip_diagonal, r):
     """Which columns of row r of a block are not visited: from the first to before the second."""
     if block.diagonal >= 0:
@@ -174,7 +184,7 @@ def left_out(block, skip_diagonal, r):
     return 0, 0
 
 
-@inner
+@borrows
 def mirror(block, tiles):
     """The square where a block's rows are its columns gets below its diagonal what is above."""
     for r in range(block.high):

@@ -33,6 +33,11 @@ def inner(function: Callable[..., Any]) -> Any:
     return compiled(function, no_cpython_wrapper=True)
 
 
+def borrows(function: Callable[..., Any]) -> Any:
+    """Like `inner`, for what makes and returns no array: it counts no references, which take longer than few pairs."""
+    return compiled(function, no_cpython_wrapper=True, _nrt=False)
+
+
 def compiled(function: Callable[..., Any], **options: bool) -> Any:
     """Numba's njit. No fastmath: it would allow to reorder what is ordered with care."""
     dispatcher = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .blocks import first_column, last_row
-from .compiled import inner
+from .compiled import borrows
 from .points import panel_width
 from .tile import RESTART_EVERY, ROWS, add_product, add_pull, product, pull
 from .vector import add_to, fma, load, splat, store, total
@@ -12,7 +12,7 @@ from .vector import add_to, fma, load, splat, store, total
 FEW_VALUES = 4
 
 
-@inner
+@borrows
 def add_values(block, totals, v, twice, tile, value):
     """value += total @ v"""
     b, panels, columns, width = block.b, *v.columns.shape[1:]
@@ -37,7 +37,7 @@ def add_values(block, totals, v, twice, tile, value):
             )  # fmt: skip
 
 
-@inner
+@borrows
 def add_column_values(block, totals, g, columns, tile, out):
     """out += total.T @ g"""
     b, width, lanes = block.b, panel_width(totals), panel_width(totals) // 2
@@ -65,7 +65,7 @@ def add_column_values(block, totals, g, columns, tile, out):
             )  # fmt: skip
 
 
-@inner
+@borrows
 def pull_near(block, points, near, wants, d2, weight, near_tiles, pulls):
     """Near pairs pull one by one, by their difference: in a product it would cancel. Their weight is then 0."""
     (x, y), (dx, dy) = points, pulls
@@ -93,7 +93,7 @@ def pull_near(block, points, near, wants, d2, weight, near_tiles, pulls):
                     weight[at] = 0
 
 
-@inner
+@borrows
 def pull_rows(block, points, differences, weight, tile, dx, row_weights):
     """dx_i += sum_j weight_ij (y_j - x_i); or without x_i, for which the sums of weights are kept."""
     x, y = points
@@ -124,7 +124,7 @@ def pull_rows(block, points, differences, weight, tile, dx, row_weights):
             row_weights[block.i0 + r] += np.float64(total(sum_r))
 
 
-@inner
+@borrows
 def pull_columns(block, points, differences, weight, tile, dy, column_weights):
     """dy_j -= sum_i weight_ij (y_j - x_i), as `pull_rows`; the block's own rows have been pulled there."""
     x, y = points
@@ -156,7 +156,7 @@ def pull_columns(block, points, differences, weight, tile, dy, column_weights):
             add_to(column_weights, block.j0 + j, sum_j)
 
 
-@inner
+@borrows
 def subtract_self(points, b, first, stop, weights, out):
     """out_i -= weights_i points_i: of pulls, what the product with the other points lacks."""
     dims = out.shape[1]
@@ -166,7 +166,7 @@ def subtract_self(points, b, first, stop, weights, out):
             row[k] -= times * np.float64(point[k])
 
 
-@inner
+@borrows
 def _add_product(a, a_place, b, b_place, tile, out, at):
     """out[first + r, k0 + k] += sum_j a[r, j] b[j, k] for a tile, as far as out has rows and coordinates.
 
@@ -180,7 +180,7 @@ def _add_product(a, a_place, b, b_place, tile, out, at):
         _add_tile(tile, out, first, min(ROWS, count), k0)
 
 
-@inner
+@borrows
 def _add_pull(a, a_place, points, points_place, tile, out, at):
     """out[first + r, k0 + k] += sum_j a[r, j] (b[j, k] - x[r, k]) for half a tile, as `_add_product`."""
     (first, count, k0), dims, width = at, out.shape[1], panel_width(tile)
@@ -191,7 +191,7 @@ def _add_pull(a, a_place, points, points_place, tile, out, at):
         _add_tile(tile, out, first, min(ROWS // 2, count), k0)
 
 
-@inner
+@borrows
 def _add_tile(tile, out, first, count, k0):
     """out[first + r, k0:] += tile[r], as far as out has coordinates."""
     width, dims = panel_width(tile), out.shape[1]

@@ -6,7 +6,7 @@ from .bandwidths import NO_BASELINE, PACKING, limits, pack
 from .baselines import baselines
 from .blocks import Modes, Operands, Wants
 from .calls import operation, parallel_for
-from .compiled import inner
+from .compiled import borrows, inner
 from .memory import as_contiguous, new_result
 from .points import as_points
 from .sweep import add_chunks, make_task, parameters_of, sum_rows
@@ -110,7 +110,7 @@ def _one_chunk(rows):
     return rows.reshape((rows.shape[0], 1, rows.shape[1], rows.shape[2]))
 
 
-@inner
+@borrows
 def _dot(u, rows, columns, out):
     """out = u . value, (B,), for u (B, N) and the value in rows (B, N, 1) and, if any, in columns (B, C, N, 1)."""
     for q in range(len(u)):
@@ -122,7 +122,7 @@ def _dot(u, rows, columns, out):
             out[q] += u[q, i] * value
 
 
-@inner
+@borrows
 def _pieces(gradient):
     return gradient.shape[0] * ((gradient.shape[2] + _AT_A_TIME - 1) // _AT_A_TIME)
 

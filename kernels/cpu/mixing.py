@@ -3,12 +3,12 @@
 import numpy as np
 
 from .blocks import first_column, left_out
-from .compiled import inner
+from .compiled import borrows
 from .tile import NO_DIAGONAL, ROWS, distances, product
 from .vector import BYTES, at_least, cleared, exp2, exp2m1, fma, lane_of, load, splat, store, total
 
 
-@inner
+@borrows
 def block_distances(block, points, near, known_diagonal, d2, near_tiles):
     """d2 of a block, and which of its tiles have near pairs."""
     width = points[1].columns.shape[3]
@@ -23,7 +23,7 @@ def block_distances(block, points, near, known_diagonal, d2, near_tiles):
             )  # fmt: skip
 
 
-@inner
+@borrows
 def coefficients(block, g, v, pairs, weight):
     """c of a block: pairs, if there are any, or g_i . v_j."""
     b, panels, columns, width = block.b, *v.shape[1:]
@@ -47,7 +47,7 @@ def coefficients(block, g, v, pairs, weight):
                 )  # fmt: skip
 
 
-@inner
+@borrows
 def read_kernels(block, plan, pairs, kernels, near, weight, minus_k, near_tiles):
     """From a stored K: weight = c w k / sigma^2, and -k; all tiles are flagged if any -k is at most `near`."""
     b, n, m, lanes = block.b, kernels.shape[1], kernels.shape[2], BYTES // weight.itemsize
@@ -78,7 +78,7 @@ def read_kernels(block, plan, pairs, kernels, near, weight, minus_k, near_tiles)
 def _make_kernel_values(less_baseline, pulls):
     """`kernel_values` without moments and shifts, compiled for each pair of flags: it is the inmost loop."""
 
-    @inner
+    @borrows
     def kernel_values_for(block, plan, skip_diagonal, steps, g, v, values):
         b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
         weights, weights_over_sigma2 = plan.weights, plan.weights_over_sigma2
@@ -145,7 +145,7 @@ _values, _values_km1, _values_pull, _values_km1_pull = (
 )
 
 
-@inner
+@borrows
 def _headroom(weights, weights_over_sigma2):
     """log2 of the greatest sum of weights, rounded up, or 0."""
     total = other_total = 0.0
@@ -155,7 +155,7 @@ def _headroom(weights, weights_over_sigma2):
     return np.ceil(np.log2(max(1.0, total, other_total)))
 
 
-@inner
+@borrows
 def _values_general(block, plan, modes, steps, v, shift, values, parameters):
     """`kernel_values` with shifts, or with the moments of the bandwidths."""
     b, line, scale, squarings, baseline = block.b, block.line, plan.scale, plan.squarings, plan.baseline
@@ -225,7 +225,7 @@ def _values_general(block, plan, modes, steps, v, shift, values, parameters):
                 parameters[s] += times * np.float64(total(load(moments, s * lanes)))
 
 
-@inner
+@borrows
 def kernel_values(block, plan, modes, steps, given, values, parameters):
     """The other Values of a block from d2, where c = g_r v_j or in weight; adds moments to parameters.
 
@@ -244,7 +244,7 @@ def kernel_values(block, plan, modes, steps, given, values, parameters):
         _values(block, plan, skip_diagonal, steps, g, v, values)
 
 
-@inner
+@borrows
 def add_diagonal(chunk, plan, rows, modes, steps, value, parameters):
     """The pairs (i, i) of a symmetric sweep: the distance of a point to itself is 0, or NaN.
 

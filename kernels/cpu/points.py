@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .calls import parallel_for
-from .compiled import inner
+from .compiled import borrows, inner
 from .memory import allocate
 from .tile import RESTART_EVERY, RESTART_TOTAL_EVERY, ROWS
 from .vector import BYTES, at_least, fma, load, splat, store, transpose
@@ -53,7 +53,7 @@ def _example(dtype):
     return x, Change(x[0], x[0]), 0.5, example_points(dtype)
 
 
-@inner
+@borrows
 def _extend_range(x, low, high, largest):
     """Extends low (D,) and high (D,) by the finite values of x (N, D); whether all are finite."""
     n, dims = x.shape
@@ -186,14 +186,14 @@ def fill_points(start, stop, x, change, half_eps, points):
             store(norms, (bounds + b) * norms.shape[1] + first + v, fma(partial, share, at_least(off, zero - off)))
 
 
-@inner
+@borrows
 def _row(dims, width):
     """The length of a row, in which a tile over coordinates may end beyond the last."""
     # an odd number of registers apart, rows fall on all lines of the cache in turn
     return (dims + width - 1) // width * width + width // 2
 
 
-@inner
+@borrows
 def panel_width(like):
     """WIDTH for an array, or its dtype."""
     return 2 * BYTES // like.itemsize

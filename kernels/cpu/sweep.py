@@ -1,7 +1,7 @@
 """Sums over pairs: values K @ v, and the gradients of sum_ij c_ij K_ij, in one sweep that never stores K.
 
 A block of pairs, some rows by _COLUMNS columns, stays in the cache nearest to the core and goes through the same
-steps whatever is wanted; `sum_rows` reads from top to bottom:
+steps whatever is wanted; `_sum_chunks` reads from top to bottom:
 
     d2      the squared distances                                     a product of tiles, or differences
     c       g_i . v_j, or the given pairs                             a product of tiles
@@ -27,6 +27,7 @@ from .blocks import (
     Chunks,
     Modes,
     Operands,
+    Room,
     Steps,
     Wants,
     block_size,
@@ -36,7 +37,7 @@ from .blocks import (
     mirror,
 )
 from .calls import operation, parallel_for
-from .compiled import inner
+from .compiled import borrows, inner
 from .gradients import FEW_VALUES, add_column_values, add_values, pull_columns, pull_near, pull_rows, subtract_self
 from .memory import allocate, as_contiguous, scratch
 from .mixing import add_diagonal, block_distances, coefficients, kernel_values, read_kernels
@@ -68,24 +69,35 @@ def sum_rows(first, last, chunks, plan, operands, finite, options, sums):
     columns, without per-row results (the value only to be summed up) twice; the diagonal's kernels are known.
     """
     modes, wants = options
+    x, y, v, _, pairs, _, shift = operands
+    block_rows, block_columns, width = chunks.block_rows, chunks.block_columns, y.columns.shape[3]
+    steps = make_steps(wants, v.columns.shape[2], shift.shape[1] > 0, pairs.shape[1] > 0)
+    # rows of a block do not fall on the same lines of the cache
+    line = block_columns + 64 // x.rows.itemsize
+    room = Room(
+        make_values(chunks, line, steps, plan.scale.shape[1], x.rows),
+        scratch(ROWS * width, x.rows),
+        np.zeros((block_rows // ROWS, block_columns // width), np.bool_),
+        np.empty(x.count if wants.dx else 0),
+        np.empty(y.columns.shape[1] * width if wants.dy else 0),
+    )
+    _sum_chunks((first, last, line), chunks, plan, operands, finite, (modes, wants, steps), sums, room)
+
+
+@borrows
+def _sum_chunks(span, chunks, plan, operands, finite, options, sums, room):
+    """`sum_rows` in its Room, for (first, last, numbers between the rows of a block) and with Steps among the options."""
+    (first, last, line), (modes, wants, steps) = span, options
     skip_diagonal, symmetric = modes.skip_diagonal, modes.symmetric
     value, column_value, dx, dy, parameters = sums
     block_rows, block_columns = chunks.block_rows, chunks.block_columns
     x, y, v, g, pairs, kernels, shift = operands
+    values, tile, near_tiles, row_weights, column_weights = room
     points = x, y
     m, width, columns = y.count, y.columns.shape[3], v.columns.shape[2]
     real = x.rows.dtype.type
-    steps = make_steps(wants, columns, shift.shape[1] > 0, pairs.shape[1] > 0)
     twice = real(2 if symmetric and not wants.column_value else 1)
-    # rows of a block do not fall on the same lines of the cache
-    line = block_columns + 64 // x.rows.itemsize
-    values = make_values(chunks, line, steps, plan.scale.shape[1], x.rows)
     d2, weight, totals, row_sums, _ = values
-    tile = scratch(ROWS * width, x.rows)
-    near_tiles = np.zeros((block_rows // ROWS, block_columns // width), np.bool_)
-    # sums over a chunk of what pulls each row, and each column
-    row_weights = np.empty(x.count if wants.dx else 0)
-    column_weights = np.empty(y.columns.shape[1] * width if wants.dy else 0)
     given, pulls = (g.rows, v.columns, shift), (dx, dy)
     for number in range(first, last):
         b, chunk = number // chunks.count, number % chunks.count
@@ -150,7 +162,7 @@ def sum_rows(first, last, chunks, plan, operands, finite, options, sums):
                 subtract_self(finite[1], b, 0, m, column_weights, dy[b, chunk])
 
 
-@inner
+@borrows
 def make_steps(wants, columns, shifts, pairs):
     """Steps for so many columns of v, and whether there are shifts and pairs."""
     pull = wants.dx or wants.dy
@@ -245,7 +257,7 @@ def _round(run, sums, unit, out):
     round_rows(pointers[3], team, (batch * m if count else 0,), ((sums, unit, out),))
 
 
-@inner
+@borrows
 def add_chunks(parameters, out):
     """out (B, 2 S) += the sums over chunks of parameters (B, chunks, 2 S)."""
     for b in range(parameters.shape[0]):
