@@ -6,7 +6,8 @@ vector   vector registers as values in Numba code, and 2**t
 blocks, mixing, gradients, sweep   one sweep over all pairs: values and gradients
 calls, threads, pool, memory   who runs which rows, in what memory
 compiled, disk, precompile     how code was compiled, and where it is kept
-rbf, rbf_matmul, log_density, kernel_sums   the operations; baselines: where some of their sums take k - 1
+rbf, rbf_matmul, log_density, kernel_sums   the operations; small_sets: kernel_sums of many tiny problems;
+    baselines: where some of their sums take k - 1
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).
 """

@@ -173,44 +173,60 @@ def _many_near(x, y, b, limit):
 
 
 @inner
+def _ladders(bandwidths, like):
+    """The last six fields of a Plan, to be filled."""
+    batch, count = bandwidths[0].shape
+    numbers, places = np.empty((3, batch, count), like.dtype), np.zeros((3, batch, count), np.int64)
+    return numbers[0], numbers[1], numbers[2], places[0], places[1], places[2]
+
+
+@borrows
+def _ladder(b, bandwidths, exponent, bounds, ladders, c, a):
+    """Row b of the _ladders, in units of 2**exponent; 1 / (2 sigma^2) and |weight| of each bandwidth to c and a."""
+    (sigma, weights, baseline), eps, squares = bandwidths, bounds[1], bounds[9]
+    smallest, largest = bounds[7], bounds[8]
+    scale, sorted_weights, weights_over_sigma2, squarings, ordered_baseline, order = ladders
+    count = sigma.shape[1]
+    for s in range(count):
+        order[b, s] = s
+        # insertion, widest first
+        t = s
+        while t > 0 and sigma[b, order[b, t - 1]] < sigma[b, s]:
+            order[b, t] = order[b, t - 1]
+            t -= 1
+        order[b, t] = s
+    run = 0
+    for s in range(count):
+        scaled = math.ldexp(sigma[b, order[b, s]], -exponent)
+        w = weights[b, order[b, s]]
+        c[s] = 0.5 / scaled / scaled
+        a[s] = abs(w)
+        # clipped, because 0 times infinity would be NaN where equal points must give 1
+        scale[b, s] = min(max(c[s] * LOG2_E, smallest), largest)
+        sorted_weights[b, s] = w
+        # clipped well inside the range, because infinity times a difference of 0 would be NaN
+        weights_over_sigma2[b, s] = min(max(w / scaled / scaled, -largest / 2.0**20), largest / 2.0**20)
+        ratio = c[s] / c[s - 1] if s > 0 else 0.0
+        steps = 1 if abs(ratio - 2) <= 8 * eps else 2 if abs(ratio - 4) <= 16 * eps else _FRESH
+        run = run + steps if steps > 0 and run + steps <= squares else 0
+        squarings[b, s] = steps if run > 0 else _FRESH
+        if baseline.shape[1] > 0:
+            ordered_baseline[b, s] = np.int64(baseline[b, order[b, s]])
+
+
+@inner
 def _plan(finite, points, bandwidths, exponents, bounds):
     """The Plan for the tolerances in `bounds` that are not 0."""
-    (x, y), (sigma, weights, baseline) = points, bandwidths
-    few, eps, kernel, exponent, total, gradient, parameter, smallest, largest, squares = bounds
-    batch, count = sigma.shape
+    x, y = points
+    few, _, kernel, exponent, total, gradient, parameter, _, largest, _ = bounds
+    batch, count = bandwidths[0].shape
     slope, offset, pull_near, unit = np.empty(batch), np.empty(batch), np.empty(batch), np.empty(batch)
     reads_kernels = np.empty(batch, np.bool_)
-    of_bandwidth, places = np.empty((3, batch, count), x.norms.dtype), np.zeros((3, batch, count), np.int64)
-    scale, sorted_weights, weights_over_sigma2 = of_bandwidth[0], of_bandwidth[1], of_bandwidth[2]
-    squarings, order, ordered_baseline = places[0], places[1], places[2]
+    ladders = _ladders(bandwidths, x.norms)
     c, a = np.empty(count), np.empty(count)
     for b in range(len(exponents)):
         unit[b] = 2.0 ** exponents[b]
-        for s in range(count):
-            order[b, s] = s
-            # insertion, widest first
-            t = s
-            while t > 0 and sigma[b, order[b, t - 1]] < sigma[b, s]:
-                order[b, t] = order[b, t - 1]
-                t -= 1
-            order[b, t] = s
-        run = 0
-        for s in range(count):
-            scaled = math.ldexp(sigma[b, order[b, s]], -exponents[b])
-            w = weights[b, order[b, s]]
-            c[s] = 0.5 / scaled / scaled
-            a[s] = abs(w)
-            # clipped, because 0 times infinity would be NaN where equal points must give 1
-            scale[b, s] = min(max(c[s] * LOG2_E, smallest), largest)
-            sorted_weights[b, s] = w
-            # clipped well inside the range, because infinity times a difference of 0 would be NaN
-            weights_over_sigma2[b, s] = min(max(w / scaled / scaled, -largest / 2.0**20), largest / 2.0**20)
-            ratio = c[s] / c[s - 1] if s > 0 else 0.0
-            steps = 1 if abs(ratio - 2) <= 8 * eps else 2 if abs(ratio - 4) <= 16 * eps else _FRESH
-            run = run + steps if steps > 0 and run + steps <= squares else 0
-            squarings[b, s] = steps if run > 0 else _FRESH
-            if baseline.shape[1] > 0:
-                ordered_baseline[b, s] = np.int64(baseline[b, order[b, s]])
+        _ladder(b, bandwidths, exponents[b], bounds, ladders, c, a)
         slope[b], offset[b], pull_near[b] = 0.0, np.inf, -1.0
         # kernels are K over the weight
         reads_kernels[b] = count == 1 and 2.0**-60 <= a[0] <= 2.0**60
@@ -243,9 +259,19 @@ def _plan(finite, points, bandwidths, exponents, bounds):
             if not greatest < np.inf or _many_near(x, y, b, limit):
                 slope[b], offset[b] = 0.0, np.inf
     of_pairs = (slope, offset, pull_near, reads_kernels)
-    return Plan(
-        finite, *of_pairs, unit, scale, sorted_weights, weights_over_sigma2, squarings, ordered_baseline, order
-    )
+    return Plan(finite, *of_pairs, unit, *ladders)
+
+
+@inner
+def plan_of_differences(bandwidths, bounds, like):
+    """The Plan for finite points in the caller's units, whose distances are all differences."""
+    batch, count = bandwidths[0].shape
+    ladders = _ladders(bandwidths, like)
+    c, a = np.empty(count), np.empty(count)
+    for b in range(batch):
+        _ladder(b, bandwidths, 0, bounds, ladders, c, a)
+    near, reads = np.full((3, batch), np.inf), np.zeros(batch, np.bool_)
+    return Plan(True, near[0], near[1], near[2], reads, np.ones(batch), *ladders)
 
 
 def _pack_example(dtype):

@@ -34,7 +34,7 @@ def inner(function: Callable[..., Any]) -> Any:
 
 
 def borrows(function: Callable[..., Any]) -> Any:
-    """Like `inner`, for what makes and returns no array: it counts no references, which take longer than few pairs."""
+    """Like `inner`, for what makes and returns no array: it counts no references, slower than few pairs."""
     return compiled(function, no_cpython_wrapper=True, _nrt=False)
 
 

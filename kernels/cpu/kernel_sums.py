@@ -9,6 +9,7 @@ from .calls import operation, parallel_for
 from .compiled import borrows, inner
 from .memory import as_contiguous, new_result
 from .points import as_points
+from .small_sets import are_small, small_kernel_sums
 from .sweep import add_chunks, make_task, parameters_of, sum_rows
 
 # for gradients to points or not, to bandwidths or not
@@ -60,10 +61,16 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
     limit = limits(x.dtype, n * m, dims, *_TOLERANCES[bool(want_points), bool(want_parameters)])
     values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3))
     order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
+    small = False
+    if are_small(x, y) and not (want_a or want_b or want_parameters):
+        results = values, sums, *gradients[:2]
+        options = drop, (want_x, want_y)
+        small = small_kernel_sums(samples, tuple(bandwidths), scale, options, results)
     results = (values, sums, order, parameters, tuple(gradients))
     wanted = (drop, (want_x, want_y, want_a, want_b, want_parameters))
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
-    _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, wanted, limit, results)
+    if not small:
+        _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, wanted, limit, results)
     for k, like in enumerate(samples):
         gradients[k] = gradients[k].reshape(batch, combinations, *like.shape[1:]) if wants[k] else None
     dsigma = dweights = None

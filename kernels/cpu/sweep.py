@@ -86,7 +86,7 @@ def sum_rows(first, last, chunks, plan, operands, finite, options, sums):
 
 @borrows
 def _sum_chunks(span, chunks, plan, operands, finite, options, sums, room):
-    """`sum_rows` in its Room, for (first, last, numbers between the rows of a block) and with Steps among the options."""
+    """`sum_rows` in its Room; span is (first, last, numbers between the rows of a block)."""
     (first, last, line), (modes, wants, steps) = span, options
     skip_diagonal, symmetric = modes.skip_diagonal, modes.symmetric
     value, column_value, dx, dy, parameters = sums
