@@ -516,6 +516,7 @@ class _Eager(torch.autograd.Function):
 
 
 @cache
+@cache
 def kernels(device: str) -> Any:
     """The kernels of a device."""
     if device == "cpu":
@@ -539,6 +540,7 @@ def _tensor(numbers: tuple[float, ...], batch: Sequence[int], beside: Tensor | N
 
 
 @lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def array_of(numbers: tuple[float, ...], count: int) -> np.ndarray:
-    """As `_tensor`, for the kernels of the CPU: (B, S)."""
+    """As `_tensor`, for the kernels of the CPU: (B, S), which nobody writes to."""
     return np.repeat(np.array(numbers)[None], count, 0)

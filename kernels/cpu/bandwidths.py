@@ -23,9 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .calls import by_pointer
+from .calls import EXAMPLE_RUN, by_pointer
 from .compiled import borrows, inner
+from .memory import allocate
 from .points import centre_and_scale, fill_points, make_points
+from .vector import BYTES, fma, load, splat, store
 
 LOG2_E = 1.4426950408889634
 
@@ -135,28 +137,32 @@ def _greatest_and_mean(x, y, row, x_count, y_count):
     return both_greatest, both_mean
 
 
-@inner
-def _many_near(x, y, b, limit):
-    """Whether so many pairs are nearer than `limit` that differences alone take less time; by a sample of pairs."""
+@borrows
+def _many_near(x, y, b, limit, room):
+    """Whether so many pairs are nearer than `limit` that differences alone take less time; by a sample of pairs.
+
+    room has (D + 1) _SAMPLE numbers.
+    """
     if limit < 0:
         return False
     if not limit < np.inf:
         return True
     n, m, dims, width = x.count, y.count, y.columns.shape[2], y.columns.shape[3]
-    columns = np.empty((dims, _SAMPLE))
+    pairs = near = total = squares = 0.0
+    lanes = BYTES // 8
+    columns, d2 = room[: dims * _SAMPLE], room[dims * _SAMPLE :]
     for q in range(_SAMPLE):
         j = (2 * q + 1) * m // (2 * _SAMPLE)
         for k in range(dims):
-            columns[k, q] = y.columns[b, j // width, k, j % width]
-    pairs = near = total = squares = 0.0
-    d2 = np.empty(_SAMPLE)
+            columns[k * _SAMPLE + q] = y.columns[b, j // width, k, j % width]
     for p in range(_SAMPLE):
-        row = x.rows[b, (2 * p + 1) * n // (2 * _SAMPLE)]
-        d2[:] = 0
-        for k in range(dims):
-            coordinate = np.float64(row[k])
-            for q in range(_SAMPLE):
-                d2[q] += (columns[k, q] - coordinate) ** 2
+        i = (2 * p + 1) * n // (2 * _SAMPLE)
+        for q in range(0, _SAMPLE, lanes):
+            sums = splat(0.0)
+            for k in range(dims):
+                away = load(columns, k * _SAMPLE + q) - splat(np.float64(x.rows[b, i, k]))
+                sums = fma(away, away, sums)
+            store(d2, q, sums)
         for q in range(_SAMPLE):
             # a point and maybe itself; a NaN
             if q == p or not d2[q] < np.inf:
@@ -173,10 +179,11 @@ def _many_near(x, y, b, limit):
 
 
 @inner
-def _ladders(bandwidths, like):
+def _ladders(arena, bandwidths, like):
     """The last six fields of a Plan, to be filled."""
     batch, count = bandwidths[0].shape
-    numbers, places = np.empty((3, batch, count), like.dtype), np.zeros((3, batch, count), np.int64)
+    numbers, places = allocate(arena, (3, batch, count), like), allocate(arena, (3, batch, count), arena[1])
+    places[:] = 0
     return numbers[0], numbers[1], numbers[2], places[0], places[1], places[2]
 
 
@@ -215,15 +222,17 @@ def _ladder(b, bandwidths, exponent, bounds, ladders, c, a):
 
 
 @inner
-def _plan(finite, points, bandwidths, exponents, bounds):
+def _plan(arena, finite, points, bandwidths, exponents, bounds):
     """The Plan for the tolerances in `bounds` that are not 0."""
     x, y = points
     few, _, kernel, exponent, total, gradient, parameter, _, largest, _ = bounds
     batch, count = bandwidths[0].shape
-    slope, offset, pull_near, unit = np.empty(batch), np.empty(batch), np.empty(batch), np.empty(batch)
+    of_problem = allocate(arena, (4, batch), bandwidths[0])
+    slope, offset, pull_near, unit = of_problem[0], of_problem[1], of_problem[2], of_problem[3]
     reads_kernels = np.empty(batch, np.bool_)
-    ladders = _ladders(bandwidths, x.norms)
-    c, a = np.empty(count), np.empty(count)
+    ladders = _ladders(arena, bandwidths, x.norms)
+    c, a = allocate(arena, (count,), bandwidths[0]), allocate(arena, (count,), bandwidths[0])
+    room = allocate(arena, ((x.rows.shape[2] + 1) * _SAMPLE,), bandwidths[0])
     for b in range(len(exponents)):
         unit[b] = 2.0 ** exponents[b]
         _ladder(b, bandwidths, exponents[b], bounds, ladders, c, a)
@@ -256,17 +265,17 @@ def _plan(finite, points, bandwidths, exponents, bounds):
                 limit = slope[b] * mean_error
             elif not kernel > 0:
                 offset[b] = limit
-            if not greatest < np.inf or _many_near(x, y, b, limit):
+            if not greatest < np.inf or _many_near(x, y, b, limit, room):
                 slope[b], offset[b] = 0.0, np.inf
     of_pairs = (slope, offset, pull_near, reads_kernels)
     return Plan(finite, *of_pairs, unit, *ladders)
 
 
 @inner
-def plan_of_differences(bandwidths, bounds, like):
+def plan_of_differences(arena, bandwidths, bounds, like):
     """The Plan for finite points in the caller's units, whose distances are all differences."""
     batch, count = bandwidths[0].shape
-    ladders = _ladders(bandwidths, like)
+    ladders = _ladders(arena, bandwidths, like)
     c, a = np.empty(count), np.empty(count)
     for b in range(batch):
         _ladder(b, bandwidths, 0, bounds, ladders, c, a)
@@ -276,19 +285,18 @@ def plan_of_differences(bandwidths, bounds, like):
 
 def _pack_example(dtype):
     x, one = np.zeros((1, 1, 1), dtype), np.ones((1, 1))
-    run = (0, 0, 0, 0), (0, 1), (np.zeros(1, np.uint8), np.zeros(1, np.int64))
-    return run, (x, x), (one, one, one), limits(dtype, 1, 1, "kernel"), (True, True, True)
+    return EXAMPLE_RUN, (x, x), (one, one, one), limits(dtype, 1, 1, "kernel"), (True, True, True)
 
 
 @by_pointer(_pack_example)
 def make_plan(run, points, bandwidths, limit, copies):
     (x, y), (moderate, bounds), (same, x_columns, y_rows) = points, limit, copies
-    finite, change, exponents = centre_and_scale(points, bandwidths[0], moderate, bounds[8])
+    finite, change, exponents = centre_and_scale(run[2], points, bandwidths[0], moderate, bounds[8])
     half_eps = bounds[1] / 2
     packed_x = make_points(run, x, change, half_eps, True, x_columns)
     packed_y = packed_x if same else make_points(run, y, change, half_eps, y_rows, True)
     packed = packed_x, packed_y
-    return _plan(finite, packed, bandwidths, exponents, bounds), packed
+    return _plan(run[2], finite, packed, bandwidths, exponents, bounds), packed
 
 
 # the loops that `pack` calls: an operation's pointers begin with theirs

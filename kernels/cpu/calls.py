@@ -23,6 +23,7 @@ from .vector import emit_flush_subnormals
 _INT, _UNSIGNED, _BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 # as many pointers for every operation: code that is given them is compiled once
 _POINTERS = 4
+EXAMPLE_RUN = (0,) * _POINTERS, (0, 1), (np.zeros(1, np.uint8), np.zeros(1, np.int64))
 
 
 def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -43,6 +44,7 @@ def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
             release_arena(arena)
             return result
 
+        call.dispatcher, call.pointers = dispatcher, pointers  # type: ignore[attr-defined]
         return call
 
     return decorate
@@ -63,13 +65,18 @@ Example = Callable[[Any], tuple[Any, ...]]
 def by_pointer(example: Example) -> Callable[[Callable[..., Any]], Any]:
     """The function as call(pointer, arguments) for compiled code; the pointer is call.pointer(dtype)."""
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = inner(function)
-        call = _call_of(dispatcher)
-        call.pointer = cache(lambda dtype: _pointer_to(dispatcher, *example(dtype)))
-        return call
+    return lambda function: _by_pointer(inner(function), example)
 
-    return decorate
+
+def operation_by_pointer(operation: Any, example: Example) -> Any:
+    """The same for an operation, with its `run` as the first argument."""
+    return _by_pointer(operation.dispatcher, example)
+
+
+def _by_pointer(dispatcher: Any, example: Example) -> Any:
+    call = _call_of(dispatcher)
+    call.pointer = cache(lambda dtype: _pointer_to(dispatcher, *example(dtype)))
+    return call
 
 
 def parallel_for(example: Example, flush_subnormals: bool = False) -> Callable[[Callable[..., Any]], Any]:

@@ -5,9 +5,9 @@ import numpy as np
 from .bandwidths import NO_BASELINE, PACKING, limits, pack
 from .baselines import baselines
 from .blocks import Modes, Operands, Wants
-from .calls import operation, parallel_for
+from .calls import EXAMPLE_RUN, operation, operation_by_pointer, parallel_for
 from .compiled import borrows, inner
-from .memory import as_contiguous, new_result
+from .memory import allocate, as_contiguous, lent, new_result
 from .points import as_points
 from .small_sets import are_small, small_kernel_sums
 from .sweep import add_chunks, make_task, parameters_of, sum_rows
@@ -21,6 +21,8 @@ _TOLERANCES = {
 }
 # numbers of a gradient that are combined at a time, and stay in the cache meanwhile
 _AT_A_TIME = 1024
+# so many problems of fewer multiply-adds are taken group by group, each by one thread, in so many bytes
+_LEAST_PROBLEMS, _LARGE_PROBLEM, _GROUP_BYTES = 8, 1 << 27, 1 << 19
 
 
 def kernel_sums(x, y, a, b, sigma, weights, *, drop):
@@ -60,22 +62,30 @@ def kernel_sums_with_gradients(scale, x, y, a, b, sigma, weights, baseline=None,
             gradients[k] = new_result((batch, combinations, like[0].size if batch else 0), x.dtype)
     limit = limits(x.dtype, n * m, dims, *_TOLERANCES[bool(want_points), bool(want_parameters)])
     values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3))
-    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
-    small = False
+    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 3, 2 * count if want_parameters else 0))
+    bandwidths, small = tuple(bandwidths), False
     if are_small(x, y) and not (want_a or want_b or want_parameters):
         results = values, sums, *gradients[:2]
         options = drop, (want_x, want_y)
-        small = small_kernel_sums(samples, tuple(bandwidths), scale, options, results)
+        small = small_kernel_sums(samples, bandwidths, scale, options, results)
     results = (values, sums, order, parameters, tuple(gradients))
     wanted = (drop, (want_x, want_y, want_a, want_b, want_parameters))
     work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
-    if not small:
-        _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, wanted, limit, results)
+    of_one = work // max(1, batch)
+    if not small and batch >= _LEAST_PROBLEMS and of_one < _LARGE_PROBLEM:
+        # its points, twice, and gradients in float64
+        room = (n + m) * (dims + 64) * (3 * x.itemsize + 20)
+        size = max(1, _GROUP_BYTES // room)
+        given = samples, bandwidths, scale
+        pointers, sizes = _kernel_sums.pointers(x.dtype), (size, size * room)
+        _kernel_sums_of_groups(x.dtype, work, pointers, sizes, given, wanted, limit, results)
+    elif not small:
+        _kernel_sums(x.dtype, work, samples, bandwidths, scale, wanted, limit, results)
     for k, like in enumerate(samples):
         gradients[k] = gradients[k].reshape(batch, combinations, *like.shape[1:]) if wants[k] else None
     dsigma = dweights = None
     if want_parameters:
-        of_each = zip(*(parameters_of(order, sigma, weights, sums) for sums in parameters), strict=True)
+        of_each = zip(*(parameters_of(order, sigma, weights, parameters[:, k]) for k in range(3)), strict=True)
         dsigma, dweights = (np.einsum("brk,kbs->brs", scale, np.stack(d)) for d in of_each)
     return values, sums, *gradients, dsigma if want_sigma else None, dweights if want_weights else None
 
@@ -100,9 +110,13 @@ def _values(scale, row_weights, accumulators, values, sums):
 
 
 @inner
-def _or_ones(u, points):
+def _or_ones(arena, u, points):
     """u (B, N), or ones for as many points where u has no column."""
-    return u if u.shape[1] else np.ones(points.shape[:2], u.dtype)
+    if u.shape[1]:
+        return u
+    ones = allocate(arena, points.shape[:2], u)
+    ones[:] = 1
+    return ones
 
 
 @inner
@@ -169,13 +183,14 @@ def _combine(first, last, scale, k, unit, sums, out):
 
 @operation(*PACKING, sum_rows, _combine)
 def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
+    run, samples, bandwidths, scale, results = lent((run, samples, bandwidths, scale, results))
     (x, y, a, b), (drop, wanted), (values, sums, order, parameters, gradients) = samples, options, results
     want_x, want_y, want_a, want_b, want_parameters = wanted
     pointers, team, arena = run
-    a, b = _or_ones(a, x), _or_ones(b, y)
+    a, b = _or_ones(arena, a, x), _or_ones(arena, b, y)
     plan, (px, py) = pack(run, (x, y), bandwidths, limit, (False, True, True))
-    pa, pb = as_points(_one_wide(a)), as_points(_one_wide(b))
-    none = np.empty((len(x), 0, 1), x.dtype)
+    pa, pb = as_points(arena, _one_wide(a)), as_points(arena, _one_wide(b))
+    none = allocate(arena, (len(x), 0, 1), x)
     less_baseline = bandwidths[2].shape[1] > 0
     within = Modes(drop >= 1, less_baseline, True)
     of_x, of_y = Operands(px, px, pa, pa, none, none, none), Operands(py, py, pb, pb, none, none, none)
@@ -186,7 +201,8 @@ def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
     # the longest first, if both sets are equally large: threads that end early then wait less for the last
     sum_rows(pointers[2], team, (xy_rows, xx_rows, yy_rows), (xy, xx, yy))
     _values(scale, (a, b), (xx[-1], yy[-1], xy[-1]), values, sums)
-    ones = np.ones(len(x))
+    ones = allocate(arena, (len(x),), plan.unit)
+    ones[:] = 1
     tasks = (
         (scale, 0, plan.unit, (_one_chunk(xx[-1].dx), xx[-1].dy, _one_chunk(xy[-1].dx)), gradients[0]),
         (scale, 1, plan.unit, (_one_chunk(yy[-1].dx), yy[-1].dy, xy[-1].dy), gradients[1]),
@@ -196,6 +212,46 @@ def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
     rows = (_pieces(gradients[0]), _pieces(gradients[1]), _pieces(gradients[2]), _pieces(gradients[3]))
     _combine(pointers[3], team, rows, tasks)
     order[:] = plan.order
-    add_chunks(xx[-1].parameters, parameters[0])
-    add_chunks(yy[-1].parameters, parameters[1])
-    add_chunks(xy[-1].parameters, parameters[2])
+    add_chunks(xx[-1].parameters, 0, parameters)
+    add_chunks(yy[-1].parameters, 1, parameters)
+    add_chunks(xy[-1].parameters, 2, parameters)
+
+
+def _example(dtype):
+    x, wide = np.zeros((1, 1, 1), dtype), np.zeros((1, 1))
+    u, options = x[0], (0, (False,) * 5)
+    results = u, wide, np.zeros((1, 1), np.int64), wide[None], (x,) * 4
+    return EXAMPLE_RUN, (x, x, u, u), (wide,) * 3, wide[None], options, limits(dtype, 1, 1, "sum"), results
+
+
+_sums_of_group = operation_by_pointer(_kernel_sums, _example)
+
+
+def _groups_example(dtype):
+    _, samples, bandwidths, scale, options, limit, results = _example(dtype)
+    return EXAMPLE_RUN[0], (0, 1, 1), (samples, bandwidths, scale), options, limit, results
+
+
+@parallel_for(_groups_example)
+def _group_rows(first, last, pointers, sizes, given, options, limit, results):
+    """Groups of problems, first to last; sizes are the address of _sums_of_group, problems and bytes of a group."""
+    (address, size, room), (samples, bandwidths, scale) = sizes, given
+    (x, y, a, b), (sigma, weights, baseline) = samples, bandwidths
+    values, sums, order, parameters, (dx, dy, da, db) = results
+    arena = np.empty(room, np.uint8), np.zeros(1, np.int64)
+    for group in range(first, last):
+        arena[1][0] = 0
+        i, j = group * size, min(len(x), group * size + size)
+        gradients = dx[i:j], dy[i:j], da[i:j], db[i:j]
+        of_group = values[i:j], sums[i:j], order[i:j], parameters[i:j], gradients
+        points, numbers = (x[i:j], y[i:j], a[i:j], b[i:j]), (sigma[i:j], weights[i:j], baseline[i:j])
+        run = pointers, (0, 1), arena
+        _sums_of_group(address, (run, points, numbers, scale[i:j], options, limit, of_group))
+
+
+@operation(_sums_of_group, _group_rows)
+def _kernel_sums_of_groups(run, pointers, sizes, given, options, limit, results):
+    given, results = lent((given, results))
+    groups = (len(results[0]) + sizes[0] - 1) // sizes[0]
+    task = pointers, (run[0][0], sizes[0], sizes[1]), given, options, limit, results
+    _group_rows(run[0][1], run[1], (groups,), (task,))

@@ -13,6 +13,9 @@ import sys
 import threading
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from .compiled import inner
 
@@ -78,14 +81,41 @@ def release_arena(arena: tuple[np.ndarray, np.ndarray]) -> None:
     _own.arenas.append((block, taken))
 
 
+@intrinsic
+def lent(typing_context, value):
+    """An array, or a tuple of what may be arrays, without owner: no reference to it is counted.
+
+    Counts are atomic, and of few pairs take half of the time. The owner must outlive it.
+    """
+
+    def without_owner(context, builder, kind, value):
+        if isinstance(kind, types.Array):
+            array = context.make_array(kind)(context, builder, value)
+            array.meminfo = cgutils.get_null_value(array.meminfo.type)
+            return array._getvalue()
+        if isinstance(kind, types.BaseTuple):
+            items = zip(kind.types, cgutils.unpack_tuple(builder, value), strict=True)
+            return context.make_tuple(builder, kind, [without_owner(context, builder, *item) for item in items])
+        return value
+
+    def generate(context, builder, signature, arguments):
+        return without_owner(context, builder, signature.return_type, arguments[0])
+
+    return value(value), generate
+
+
 @inner
-def allocate(arena, size, like):
-    """`scratch` from an arena."""
-    block, taken = arena
+def allocate(arena, shape, like):
+    """An array of undefined content, in an arena, which owns it, or if that is full, anew."""
+    block, taken = lent(arena)
+    size = 1
+    for length in shape:
+        size *= length
     begin = taken[0] + -(block.ctypes.data + taken[0]) % _LINE
     end = begin + size * like.itemsize
     taken[0] = end
-    return block[begin:end].view(like.dtype) if end <= block.size else scratch(size, like)
+    array = block[begin:end].view(like.dtype) if end <= block.size else scratch(size, like)
+    return array.reshape(shape)
 
 
 @inner

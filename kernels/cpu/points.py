@@ -72,14 +72,14 @@ def _extend_range(x, low, high, largest):
 
 
 @inner
-def centre_and_scale(points, sigma, moderate, largest):
+def centre_and_scale(arena, points, sigma, moderate, largest):
     """Whether all coordinates of points (x, y) are finite, their Change, and the power's exponents (B,)."""
     x, y = points
     batch, dims = x.shape[0], x.shape[2]
-    centre = np.empty((batch, dims), x.dtype)
-    factors = np.empty((batch, 2), x.dtype)
-    exponents = np.empty(batch, np.int64)
-    low, high = np.empty((batch, dims), x.dtype), np.empty((batch, dims), x.dtype)
+    bounds = allocate(arena, (3, batch, dims), x)
+    centre, low, high = bounds[0], bounds[1], bounds[2]
+    factors = allocate(arena, (batch, 2), x)
+    exponents = allocate(arena, (batch,), arena[1])
     low[:], high[:] = np.inf, -np.inf
     bandwidth, usual, most = moderate
     finite = True
@@ -145,8 +145,15 @@ def fill_points(start, stop, x, change, half_eps, points):
         for i in range(kept_first + last - first, end):
             kept[kept_b, i] = 0
         for v in range(0, width, lanes):
-            # in the order of the tile's sums
             zero = splat(x.dtype.type(0))
+            if first + v >= n:
+                # nothing but padding
+                for k in range(dims if columns.size else 0):
+                    store(columns, ((b * panels + p) * dims + k) * width + v, zero)
+                store(norms, b * norms.shape[1] + first + v, zero)
+                store(norms, (bounds + b) * norms.shape[1] + first + v, zero)
+                continue
+            # in the order of the tile's sums
             total = wider = part = zero
             # the sum of all partial sums; the norm in two numbers
             partial = high = low = zero
@@ -209,24 +216,25 @@ def make_points(run, x, change, half_eps, as_rows, as_columns):
     panels = (n + width - 1) // width
     # a tile of rows may begin at the last row
     count, wide = panels * width + ROWS if as_rows else 0, panels if as_columns else 0
-    rows = allocate(arena, batch * count * row, x).reshape((batch, count, row))
-    columns = allocate(arena, batch * wide * dims * width, x).reshape((batch, wide, dims, width))
-    points = Points(rows, columns, np.empty((2 * batch, panels * width + width), x.dtype), n)
+    rows, columns = allocate(arena, (batch, count, row), x), allocate(arena, (batch, wide, dims, width), x)
+    points = Points(rows, columns, allocate(arena, (2 * batch, panels * width + width), x), n)
     fill_points(pointers[0], team, (batch * panels,), ((x, change, half_eps, points),))
     return points
 
 
 @inner
-def as_points(u):
+def as_points(arena, u):
     """Points of u (B, N, E), neither centred nor scaled, without norms."""
     batch, n, count = u.shape
     width = panel_width(u)
     panels = (n + width - 1) // width
     # of a single column no tile is made
-    rows = np.zeros((batch, panels * width + ROWS, _row(count, width) if count > 1 else 1), u.dtype)
-    columns = np.zeros((batch, panels, count, width), u.dtype)
+    rows = allocate(arena, (batch, panels * width + ROWS, _row(count, width) if count > 1 else 1), u)
+    columns = allocate(arena, (batch, panels, count, width), u)
+    rows[:] = 0
+    columns[:] = 0
     for b in range(batch):
         for i in range(n):
             for e in range(count):
                 rows[b, i, e] = columns[b, i // width, e, i % width] = u[b, i, e]
-    return Points(rows, columns, np.empty((batch, 0), u.dtype), n)
+    return Points(rows, columns, rows[0, :0], n)

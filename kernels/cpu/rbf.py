@@ -4,7 +4,7 @@ import numpy as np
 
 from .bandwidths import PACKING, example_plan, limits, pack
 from .calls import operation, parallel_for
-from .memory import as_contiguous, new_result, scratch
+from .memory import as_contiguous, lent, new_result, scratch
 from .points import example_points
 from .sweep import sweep
 from .tile import MOST_DIFFERENCES, NO_DIAGONAL, ROWS, distances, gaussians
@@ -82,6 +82,7 @@ def _matrix_rows(start, stop, points, plan, out):
 
 @operation(*PACKING, _matrix_rows)
 def _matrix(run, x, y, sigma, weights, same, limit, out):
+    run, x, y, sigma, weights, out = lent((run, x, y, sigma, weights, out))
     batch, n, m = out.shape
     plan, points = pack(run, (x, y), (sigma, weights, np.empty((batch, 0))), limit, (same, same, same))
     rows = batch * ((n + ROWS - 1) // ROWS) if m else 0

@@ -4,7 +4,7 @@ import numpy as np
 
 from .bandwidths import PACKING, example_plan, limits, pack
 from .calls import operation, parallel_for
-from .memory import as_contiguous, scratch
+from .memory import as_contiguous, lent, scratch
 from .points import as_points, example_points
 from .sweep import sweep
 from .tile import MOST_DIFFERENCES, NO_DIAGONAL, ROWS, distances, gaussian_sums
@@ -57,13 +57,14 @@ def _one_column_rows(start, stop, points, plan, v, out):
 @operation(*PACKING, _one_column_rows)
 def _one_column(run, x, y, v, sigma, weights, limit, out):
     """out += K @ v, (B, N), for one bandwidth and v (B, M, 1); False if a sweep must do it."""
+    run, x, y, v, sigma, weights, out = lent((run, x, y, v, sigma, weights, out))
     (batch, n, dims), m = x.shape, y.shape[1]
     plan, points = pack(run, (x, y), (sigma, weights, np.empty((batch, 0))), limit, (False, False, False))
     for b in range(batch):
         if not plan.finite or (dims > MOST_DIFFERENCES and plan.offset[b] == np.inf):
             return False
     rows = batch * ((n + ROWS - 1) // ROWS) if m else 0
-    _one_column_rows(run[0][2], run[1], (rows,), ((points, plan, as_points(v).columns, out),))
+    _one_column_rows(run[0][2], run[1], (rows,), ((points, plan, as_points(run[2], v).columns, out),))
     return True
 
 

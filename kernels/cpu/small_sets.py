@@ -14,7 +14,7 @@ from .bandwidths import example_plan, limits, plan_of_differences
 from .blocks import Block, Modes, Steps, Values
 from .calls import operation, parallel_for
 from .compiled import borrows
-from .memory import scratch
+from .memory import lent, scratch
 from .mixing import kernel_values
 from .points import Points, panel_width
 from .tile import MOST_DIFFERENCES, NO_DIAGONAL, ROWS, distances
@@ -67,7 +67,6 @@ def _sum_each(span, plan, samples, scale, options, results, room):
     d2, weight, totals, _, _ = of_pairs
     n, m, dims, width = x.shape[1], y.shape[1], x.shape[2], panel_width(x)
     count, lanes, real = n + m, width // 2, x.dtype.type
-    padded = (count + lanes - 1) // lanes * lanes
     pull = wants[0] or wants[1]
     steps, modes = Steps(False, pull, False, True, True, pull, False), Modes(False, less_baseline, False)
     given = x, points.columns, x
@@ -82,11 +81,11 @@ def _sum_each(span, plan, samples, scale, options, results, room):
         if pull:
             for at in range(0, count * width, lanes):
                 store(weight, at, load(pairs, at))
-        block = Block(q, 0, 0, count, 0, count, padded, width, -1)
+        block = Block(q, 0, 0, count, 0, count, width, width, -1)
         kernel_values(block, plan, modes, steps, given, of_pairs, values[q])
         for of_y in range(2):
             start, stop = (n, count) if of_y else (0, n)
-            for j in range(0, padded, lanes):
+            for j in range(0, count, lanes):
                 total = splat(real(0))
                 for at in range(start * width + j, stop * width + j, width):
                     total = fma(load(totals, at), load(pairs, at), total)
@@ -164,6 +163,7 @@ def _moderate(points, most):
 
 @operation(_sum_problems)
 def _small_kernel_sums(run, samples, bandwidths, scale, options, limit, results):
+    run, samples, bandwidths, scale, results = lent((run, samples, bandwidths, scale, results))
     (x, y, _, _), sigma, ((narrow, usual, _), bounds) = samples, bandwidths[0], limit
     for q in range(sigma.shape[0]):
         for s in range(sigma.shape[1]):
@@ -172,7 +172,7 @@ def _small_kernel_sums(run, samples, bandwidths, scale, options, limit, results)
     most = x.dtype.type(2.0**usual)
     if not (_moderate(x, most) and _moderate(y, most)):
         return False
-    plan = plan_of_differences(bandwidths, bounds, x)
+    plan = plan_of_differences(run[2], bandwidths, bounds, x)
     task = plan, samples, scale, (*options, bandwidths[2].shape[1] > 0), results
     _sum_problems(run[0][0], run[1], (len(x),), (task,))
     return True

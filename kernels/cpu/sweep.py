@@ -39,7 +39,7 @@ from .blocks import (
 from .calls import operation, parallel_for
 from .compiled import borrows, inner
 from .gradients import FEW_VALUES, add_column_values, add_values, pull_columns, pull_near, pull_rows, subtract_self
-from .memory import allocate, as_contiguous, scratch
+from .memory import allocate, as_contiguous, lent, scratch
 from .mixing import add_diagonal, block_distances, coefficients, kernel_values, read_kernels
 from .points import as_points, example_points
 from .tile import ROWS
@@ -174,15 +174,12 @@ def make_steps(wants, columns, shifts, pairs):
 
 
 @inner
-def _accumulator(arena, shape, some_pairs):
+def _accumulator(arena, shape, some_pairs, like):
     """A new array, undefined if there are some pairs, whose chunks clear it; else zeros."""
-    size = 1
-    for length in shape:
-        size *= length
-    sums = allocate(arena, size, np.empty(0))
+    sums = allocate(arena, shape, like)
     if not some_pairs:
         sums[:] = 0
-    return sums.reshape(shape)
+    return sums
 
 
 @inner
@@ -214,11 +211,11 @@ def make_task(arena, plan, operands, modes, wants):
     chunks = max(1, min(by_rows, most, work // _CHUNK_WORK, _MOST_CHUNKS))
     some_pairs = n > 0 and m > 0
     sums = Accumulators(
-        _accumulator(arena, (batch, n, columns if wants.value else 0), some_pairs),
-        _accumulator(arena, (batch, chunks, m if wants.column_value else 0, columns), some_pairs),
-        _accumulator(arena, (batch, n, dims if wants.dx else 0), some_pairs),
-        _accumulator(arena, (batch, chunks, m if wants.dy else 0, dims), some_pairs),
-        np.zeros((batch, chunks, 2 * count if wants.parameters else 0)),
+        _accumulator(arena, (batch, n, columns if wants.value else 0), some_pairs, plan.unit),
+        _accumulator(arena, (batch, chunks, m if wants.column_value else 0, columns), some_pairs, plan.unit),
+        _accumulator(arena, (batch, n, dims if wants.dx else 0), some_pairs, plan.unit),
+        _accumulator(arena, (batch, chunks, m if wants.dy else 0, dims), some_pairs, plan.unit),
+        _accumulator(arena, (batch, chunks, 2 * count if wants.parameters else 0), False, plan.unit),
     )
     finite = x.rows, y.rows
     if not plan.finite:
@@ -258,12 +255,12 @@ def _round(run, sums, unit, out):
 
 
 @borrows
-def add_chunks(parameters, out):
-    """out (B, 2 S) += the sums over chunks of parameters (B, chunks, 2 S)."""
+def add_chunks(parameters, part, out):
+    """out (B, parts, 2 S), of one part, += the sums over chunks of parameters (B, chunks, 2 S)."""
     for b in range(parameters.shape[0]):
         for chunk in range(parameters.shape[1]):
             for s in range(parameters.shape[2]):
-                out[b, s] += parameters[b, chunk, s]
+                out[b, part, s] += parameters[b, chunk, s]
 
 
 @inner
@@ -280,11 +277,14 @@ def _shifts(plan, shift, like):
 
 @operation(*PACKING, sum_rows, round_rows)
 def _sweep(run, points, bandwidths, limit, given, options, wants, results):
+    run, points, bandwidths, given, results = lent((run, points, bandwidths, given, results))
     (same, skip_diagonal), (v, g, pairs, kernels, shift) = options, given
     value, column_value, dx, dy, order, parameters = results
     plan, packed = pack(run, points, bandwidths, limit, (same, same, True))
     of_points, x = packed[0], points[0]
-    operands = Operands(of_points, packed[1], as_points(v), as_points(g), pairs, kernels, _shifts(plan, shift, x))
+    operands = Operands(
+        of_points, packed[1], as_points(run[2], v), as_points(run[2], g), pairs, kernels, _shifts(plan, shift, x)
+    )
     modes, wanted = Modes(skip_diagonal, bandwidths[2].shape[1] > 0, False), Wants(*wants)
     task, rows = make_task(run[2], plan, operands, modes, wanted)
     sum_rows(run[0][2], run[1], (rows,), (task,))
@@ -303,7 +303,7 @@ def _sweep(run, points, bandwidths, limit, given, options, wants, results):
     if not same:
         _round(run, sums.dy, plan.unit, dy)
     order[:] = plan.order
-    add_chunks(sums.parameters, parameters)
+    add_chunks(sums.parameters, 0, parameters)
 
 
 class Sums(NamedTuple):
@@ -354,7 +354,7 @@ def sweep(
     shapes = ((n, columns * want_value), (m * want_column_value, columns), (n, dims * pulls[0]), (m, dims * pulls[1]))
     value, column_value, dx, dy = (np.empty((batch, *shape), x.dtype) for shape in shapes)
     want_parameters = want_sigma or want_weights
-    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 2 * count * want_parameters))
+    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 1, 2 * count * want_parameters))
     wanted = (want_value, want_column_value, *pulls, want_parameters)
     results = (value, column_value, dx, dy, order, parameters)
     options = (same, skip_diagonal)
