@@ -24,10 +24,19 @@ def compile_everything() -> Iterator[tuple[str, float]]:
 def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
     x, u, v = np.zeros((1, 2, 1), dtype), np.ones((1, 2), dtype), np.ones((1, 2, 1), dtype)
     one, scale, row_weights, yes = np.ones((1, 1)), np.ones((1, 1, 3)), np.ones((1, 2)), (True,) * 6
+
+    def many(points: int) -> Any:
+        """Several problems at once, small ones and larger ones."""
+        z, ones = np.zeros((8, points, 1), dtype), np.ones((8, 1))
+        wants = (True, True) + (False,) * 4
+        return kernel_sums_with_gradients(np.ones((8, 1, 3)), z, z, None, None, ones, ones, ones, drop=1, wants=wants)
+
     return {
         "rbf": lambda: rbf(x, None, one, one),
         "rbf_matmul": lambda: rbf_matmul(x, x, v, one, one),
         "mmd2": lambda: kernel_sums_with_gradients(scale, x, x, u, u, one, one, one, drop=1, wants=yes),
+        "mmd2 of small problems": lambda: many(2),
+        "mmd2 of many problems": lambda: many(40),
         "rbf gradient": lambda: rbf_backward(v @ v.mT, x, x, one, one, wants=yes[:4]),
         "rbf_matmul gradient": lambda: rbf_matmul_backward(v, x, x, v, one, one, wants=yes[:5]),
         "log_density": lambda: log_density(x, x, one, one, row_weights, leave_one_out=False, in_float64=False),
