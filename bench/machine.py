@@ -27,7 +27,7 @@ def vectors() -> tuple[str, int]:
 
 
 def name_of(brand: str, vector: str, threads: int) -> str:
-    """amd-epyc-avx512-2-threads: what decides how fast kernels are, in a name for a file."""
+    """amd-epyc-znver5-avx512-2-threads: what decides how fast kernels are, in a name for a file."""
     # clock and core counts say nothing that the vectors and threads at hand do not
     brand = re.sub(r"\((r|tm)\)|@.*|\b\d+-core\b|\b(cpu|processor)\b", " ", brand.lower())
     words = re.findall(r"[a-z0-9]+", brand)
@@ -35,4 +35,5 @@ def name_of(brand: str, vector: str, threads: int) -> str:
 
 
 def name() -> str:
-    return name_of(processor(), vectors()[0], torch.get_num_threads())
+    # LLVM's name of it: brands may hide that one has two multiply-add units where another has one
+    return name_of(f"{processor()} {binding.get_host_cpu_name()}", vectors()[0], torch.get_num_threads())

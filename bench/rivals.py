@@ -27,14 +27,14 @@ def squared_distance(x: Tensor, y: Tensor) -> Tensor:
     return x.square().sum(1)[:, None] + y.square().sum(1) - 2 * (x @ y.T)
 
 
-def _sum(terms: Iterable[Tensor]) -> Tensor:
+def add_up(terms: Iterable[Tensor]) -> Tensor:
     # Python's sum begins with 0, which is one pass over a matrix too many
     return reduce(torch.add, terms)
 
 
 def eager(x: Tensor, y: Tensor, sigma: Sequence[float]) -> Tensor:
     d = squared_distance(x, y)
-    return _sum(torch.exp((d / (-2 * s * s)).clamp(min=_LEAST_EXPONENT)) for s in sigma)
+    return add_up(torch.exp((d / (-2 * s * s)).clamp(min=_LEAST_EXPONENT)) for s in sigma)
 
 
 def eager_in_place(x: Tensor, y: Tensor, sigma: Sequence[float]) -> Tensor:

@@ -540,5 +540,5 @@ def tensor_of(numbers: tuple[float, ...], batch: Sequence[int], beside: Tensor |
 
 @lru_cache(maxsize=256)
 def array_of(numbers: tuple[float, ...], count: int) -> np.ndarray:
-    """As `tensor_of`, for the kernels of the CPU: (B, S)."""
+    """As `tensor_of`, for the kernels of the CPU: (B, S), which nobody writes to."""
     return np.repeat(np.array(numbers)[None], count, 0)

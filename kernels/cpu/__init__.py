@@ -8,7 +8,8 @@ arrays   arrays within compiled code, and memory for them
 calls, threads, pool, memory   who runs which rows, in what memory
 compiled, passes, library      how code is compiled
 processor, disk, precompile    for which processors, where it is kept, all of it beforehand
-rbf, rbf_matmul, log_density, kernel_sums   the operations; baselines: where some of their sums take k - 1
+rbf, rbf_matmul, log_density, kernel_sums   the operations; small_sets: kernel_sums of many tiny problems;
+    baselines: where some of their sums take k - 1
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).
 """

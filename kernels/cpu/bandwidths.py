@@ -23,10 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import empty, fill, zeros
-from .calls import by_pointer
+from .arrays import empty, fill, part, zeros
+from .calls import EXAMPLE_RUN, by_pointer
 from .compiled import inner
 from .points import centre_and_scale, fill_points, make_points
+from .vector import BYTES, fma, load, splat, store
 
 LOG2_E = 1.4426950408889634
 
@@ -137,27 +138,31 @@ def _greatest_and_mean(x, y, row, x_count, y_count):
 
 
 @inner
-def _many_near(memory, x, y, b, limit):
-    """Whether so many pairs are nearer than `limit` that differences alone take less time; by a sample of pairs."""
+def _many_near(x, y, b, limit, sample):
+    """Whether so many pairs are nearer than `limit` that differences alone take less time; by a sample of pairs.
+
+    sample is memory for its columns and distances, (D + 1) _SAMPLE numbers.
+    """
     if limit < 0:
         return False
     if not limit < np.inf:
         return True
     n, m, dims, width = x.count, y.count, y.columns.shape[2], y.columns.shape[3]
-    columns = empty(memory, (dims, _SAMPLE), np.float64)
+    pairs = near = total = squares = 0.0
+    lanes = BYTES // 8
+    columns, d2 = part(sample, 0, dims * _SAMPLE), part(sample, dims * _SAMPLE, sample.size)
     for q in range(_SAMPLE):
         j = (2 * q + 1) * m // (2 * _SAMPLE)
         for k in range(dims):
-            columns[k, q] = y.columns[b, j // width, k, j % width]
-    pairs = near = total = squares = 0.0
-    d2 = empty(memory, _SAMPLE, np.float64)
+            columns[k * _SAMPLE + q] = y.columns[b, j // width, k, j % width]
     for p in range(_SAMPLE):
         row = x.rows[b, (2 * p + 1) * n // (2 * _SAMPLE)]
-        fill(d2, 0)
-        for k in range(dims):
-            coordinate = np.float64(row[k])
-            for q in range(_SAMPLE):
-                d2[q] += (columns[k, q] - coordinate) ** 2
+        for q in range(0, _SAMPLE, lanes):
+            sums = splat(0.0)
+            for k in range(dims):
+                away = load(columns, k * _SAMPLE + q) - splat(np.float64(row[k]))
+                sums = fma(away, away, sums)
+            store(d2, q, sums)
         for q in range(_SAMPLE):
             # a point and maybe itself; a NaN
             if q == p or not d2[q] < np.inf:
@@ -174,22 +179,20 @@ def _many_near(memory, x, y, b, limit):
 
 
 @inner
-def _plan(memory, finite, points, bandwidths, exponents, bounds):
-    """The Plan for the tolerances in `bounds` that are not 0."""
-    (x, y), (sigma, weights, baseline) = points, bandwidths
-    few, eps, kernel, exponent, total, gradient, parameter, smallest, largest, squares = bounds
+def _ladders(memory, bandwidths, exponents, bounds, dtype):
+    """The last six fields of a Plan, in units of 2**exponents, and the terms of each bandwidth (3, B, S).
+
+    The terms are 1 / (2 sigma^2), |weight|, and their product, for a sum of kernels and for pulls.
+    """
+    (sigma, weights, baseline), eps, squares = bandwidths, bounds[1], bounds[9]
+    smallest, largest = bounds[7], bounds[8]
     batch, count = sigma.shape
-    of_batch, reads_kernels = empty(memory, (4, batch), np.float64), empty(memory, batch, np.bool_)
-    slope, offset, pull_near, unit = of_batch[0], of_batch[1], of_batch[2], of_batch[3]
-    of_bandwidth = empty(memory, (3, batch, count), x.norms.dtype)
-    places = zeros(memory, (3, batch, count), np.int64)
+    of_bandwidth, places = empty(memory, (3, batch, count), dtype), zeros(memory, (3, batch, count), np.int64)
     scale, sorted_weights, weights_over_sigma2 = of_bandwidth[0], of_bandwidth[1], of_bandwidth[2]
     squarings, order, ordered_baseline = places[0], places[1], places[2]
-    terms = empty(memory, (3, count), np.float64)
-    # of a sum of kernels, and of pulls
-    c, a, pulled = terms[0], terms[1], terms[2]
-    for b in range(len(exponents)):
-        unit[b] = 2.0 ** exponents[b]
+    terms = empty(memory, (3, batch, count), np.float64)
+    for b in range(batch):
+        c, a, pulled = terms[0, b], terms[1, b], terms[2, b]
         for s in range(count):
             order[b, s] = s
             # insertion, widest first
@@ -216,6 +219,22 @@ def _plan(memory, finite, points, bandwidths, exponents, bounds):
             squarings[b, s] = steps if run > 0 else _FRESH
             if baseline.shape[1] > 0:
                 ordered_baseline[b, s] = np.int64(baseline[b, order[b, s]])
+    return (scale, sorted_weights, weights_over_sigma2, squarings, ordered_baseline, order), terms
+
+
+@inner
+def _plan(memory, finite, points, bandwidths, exponents, bounds):
+    """The Plan for the tolerances in `bounds` that are not 0."""
+    x, y = points
+    few, _, kernel, exponent, total, gradient, parameter, _, largest, _ = bounds
+    batch, count = bandwidths[0].shape
+    of_batch, reads_kernels = empty(memory, (4, batch), np.float64), empty(memory, batch, np.bool_)
+    slope, offset, pull_near, unit = of_batch[0], of_batch[1], of_batch[2], of_batch[3]
+    ladders, terms = _ladders(memory, bandwidths, exponents, bounds, x.norms.dtype)
+    sample = empty(memory, 0 if few else (y.columns.shape[2] + 1) * _SAMPLE, np.float64)
+    for b in range(batch):
+        unit[b] = 2.0 ** exponents[b]
+        c, a, pulled = terms[0, b], terms[1, b], terms[2, b]
         slope[b], offset[b], pull_near[b] = 0.0, np.inf, -1.0
         # kernels are K over the weight
         reads_kernels[b] = count == 1 and 2.0**-60 <= a[0] <= 2.0**60
@@ -245,18 +264,26 @@ def _plan(memory, finite, points, bandwidths, exponents, bounds):
                 limit = slope[b] * mean_error
             elif not kernel > 0:
                 offset[b] = limit
-            if not greatest < np.inf or _many_near(memory, x, y, b, limit):
+            if not greatest < np.inf or _many_near(x, y, b, limit, sample):
                 slope[b], offset[b] = 0.0, np.inf
     of_pairs = (slope, offset, pull_near, reads_kernels)
-    return Plan(
-        finite, *of_pairs, unit, scale, sorted_weights, weights_over_sigma2, squarings, ordered_baseline, order
-    )
+    return Plan(finite, *of_pairs, unit, *ladders)
+
+
+@inner
+def plan_of_differences(memory, bandwidths, bounds, dtype):
+    """The Plan for finite points in the caller's units, whose distances are all differences."""
+    batch = len(bandwidths[0])
+    ladders, _ = _ladders(memory, bandwidths, zeros(memory, batch, np.int64), bounds, dtype)
+    near, ones = empty(memory, batch, np.float64), empty(memory, batch, np.float64)
+    fill(near, np.inf)
+    fill(ones, 1)
+    return Plan(True, near, near, near, zeros(memory, batch, np.bool_), ones, *ladders)
 
 
 def _pack_example(dtype):
     x, one = np.zeros((1, 1, 1), dtype), np.ones((1, 1))
-    run = (0, 0, 0, 0), (0, 1), (np.zeros(1, np.uint8), np.zeros(2, np.int64))
-    return run, (x, x), (one, one, one), limits(dtype, 1, 1, "kernel"), (True, True, True)
+    return EXAMPLE_RUN, (x, x), (one, one, one), limits(dtype, 1, 1, "kernel"), (True, True, True)
 
 
 @by_pointer(_pack_example)

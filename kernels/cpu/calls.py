@@ -25,7 +25,10 @@ from .vector import emit_flush_subnormals
 
 _INT, _UNSIGNED, _BYTES = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 # as many pointers for every operation: code that is given them is compiled once
-_POINTERS = 4
+_POINTERS = 6
+_NO_MEMORY = np.zeros(1, np.uint8), np.zeros(2, np.int64)
+# what an operation is called with, for the Examples below
+EXAMPLE_RUN = (0,) * _POINTERS, (0, 1), _NO_MEMORY
 
 
 _own = threading.local()
@@ -79,9 +82,6 @@ def _entry_of(function: Callable[..., Any]) -> Any:
         return result
 
     return compiled(entry, function)
-
-
-_NO_MEMORY = np.zeros(1, np.uint8), np.zeros(2, np.int64)
 
 
 def _kinds_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:

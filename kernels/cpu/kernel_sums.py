@@ -4,14 +4,15 @@ from functools import cache
 
 import numpy as np
 
-from .arrays import copy, empty, fill, reshaped, zeros
+from .arrays import copy, empty, fill, part, release, reshaped, zeros
 from .bandwidths import NO_BASELINE, PACKING, limits, pack
 from .baselines import baselines
-from .blocks import Modes, Operands, Wants
-from .calls import operation, parallel_for
+from .blocks import Modes, Operands, Parts, Wants
+from .calls import EXAMPLE_RUN, by_pointer, operation, parallel_for
 from .compiled import inner
 from .memory import as_contiguous, new_result
 from .points import as_points
+from .small_sets import are_small, small_kernel_sums
 from .sweep import add_chunks, make_task, parameters_of, parts_of, sum_rows
 
 # for gradients to points or not, to bandwidths or not
@@ -23,6 +24,8 @@ _TOLERANCES = {
 }
 # numbers of a gradient that are combined at a time, and stay in the cache meanwhile
 _AT_A_TIME = 1024
+# so many problems of fewer multiply-adds are taken group by group, each by one thread, in so many bytes
+_LEAST_PROBLEMS, _LARGE_PROBLEM, _GROUP_BYTES = 8, 1 << 27, 1 << 19
 
 
 def kernel_sums(x, y, a, b, sigma, weights, *, drop):
@@ -88,19 +91,28 @@ def kernel_sums_with_gradients(
     # a bandwidth's own sum is the gradient to its weight
     limit = limits(x.dtype, n * m, dims, *_TOLERANCES[bool(want_points), bool(want_parameters or by_bandwidth)])
     values, sums = np.empty((batch, combinations), x.dtype), np.empty((batch, 3, count if by_bandwidth else 1))
-    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((3, batch, 2 * count if want_parameters else 0))
-    results = (values, sums, order, parameters, tuple(gradients))
-    less_baseline = bandwidths[2].shape[1] > 0
-    wanted = (want_sums, want_x, want_y, want_a, want_b, want_parameters)
-    sweeps = _of_sweeps(x.dtype, tuple(map(bool, wanted)), less_baseline, sums.shape[2] > 1)
-    work = batch * (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
-    _kernel_sums(x.dtype, work, samples, tuple(bandwidths), scale, (drop, want_sums, *sweeps), limit, results)
+    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 3, 2 * count if want_parameters else 0))
+    given, less_baseline = (samples, tuple(bandwidths), scale), bandwidths[2].shape[1] > 0
+    small = are_small(x, y) and sums.shape[2] == 1 and not (want_a or want_b or want_parameters)
+    if not (small and small_kernel_sums(*given, drop, (want_x, want_y), (values, sums[..., 0], *gradients[:2]))):
+        results = (values, sums, order, parameters, tuple(gradients))
+        wanted = (want_sums, want_x, want_y, want_a, want_b, want_parameters)
+        sweeps = _of_sweeps(x.dtype, tuple(map(bool, wanted)), less_baseline, sums.shape[2] > 1)
+        options = (drop, want_sums, *sweeps)
+        of_one = (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
+        if batch >= _LEAST_PROBLEMS and of_one < _LARGE_PROBLEM:
+            # its points, twice, and gradients in float64
+            room = (n + m) * (dims + 64) * (3 * x.itemsize + 20)
+            size = max(1, _GROUP_BYTES // room)
+            _kernel_sums_of_groups(x.dtype, batch * of_one, (size, size * room), given, options, limit, results)
+        else:
+            _kernel_sums(x.dtype, batch * of_one, *given, options, limit, results)
     sums = sums if by_bandwidth else sums[..., 0]
     for k, like in enumerate(samples):
         gradients[k] = gradients[k].reshape(batch, combinations, *like.shape[1:]) if wants[k] else None
     dsigma = dweights = None
     if want_parameters:
-        of_each = zip(*(parameters_of(order, sigma, weights, sums) for sums in parameters), strict=True)
+        of_each = zip(*(parameters_of(order, sigma, weights, parameters[:, k]) for k in range(3)), strict=True)
         dsigma, dweights = (np.einsum("brk,kbs->brs", scale, np.stack(d)) for d in of_each)
     return values, sums, *gradients, dsigma if want_sigma else None, dweights if want_weights else None
 
@@ -133,10 +145,10 @@ def _values(memory, scale, row_weights, accumulators, places, values, sums):
     for q in range(batch):
         for r in range(combinations):
             value = 0.0
-            for part in range(3):
+            for k in range(3):
                 # a sum that is not scaled may be NaN
-                if scale[q, r, part] != 0:
-                    value += scale[q, r, part] * sums[q, part, 0]
+                if scale[q, r, k] != 0:
+                    value += scale[q, r, k] * sums[q, k, 0]
             values[q, r] = value
 
 
@@ -221,8 +233,15 @@ def _combine(memory, first, last, scale, k, unit, sums, out):
                 row[start + i] = c_within * within[i] + c_between * others[i]
 
 
-@operation(*PACKING, sum_rows, _combine)
-def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
+def _example(dtype):
+    x, wide, numbers = np.zeros((1, 1, 1), dtype), np.zeros((1, 1)), np.zeros((1, 1, 1))
+    options = 0, True, (Wants(*[False] * 5),) * 3, (Parts(*[0] * 5),) * 3
+    results = x[0], numbers, np.zeros((1, 1), np.int64), numbers, (x,) * 4
+    return EXAMPLE_RUN, (x, x, x[0], x[0]), (wide,) * 3, numbers, options, limits(dtype, 1, 1, "sum"), results
+
+
+@by_pointer(_example)
+def _sums(run, samples, bandwidths, scale, options, limit, results):
     (x, y, a, b), (drop, want_sums, wanted, parts) = samples, options
     values, sums, order, parameters, gradients = results
     pointers, team, memory = run
@@ -255,6 +274,45 @@ def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
     rows = (_pieces(gradients[0]), _pieces(gradients[1]), _pieces(gradients[2]), _pieces(gradients[3]))
     _combine(pointers[3], team, rows, tasks)
     copy(plan.order, order)
-    add_chunks(xx[-1].parameters, parameters[0])
-    add_chunks(yy[-1].parameters, parameters[1])
-    add_chunks(xy[-1].parameters, parameters[2])
+    add_chunks(xx[-1].parameters, 0, parameters)
+    add_chunks(yy[-1].parameters, 1, parameters)
+    add_chunks(xy[-1].parameters, 2, parameters)
+
+
+# the pointers of `_sums`, and its own
+_LOOPS = (*PACKING, sum_rows, _combine, _sums)
+
+
+@operation(*_LOOPS)
+def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
+    _sums(run[0][4], (run, samples, bandwidths, scale, options, limit, results))
+
+
+def _groups_example(dtype):
+    run, samples, bandwidths, scale, options, limit, results = _example(dtype)
+    return run[0], (1, 1), (samples, bandwidths, scale), options, limit, results
+
+
+@parallel_for(_groups_example)
+def _group_rows(memory, first, last, pointers, sizes, given, options, limit, results):
+    """Groups of problems, first to last; sizes are problems and bytes of a group."""
+    (samples, bandwidths, scale), (size, room) = given, sizes
+    (x, y, a, b), (sigma, weights, baseline) = samples, bandwidths
+    values, sums, order, parameters, (dx, dy, da, db) = results
+    arena = empty(memory, room, np.uint8), zeros(memory, 2, np.int64)
+    for group in range(first, last):
+        i, j = group * size, min(len(x), group * size + size)
+        points = part(x, i, j), part(y, i, j), part(a, i, j), part(b, i, j)
+        numbers = part(sigma, i, j), part(weights, i, j), part(baseline, i, j)
+        gradients = part(dx, i, j), part(dy, i, j), part(da, i, j), part(db, i, j)
+        of_group = part(values, i, j), part(sums, i, j), part(order, i, j), part(parameters, i, j), gradients
+        run = pointers, (0, 1), arena
+        _sums(pointers[4], (run, points, numbers, part(scale, i, j), options, limit, of_group))
+        arena[1][0] = 0
+        release(arena)
+
+
+@operation(*_LOOPS, _group_rows)
+def _kernel_sums_of_groups(run, sizes, given, options, limit, results):
+    groups = (len(results[0]) + sizes[0] - 1) // sizes[0]
+    _group_rows(run[0][5], run[1], (groups,), ((run[0], sizes, given, options, limit, results),))

@@ -132,48 +132,58 @@ def _make_kernel_values(less_baseline, pulls):
             row_total = zero
             gr = splat(g[b, block.i0 + r, 0]) if outer else zero
             first, stop = left_out(block, skip_diagonal, r)
-            for j in range(first_column(block.diagonal, r, 2 * lanes), block.padded, lanes):
-                at = r * line + j
-                q = load(d2, at)
-                t = q * c0
-                k = exp2(t)
-                km1 = k
+            # two registers at a time share what a bandwidth costs besides arithmetic
+            for j in range(first_column(block.diagonal, r, 2 * lanes), block.padded, 2 * lanes):
+                at, other = r * line + j, r * line + j + lanes
+                q, q_ = load(d2, at), load(d2, other)
+                t, t_ = q * c0, q_ * c0
+                k, k_ = exp2(t), exp2(t_)
+                km1, km1_ = k, k_
                 if less_baseline:
-                    km1 = exp2m1(t)
-                mixed = k * w0
+                    km1, km1_ = exp2m1(t), exp2m1(t_)
+                mixed, mixed_ = k * w0, k_ * w0
                 if less_baseline and baseline[b, 0]:
-                    mixed = km1 * w0
-                k_over_sigma2 = k * p0
+                    mixed, mixed_ = km1 * w0, km1_ * w0
+                over_sigma2, over_sigma2_ = k * p0, k_ * p0
                 for s in range(1, count):
                     if squarings[b, s] == 0:
-                        t = zero - q * splat(scale[b, s])
-                        k = exp2(t)
+                        c = splat(-scale[b, s])
+                        t, t_ = q * c, q_ * c
+                        k, k_ = exp2(t), exp2(t_)
                         if less_baseline:
-                            km1 = exp2m1(t)
+                            km1, km1_ = exp2m1(t), exp2m1(t_)
                     else:
                         # k^2 - 1 = (k - 1) k + (k - 1)
                         if less_baseline:
-                            km1 = fma(km1, k, km1)
-                        k = k * k
+                            km1, km1_ = fma(km1, k, km1), fma(km1_, k_, km1_)
+                        k, k_ = k * k, k_ * k_
                         if squarings[b, s] == 2:
                             if less_baseline:
-                                km1 = fma(km1, k, km1)
-                            k = k * k
+                                km1, km1_ = fma(km1, k, km1), fma(km1_, k_, km1_)
+                            k, k_ = k * k, k_ * k_
+                    w = splat(weights[b, s])
                     if less_baseline and baseline[b, s]:
-                        mixed = fma(splat(weights[b, s]), km1, mixed)
+                        mixed, mixed_ = fma(w, km1, mixed), fma(w, km1_, mixed_)
                     else:
-                        mixed = fma(splat(weights[b, s]), k, mixed)
+                        mixed, mixed_ = fma(w, k, mixed), fma(w, k_, mixed_)
                     if pulls:
-                        k_over_sigma2 = fma(splat(weights_over_sigma2[b, s]), k, k_over_sigma2)
-                if less_baseline and first < j + lanes and j < stop:
+                        p = splat(weights_over_sigma2[b, s])
+                        over_sigma2, over_sigma2_ = fma(p, k, over_sigma2), fma(p, k_, over_sigma2_)
+                if less_baseline and first < j + 2 * lanes and j < stop:
                     mixed = cleared(mixed, first - j, stop - j)
+                    mixed_ = cleared(mixed_, first - j - lanes, stop - j - lanes)
                 if keep:
                     store(totals, at, mixed)
+                    store(totals, other, mixed_)
                 elif add:
                     row_total = fma(mixed, load(v, v_at + j), row_total)
+                    row_total = fma(mixed_, load(v, v_at + j + lanes), row_total)
                 if pulls:
-                    c = gr * load(v, v_at + j) if outer else load(weight, at)
-                    store(weight, at, k_over_sigma2 * c)
+                    c, c_ = load(weight, at), load(weight, other)
+                    if outer:
+                        c, c_ = gr * load(v, v_at + j), gr * load(v, v_at + j + lanes)
+                    store(weight, at, over_sigma2 * c)
+                    store(weight, other, over_sigma2_ * c_)
             row_sums[r] = total(row_total)
 
     return Step(_mixing_example, kernel_values_for)

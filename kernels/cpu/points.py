@@ -146,8 +146,15 @@ def fill_points(memory, start, stop, x, change, half_eps, points):
         for i in range(kept_first + last - first, end):
             fill(kept[kept_b, i], 0)
         for v in range(0, width, lanes):
-            # in the order of the tile's sums
             zero = splat(x.dtype.type(0))
+            if first + v >= n:
+                # nothing but padding
+                for k in range(dims if columns.size else 0):
+                    store(columns, ((b * panels + p) * dims + k) * width + v, zero)
+                store(norms, b * norms.shape[1] + first + v, zero)
+                store(norms, (bounds + b) * norms.shape[1] + first + v, zero)
+                continue
+            # in the order of the tile's sums
             total = wider = part = zero
             # the sum of all partial sums; the norm in two numbers
             partial = high = low = zero

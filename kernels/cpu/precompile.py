@@ -41,11 +41,17 @@ def _parts(dtype: np.dtype) -> Iterator[tuple[str, Callable[[], Any]]]:
 def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
     x, u, v = np.zeros((1, 2, 1), dtype), np.ones((1, 2), dtype), np.ones((1, 2, 1), dtype)
     one, scale, row_weights, yes = np.ones((1, 1)), np.ones((1, 1, 3)), np.ones((1, 2)), (True,) * 6
+    # many problems, small enough for one panel; those of any size are then compiled too
+    z, ones, scales = np.zeros((8, 2, 1), dtype), np.ones((8, 1)), np.ones((8, 1, 3))
+    some = (True, True, False, False, False, False)
     return {
         "rbf": lambda: rbf(x, None, one, one),
         "rbf_matmul": lambda: rbf_matmul(x, x, v, one, one),
         "mmd2": lambda: kernel_sums_with_gradients(
             scale, x, x, u, u, one, one, drop=1, wants=yes, less_baselines=True
+        ),
+        "mmd2 of many problems": lambda: kernel_sums_with_gradients(
+            scales, z, z, None, None, ones, ones, drop=1, wants=some, less_baselines=True
         ),
         "log_density": lambda: log_density(x, x, one, one, row_weights, leave_one_out=False, in_float64=False),
         "rbf gradient": lambda: rbf_backward(v @ v.mT, x, x, one, one, wants=yes[:4]),

@@ -274,12 +274,12 @@ def _round(run, sums, unit, out):
 
 
 @inner
-def add_chunks(parameters, out):
-    """out (B, 2 S) += the sums over chunks of parameters (B, chunks, 2 S)."""
+def add_chunks(parameters, k, out):
+    """out[:, k] (B, 2 S) += the sums over chunks of parameters (B, chunks, 2 S)."""
     for b in range(parameters.shape[0]):
         for chunk in range(parameters.shape[1]):
             for s in range(parameters.shape[2]):
-                out[b, s] += parameters[b, chunk, s]
+                out[b, k, s] += parameters[b, chunk, s]
 
 
 @inner
@@ -321,7 +321,7 @@ def _sweep(run, points, bandwidths, limit, given, options, wants, results):
     if not same:
         _round(run, sums.dy, plan.unit, dy)
     copy(plan.order, order)
-    add_chunks(sums.parameters, parameters)
+    add_chunks(sums.parameters, 0, parameters)
 
 
 class Sums(NamedTuple):
@@ -372,7 +372,7 @@ def sweep(
     shapes = ((n, columns * want_value), (m * want_column_value, columns), (n, dims * pulls[0]), (m, dims * pulls[1]))
     value, column_value, dx, dy = (np.empty((batch, *shape), x.dtype) for shape in shapes)
     want_parameters = want_sigma or want_weights
-    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 2 * count * want_parameters))
+    order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 1, 2 * count * want_parameters))
     wanted = (want_value, want_column_value, *pulls, want_parameters)
     results = (value, column_value, dx, dy, order, parameters)
     parts = parts_of(x.dtype, Wants(*wanted), baseline.shape[1] > 0, columns, shift.shape[1], pairs, kernels)

@@ -14,14 +14,22 @@ is computed by one task in one order.
 import ctypes
 import os
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from . import pool
+from .vector import BYTES
 
-# below this many multiply-adds one thread is done before a second has woken up: 0.14 ms with AVX-512
-SERIAL_WORK = 1 << 23
+# below this many multiply-adds one thread does it alone; None: measured, see `serial_work`
+SERIAL_WORK: int | None = None
+# what takes one thread this many times as long as a team takes for nothing is worth a team: it then takes two thirds
+_WORTH = 30
+# of one thread in a second: half of one register in each clock at 3 GHz
+_MULTIPLY_ADDS = 1.5e9 * BYTES / 4
+# whatever was measured; other processes may have had the cores
+_LEAST_SERIAL, _MOST_SERIAL = 1 << 20, 1 << 23
 
 _forked = False
 
@@ -56,9 +64,27 @@ def thread_team(work: int) -> tuple[int, int]:
     0 stands for this thread alone.
     """
     threads = thread_count()
-    if threads == 1 or work < SERIAL_WORK:
+    if threads == 1 or (work < _LEAST_SERIAL and SERIAL_WORK is None):
         return 0, 1
-    return _parallel(), threads
+    team = _parallel()
+    alone = serial_work(team, threads) if SERIAL_WORK is None else SERIAL_WORK
+    return (0, 1) if work < alone else (team, threads)
+
+
+@cache
+def serial_work(team: int, threads: int) -> int:
+    """Below how many multiply-adds so many threads take longer than one, by the time they take for nothing."""
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(team)
+    # free(NULL) does nothing
+    nothing = _address((ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)).free)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        call(nothing, None, threads, 0)
+        return time.perf_counter() - start
+
+    found = _WORTH * _MULTIPLY_ADDS * min(seconds() for _ in range(20))
+    return int(min(max(found, _LEAST_SERIAL), _MOST_SERIAL))
 
 
 def _parallel() -> int:
