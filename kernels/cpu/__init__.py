@@ -6,12 +6,13 @@ vector   vector registers as values in Numba code, and 2**t
 blocks, mixing, gradients, sweep   one sweep over all pairs: values and gradients
 calls, threads, pool, memory   who runs which rows, in what memory
 compiled, disk, precompile     how code was compiled, and where it is kept
-rbf, rbf_matmul, log_density, kernel_sums   the operations; baselines: where some of their sums take k - 1
+rbf, rbf_matmul, log_density, kernel_sums, drift   the operations; baselines: where some of their sums take k - 1
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).
 """
 
 from .baselines import baselines
+from .drift import drift
 from .kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2
 from .log_density import log_density, score
 from .rbf import rbf, rbf_backward
@@ -19,6 +20,7 @@ from .rbf_matmul import rbf_matmul, rbf_matmul_backward
 
 __all__ = [
     "baselines",
+    "drift",
     "kernel_sums",
     "kernel_sums_with_gradients",
     "log_density",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .drift import drift
 from .kernel_sums import kernel_sums_with_gradients
 from .log_density import log_density, score
 from .rbf import rbf, rbf_backward
@@ -31,5 +32,6 @@ def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
         "rbf gradient": lambda: rbf_backward(v @ v.mT, x, x, one, one, wants=yes[:4]),
         "rbf_matmul gradient": lambda: rbf_matmul_backward(v, x, x, v, one, one, wants=yes[:5]),
         "log_density": lambda: log_density(x, x, one, one, row_weights, leave_one_out=False, in_float64=False),
+        "drift": lambda: drift(x, x, x, one, row_weights, row_weights, powers=(0.5, 0.5), skip_diagonal=True),
         "score": lambda: score(x, x, one, one, row_weights, leave_one_out=False),
     }
