@@ -97,7 +97,10 @@ def test_site_builds_with_every_name(tmp_path):
 @pytest.mark.parametrize(
     ("text", "html"),
     [
-        ("exp(-|x_i - y_j|^2 / (2 sigma_s^2))", "exp(−|x<sub>i</sub> − y<sub>j</sub>|<sup>2</sup> / (2 σ<sub>s</sub><sup>2</sup>))"),
+        (
+            "exp(-|x_i - y_j|^2 / (2 sigma_s^2))",
+            "exp(−|x<sub>i</sub> − y<sub>j</sub>|<sup>2</sup> / (2 σ<sub>s</sub><sup>2</sup>))",
+        ),
         ("sum_{i != j} x_weights <= pi^(-D/2)", "∑<sub>i ≠ j</sub> x_weights ≤ π<sup>−D/2</sup>"),
     ],
 )
