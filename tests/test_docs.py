@@ -2,6 +2,7 @@
 
 import doctest
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def blocks(path):
 @pytest.mark.parametrize("path", [p for p in PAGES if {"python", "pycon"} & {b[0] for b in blocks(p)}], ids=name_of)
 def test_code_runs(path):
     """The blocks of a page, in order and in one namespace: ```python runs, the output of ```pycon is compared."""
+    if path.name == "jax.md":
+        pytest.importorskip("jax", reason='needs pip install "gkfast[jax]"')
     names = {"__name__": "page"}
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for language, code, line in blocks(path):
@@ -54,7 +57,8 @@ def test_links_lead_somewhere(path):
     text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     for target, anchor in LINK.findall(text):
         if ":" in target or "api/" in target:
-            continue  # other sites, and pages that are made of the docstrings: the build in strict mode looks at these
+            # other sites, and pages made of the docstrings, at which the build in strict mode looks
+            continue
         there = (path.parent / target).resolve() if target else path
         assert there.exists(), target
         assert not anchor or anchor in anchors(there.read_text()), f"{target}#{anchor}"
@@ -66,7 +70,7 @@ def test_no_page_names_a_missing_function():
         for dotted in re.findall(r"`gkfast\.([A-Za-z_.0-9]+)[`(]", path.read_text()):
             value = gkfast
             for part in dotted.split("."):
-                assert hasattr(value, part) or part in ("kernels",), f"{name_of(path)}: gkfast.{dotted}"
+                assert hasattr(value, part) or find_spec(f"gkfast.{dotted}"), f"{name_of(path)}: gkfast.{dotted}"
                 value = getattr(value, part, None)
 
 

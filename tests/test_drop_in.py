@@ -1,4 +1,4 @@
-"""Kernel code of other projects, each written from its formula, against the line of docs/migration.md that replaces it.
+"""Kernel code of other projects, each written from its formula, against its line of docs/migration.md.
 
 Values and gradients at x and y, in float64. The projects' own distance forms are kept: what they lose in float32 to
 cancellation is below the tolerance here.
