@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast bench offline lint wheel clean
+.PHONY: demo test test-fast bench docs offline lint wheel clean
 
 demo: $(READY)
 	$(PY) -m gkfast train --data digits
@@ -35,6 +35,15 @@ offline: $(READY)
 		$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/other/$$wanted $$wanted || exit 1; \
 		PYTHONPATH=$(VENV)/other/$$wanted $(PY) bench/offline.py $(OFFLINE) || failed=1; \
 	done; exit $$failed
+
+# the site, in build/site; a broken link within it fails
+docs: $(VENV)/.docs-ready
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@echo open build/site/index.html
+
+$(VENV)/.docs-ready: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[docs]'
+	touch $@
 
 # the rivals, besides what tests need
 $(VENV)/.bench-ready: $(READY)

@@ -28,14 +28,14 @@ class Figure(NamedTuple):
 FIGURES = {
     "functions": Figure((61, 65), 15, f"functions with more than {FEW} positional parameters, GPU kernels apart"),
     "gpu_kernels": Figure((6, 6), 2, f"jit functions of kernels/gpu with more than {MANY} parameters"),
-    "ops": Figure((1673, 1773), 1600, "lines of gkfast/ops", 950),
+    "ops": Figure((1673, 1773), 1730, "lines of gkfast/ops", 950),
     "functional": Figure(
         (914, 1135), 1235, "lines of functional.py with density.py, arguments.py and squared_norm.py", 700
     ),
     # bars above their aims go down with the count
-    "total": Figure((13_774, 16_129), 18_700, "lines of gkfast/ and kernels/ without independence.py", 12_000),
-    "ops_code": Figure((1244, 1310), 1087, "lines of gkfast/ops that are code: no docstring, comment or blank line"),
-    "code": Figure((9252, 10_952), 12_600, "lines of gkfast/ and kernels/ that are code"),
+    "total": Figure((13_774, 16_129), 19_900, "lines of gkfast/ and kernels/ without independence.py", 12_000),
+    "ops_code": Figure((1244, 1310), 1170, "lines of gkfast/ops that are code: no docstring, comment or blank line"),
+    "code": Figure((9252, 10_952), 12_300, "lines of gkfast/ and kernels/ that are code"),
     "hsic": Figure((0, 0), None, "lines of independence.py"),
     "longest": Figure((914, 1046), 552, "lines of the longest file"),
     "circles": Figure((1, 1), 0, "import circles"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gkfast.bandwidth import median_sigma as median_sigma
     from gkfast.density import log_density as log_density
     from gkfast.density import score as score
+    from gkfast.drifting import drift as drift
     from gkfast.functional import kernel_means as kernel_means
     from gkfast.functional import mmd2 as mmd2
     from gkfast.functional import rbf as rbf
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "bandwidth": "mean_sigma median_sigma",
     "density": "log_density score",
+    "drifting": "drift",
     "functional": "kernel_means mmd2 rbf rbf_matmul witness",
     "independence": "hsic",
     "two_sample": "mmd2_and_variance mmd_test",
@@ -35,6 +37,7 @@ _MODULES = (
     "bandwidth",
     "density",
     "distributed",
+    "drifting",
     "functional",
     "gan",
     "independence",

@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     train.add_argument(
         "--data",
-        help="ring, grid, spiral, digits, stacked, mnist, a .npy, .npz or .pt file (N, D...), or a folder of images "
-        "[digits]",
+        help="ring, grid, spiral, digits, stacked, mnist, stacked-mnist, a .npy, .npz or .pt file (N, D...), or a "
+        "folder of images [digits]",
     )
     train.add_argument(
         "--loss",
@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             train.add_argument(
                 "--sigma", help="median or mean distance, times a ladder; or numbers like 0.5,1,2 [median]"
             )
+    train.add_argument(
+        "--encoder",
+        help="module:function that returns a torch module: the kernel compares what this makes of samples",
+    )
     train.add_argument("--device", help="cpu or cuda [cpu]")
     train.add_argument("--config", help="a TOML file of settings; the command line's own come after it")
     train.add_argument(
@@ -220,7 +224,7 @@ def _settings(options: argparse.Namespace) -> "Config":
     """The settings of the folder to resume, the defaults, --config, the options and --set, each after the other."""
     from gkfast.gan import config
 
-    given: dict[str, Any] = {name: getattr(options, name) for name in ("data", "loss", "device")}
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("data", "loss", "encoder", "device")}
     for name, (setting, example, _) in _NUMBERS.items():
         text = getattr(options, name)
         given[setting] = None if text is None else config.number(f"--{name}", text, setting, example)
@@ -308,7 +312,7 @@ def _make_folder(out: str | None, name: str) -> Path:
 
 def _figures(summary: dict[str, object]) -> str:
     keys = (
-        *("classes", "class_kl", "parzen", "modes", "strict_modes", "high_quality", "reverse_kl"),
-        *("recall", "median_distance", "mmd2", "p_value", "seconds"),
+        *("fid", "classes", "class_kl", "parzen", "modes", "strict_modes", "high_quality", "reverse_kl"),
+        *("recall", "median_distance", "coverage", "mmd2", "p_value", "seconds"),
     )
     return ", ".join(f"{key} {summary[key]:.4g}" for key in keys if key in summary)

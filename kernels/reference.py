@@ -129,6 +129,38 @@ def score(
     return torch.einsum("bnm,bnmd->bnd", pull, y[:, None, :, :] - x[:, :, None, :])
 
 
+def drift(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    sigma: Tensor,
+    y_weights: Tensor,
+    z_weights: Tensor,
+    *,
+    powers: tuple[float, float],
+    skip_diagonal: bool,
+) -> Tensor:
+    """The drifting field of one bandwidth, (B, N, D): x is drawn to y and pushed off z. See gkfast.drift.
+
+    y_weights are (B, M), z_weights (B, Q); with skip_diagonal z_i does not push x_i.
+    """
+    real = y.shape[1]
+    points, weights = torch.cat([y, z], 1), torch.cat([y_weights, z_weights], 1).to(x)
+    logs = log_kernels(x, points, sigma)[:, 0]
+    if skip_diagonal:
+        others = off_diagonal(x.shape[1], z.shape[1], x.device)
+        logs = torch.cat([logs[..., :real], logs[..., real:].where(others, -torch.inf)], 2)
+    logs = logs.where(weights[:, None] > 0, -torch.inf)
+    rows = (logs + weights.log()[:, None]).logsumexp(2, keepdim=True)
+    columns = logs.logsumexp(1, keepdim=True)
+    # a column that meets no row has no share
+    columns = columns.where(columns > -torch.inf, 0.0)
+    shares = weights[:, None] * (logs - powers[0] * rows - powers[1] * columns).exp()
+    pulls = shares[..., None] * (points[:, None] - x[:, :, None])
+    to_y, to_z = shares[..., :real].sum(2, keepdim=True), shares[..., real:].sum(2, keepdim=True)
+    return to_z * pulls[:, :, :real].sum(2) - to_y * pulls[:, :, real:].sum(2)
+
+
 def _three_sums(kernel, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, drop: int) -> Tensor:
     n, m = x.shape[1], y.shape[1]
     a, b = (p.new_ones(p.shape[:2]) if u is None else u for p, u in ((x, a), (y, b)))

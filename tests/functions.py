@@ -54,6 +54,7 @@ _CALLS = {
     "mmd2, u_statistic": lambda p, **k: gkfast.mmd2(*_of_equal_size(p), estimator="u_statistic", **k),
     "mmd2, linear": lambda p, **k: gkfast.mmd2(*_of_equal_size(p), estimator="linear", **k),
     "witness": lambda p, **k: gkfast.witness(p.z, p.x, p.y, x_weights=p.a, y_weights=p.b, **k),
+    "drift": lambda p, **k: gkfast.drift(p.x, p.y, real_weights=p.b, **k),
     "mmd2_and_variance": lambda p, **k: gkfast.mmd2_and_variance(p.x, p.y, **k),
     "mmd_test": lambda p, **k: gkfast.mmd_test(p.x, p.y, permutations=9, seed=0, **k),
 }
@@ -72,6 +73,7 @@ def _with_one_signature(call):
 
 
 FUNCTIONS = {name: _with_one_signature(call) for name, call in _CALLS.items()}
+WITHOUT_GRADIENT = ("drift", "mmd_test")
 # one for each public function of gkfast.functional but witness
 BASIC = ("rbf", "rbf_matmul", "log_density", "score", "kernel_means", "mmd2")
 

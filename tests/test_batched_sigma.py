@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from functions import FUNCTIONS
+from functions import FUNCTIONS, WITHOUT_GRADIENT
 from torch.autograd import gradcheck, gradgradcheck
 
 import gkfast
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-DIFFERENTIABLE = [name for name in FUNCTIONS if name != "mmd_test"]
+DIFFERENTIABLE = [name for name in FUNCTIONS if name not in WITHOUT_GRADIENT]
 # (batch of x, batch of y, shape of sigma)
 SHAPES = [
     ((3,), (3,), (3, 1)),

@@ -215,6 +215,21 @@ def test_values_and_gradients_are_those_of_the_cpu(name, kind, launched):
         torch.testing.assert_close(here(found), exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["numbers", "found"])
+@pytest.mark.parametrize("dims", [3, 17])
+@pytest.mark.parametrize("powers", [(0.5, 0.5), None])
+def test_drift_is_that_of_the_cpu_and_waits_for_no_device(kind, dims, powers, launched):
+    launched.run = True
+    x, y = sample(9, dims)
+    options = {"powers": powers, "real_weights": torch.rand(10)}
+    truth = gkfast.drift(x, y, sigma=BANDWIDTHS[kind]("cpu"), **options)
+    sigma = BANDWIDTHS[kind]("cuda")
+    options["real_weights"] = There(options["real_weights"])
+    found = gkfast.drift(There(x.clone()), There(y.clone()), sigma=sigma, **options)
+    assert (here(found) - truth).norm() <= 1e-5 * truth.norm()
+    assert not There.waits
+
+
 # at most so many launches for the value, and for its gradients to x and y, as kernels/gpu/README.md says: of few
 # coordinates, by differences; of more, by products; and of more than a program pulls, by panels
 LAUNCHES = {

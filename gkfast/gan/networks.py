@@ -83,11 +83,11 @@ def generator(
     layers : int
         Hidden layers of the perceptron.
     """
-    last = nn.Sigmoid() if data.unit_range else Affine(data.train.std(), data.train.mean())
+    last = last_layer(data)
     if network == "dcgan":
         return nn.Sequential(*_convolutional_generator(data.shape, noise_dim + 1, units or 32), last)
     h = units or width(data)
-    body = _perceptron(noise_dim + 1, h, layers, data)
+    body = perceptron(noise_dim + 1, h, layers, data)
     return nn.Sequential(*body, nn.Linear(h, data.train.shape[1]), last)
 
 
@@ -111,7 +111,7 @@ def discriminator(
         body, F = _convolutional_body(data.shape, units or 32)
     else:
         F = units or width(data)
-        body = _perceptron(data.train.shape[1], F, layers, data)
+        body = perceptron(data.train.shape[1], F, layers, data)
     made = Discriminator(nn.Sequential(units_in, *body), nn.Linear(F, outputs))
     if spectral:
         for layer in made.modules():
@@ -124,7 +124,13 @@ def parameters(network: nn.Module) -> int:
     return sum(w.numel() for w in network.parameters())
 
 
-def _perceptron(inputs: int, units: int, layers: int, data: Data) -> list[nn.Module]:
+def last_layer(data: Data) -> nn.Module:
+    """From units near 1 to those of the data."""
+    return nn.Sigmoid() if data.unit_range else Affine(data.train.std(), data.train.mean())
+
+
+def perceptron(inputs: int, units: int, layers: int, data: Data) -> list[nn.Module]:
+    """Hidden layers, each a matrix and an activation."""
     # points of few dimensions lie on smooth curves and in round clusters
     activation: nn.Module = nn.Tanh() if data.train.shape[1] <= 16 else nn.LeakyReLU(0.2)
     modules: list[nn.Module] = []
@@ -168,11 +174,11 @@ def _convolutional_body(shape: tuple[int, ...], channels: int) -> tuple[list[nn.
 
 
 @torch.no_grad()
-def sample(network: nn.Module, inputs: Tensor) -> Tensor:
+def sample(network: nn.Module, inputs: Tensor) -> Any:
     """The outputs of a network in evaluation mode; its mode is put back."""
     mode = network.training
     network.eval()
-    outputs: Tensor = network(inputs)
+    outputs = network(inputs)
     network.train(mode)
     return outputs
 

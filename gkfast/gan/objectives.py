@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,18 @@ class KernelTerm(nn.Module):
         return sigma
 
 
+class LayersTerm(nn.Module):
+    """The mean of one kernel term for each output of an encoder, each with its own bandwidths."""
+
+    def __init__(self, terms: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(terms)
+
+    def forward(self, fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+        values = [term(x, y) for term, x, y in zip(self.terms, fake, real, strict=True)]
+        return torch.stack(values).mean()
+
+
 @dataclass(frozen=True)
 class Objective:
     """The losses of a GAN with a Gaussian term; every part may be any callable.
@@ -145,16 +158,20 @@ class Objective:
         The weight of the kernel term.
     on_features : bool
         Whether the kernel term compares D.features(samples) and not the samples themselves.
+    encoder : torch.nn.Module, optional
+        The kernel term compares its outputs, a list of tensors (N, F) for samples (N, ...), and gets two such lists:
+        see LayersTerm. Its weights are not trained, and its outputs for the real samples are computed once.
     feature_mmd : torch.nn.Module, optional
         The MMD of the discriminator's outputs, where they are features and no logits.
     """
 
     discriminator: Judgement | None = _ADVERSARIAL["gan"][0]
     generator: Judgement | None = _ADVERSARIAL["gan"][1]
-    kernel: Callable[[Tensor, Tensor], Tensor] | None = None
+    kernel: Callable[..., Tensor] | None = None
     lam: float = 0.0
     on_features: bool = False
     feature_mmd: KernelTerm | None = None
+    encoder: nn.Module | None = None
 
     def __post_init__(self) -> None:
         for name in ("discriminator", "generator", "kernel", "feature_mmd"):
@@ -169,6 +186,10 @@ class Objective:
             )
         object.__setattr__(self, "lam", checks.weight(self.lam))
         checks.flag("on_features", self.on_features)
+        if self.encoder is not None and not isinstance(self.encoder, nn.Module):
+            raise TypeError(
+                f"encoder must be a torch.nn.Module or None, got {checks.shown(self.encoder)}; wrap it in a module"
+            )
 
     @property
     def judges(self) -> bool:
@@ -178,12 +199,13 @@ class Objective:
 
 def objective(
     loss: str,
-    sigma: Bandwidth,
+    sigma: Bandwidth | Sequence[Sequence[float]],
     lam: float | None = None,
     *,
     scales: Sequence[float] = (1.0,),
     momentum: float = 0.0,
     on_features: bool = False,
+    encoder: nn.Module | None = None,
     r1: float = 0.0,
     r2: float = 0.0,
 ) -> Objective:
@@ -210,7 +232,8 @@ def objective(
     ----------
     loss : one of LOSSES
     sigma : float, sequence of float, "median" or "mean"
-        The bandwidths of the kernel term, or the rule that finds them; the term averages over them. Critics have
+        The bandwidths of the kernel term, or the rule that finds them; the term averages over them. With an encoder
+        a sequence of one such for each of its outputs. Critics have
         their own: "mmdgan" the median distance of its features times 1/4 to 4, the others 1.
     lam : float, optional
         By default default_lam(loss).
@@ -218,6 +241,8 @@ def objective(
         What a rule's bandwidth is multiplied with, and how much of it is renewed at each step (gkfast.nn.MMDLoss).
     on_features : bool
         Whether the kernel term compares the discriminator's features.
+    encoder : torch.nn.Module, optional
+        The kernel term compares its outputs, a list of tensors; the term is the mean over them.
     r1, r2 : float
         The discriminator's gradient penalties, r / 2 times gradient_penalty, on real and on generated samples, up to
         1e9.
@@ -226,18 +251,22 @@ def objective(
     lam = default_lam(loss) if lam is None else checks.weight(lam)
     checks.flag("on_features", on_features)
     r1, r2 = checks.penalty("r1", r1), checks.penalty("r2", r2)
-    kernel = None if kernel_name is None else _kernel_term(kernel_name, sigma, scales, momentum)
+    kernel: Callable[..., Tensor] | None = None
+    if kernel_name is not None and encoder is not None:
+        layers: Any = sigma
+        kernel = LayersTerm([_kernel_term(kernel_name, layer, scales, momentum) for layer in layers])
+    elif kernel_name is not None:
+        plain: Any = sigma
+        kernel = _kernel_term(kernel_name, plain, scales, momentum)
     if judge is None:
-        return Objective(None, None, kernel, lam, on_features)
+        return Objective(None, None, kernel, lam, on_features, encoder=encoder)
     discriminator, generator, feature_mmd = (*_ADVERSARIAL[judge], None) if judge in _ADVERSARIAL else _critic(judge)
     if r1 or r2:
         discriminator = partial(_penalised, discriminator, r1, r2)
-    return Objective(discriminator, generator, kernel, lam, on_features, feature_mmd)
+    return Objective(discriminator, generator, kernel, lam, on_features, feature_mmd, encoder)
 
 
-def _kernel_term(
-    name: str, sigma: Bandwidth, scales: Sequence[float], momentum: float
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _kernel_term(name: str, sigma: Bandwidth, scales: Sequence[float], momentum: float) -> nn.Module:
     match name:
         case "mmd":
             return KernelTerm(MMDLoss(sigma, scales=scales, momentum=momentum))
@@ -246,8 +275,7 @@ def _kernel_term(
         case "logkde":
             return KernelTerm(KDERatioLoss(sigma, scales=scales, momentum=momentum))
     # every bandwidth gives zero
-    zero = ArticleRegularizer(1.0, form="literal")
-    return lambda fake, real: zero(fake, real)
+    return ArticleRegularizer(1.0, form="literal")
 
 
 def _critic(judge: str) -> tuple[Judgement, Judgement, KernelTerm]:

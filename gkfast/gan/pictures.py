@@ -84,6 +84,33 @@ def curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fi
     return figure
 
 
+def quality_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> "Figure":
+    """What was followed while training, over its seconds: FID, or modes and KL of stacked images.
+
+    A line for each of a loss's runs, and a thick one of their means where there are several.
+    """
+    names = {"fid": "FID", "modes": "Modes of 1000", "reverse_kl": "KL to the real modes"}
+    shown = [name for name in names if all(name in rows[0] for runs in curves.values() for rows in runs)]
+    figure = _figure(width=6.3 * len(shown), height=3.6)
+    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for (loss, runs), colour in zip(curves.items(), (_KERNEL, _CONTROL, _OTHER), strict=False):
+            # untrained generators would flatten all that follows; all runs have the same steps
+            points = np.array([[(row["seconds"], row[name]) for row in rows if row["step"] > 0] for rows in runs])
+            for seconds, values in points.swapaxes(1, 2) if len(runs) > 1 else ():
+                axis.plot(seconds, values, color=colour, alpha=0.35, linewidth=0.8)
+            axis.plot(*points.mean(0).T, "o-", color=colour, label=heading(loss), linewidth=1.8, markersize=4)
+        if name != "modes":
+            axis.set_yscale("log")
+        axis.set_title(names[name], loc="left", fontsize=11, color=_INK)
+        axis.set_xlabel("seconds of training, all stages counted", color=_GREY)
+        axis.set_xlim(left=0)
+        axis.grid(axis="y", which="both", color="#e6e9ed", linewidth=0.8)
+        _hide(axis, "top", "right", "left")
+        axis.tick_params(which="minor", length=0)
+        axis.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
+    return figure
+
+
 def progress_figure(data: Data, snapshots: Mapping[str, Sequence[tuple[int, Tensor]]]) -> "Figure":
     """Samples of each run from the same noise, from the first step to the last: a row for each run."""
     columns = max(len(row) for row in snapshots.values())

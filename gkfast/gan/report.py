@@ -15,17 +15,20 @@ from gkfast.gan.data import Data
 
 @dataclass(frozen=True)
 class TrainedGan:
-    """A trained GAN of a run: its loss, samples, records, snapshots and figures."""
+    """A trained GAN of a run: its loss, samples, records, snapshots, and figures while training and at its end."""
 
     loss: str
     samples: Tensor
     history: list[dict[str, float]]
     snapshots: list[tuple[int, Tensor]]
+    quality: list[dict[str, Any]]
     figures: dict[str, Any]
 
 
 # key in metrics.json: (name, explanation, whether smaller is better, digits)
 _METRICS: dict[str, tuple[str, str, bool, str]] = {
+    "fid": ("FID", "Fréchet distance to held-out data in the classifier's features", True, ".1f"),
+    "kid": ("KID", "polynomial MMD² to held-out data in those features", True, ".1f"),
     "classes": ("Classes", "digits that make up more than 2 % of the samples, of 10", False, ".0f"),
     "class_kl": ("Class KL", "from the generated to the real class frequencies, in nats", True, ".4f"),
     "parzen": ("Parzen log-density", "of held-out data under the samples, in nats", False, ".1f"),
@@ -46,7 +49,9 @@ _METRICS: dict[str, tuple[str, str, bool, str]] = {
     "manifold_recall": ("Manifold recall", "share of real data among the samples", False, ".3f"),
     "density": ("Density", "of real data around the samples", False, ".3f"),
     "coverage": ("Coverage", "share of real data with a sample beside them", False, ".3f"),
-    "seconds": ("Seconds", "of training", True, ".1f"),
+    "seconds": ("Seconds", "of training, all stages", True, ".1f"),
+    "encoder_seconds": ("Encoder", "seconds of these that trained it", True, ".1f"),
+    "code_seconds": ("Codes", "seconds of these that matched codes", True, ".1f"),
 }
 
 
@@ -60,6 +65,8 @@ def write(folder: Path, data: Data, gans: Sequence[TrainedGan], summary: Mapping
         "progress.png": pictures.progress_figure(data, {gan.loss: gan.snapshots for gan in gans}),
         "curves.png": pictures.curves_figure({gan.loss: gan.history for gan in gans}),
     }
+    if summary["quality"]:
+        figures["quality.png"] = pictures.quality_figure({loss: [rows] for loss, rows in summary["quality"].items()})
     drawn = {name: pictures.png(figure) for name, figure in figures.items()}
     for name, picture in drawn.items():
         checkpoint.write(folder / name, picture)
@@ -78,6 +85,7 @@ def page(summary: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         "mean kernel values at the end": (
             "generated {k_xx:.3f}, real {k_yy:.3f}, between them {k_xy:.3f}".format(**summary)
         ),
+        **_encoder(summary),
         "steps": f"{summary['steps']}, batches of {summary['batch']}",
         "learning rates": f"{summary['generator_rate']:g} and {summary['discriminator_rate']:g}, cosine to "
         f"{summary['final_rate']:g} of it",
@@ -91,9 +99,23 @@ def page(summary: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         witness=image["witness.png"],
         progress=image["progress.png"],
         curves=image["curves.png"],
+        quality=_QUALITY.format(image["quality.png"]) if "quality.png" in image else "",
         table=_table(summary),
         settings="".join(f"<dt>{k}</dt><dd>{html.escape(str(v))}</dd>" for k, v in settings.items()),
     )
+
+
+def _encoder(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of the encoder, where the kernel compares its outputs."""
+    if summary["space"] != "encoder":
+        return {}
+    layers = zip(summary["compared"], summary["encoder_sigma"], strict=True)
+    own = f"an autoencoder with a code of {summary['code']}, trained for {summary['encoder_steps']} steps"
+    return {
+        "the kernel compares": f"outputs of {summary['encoder'] or own}, frozen",
+        "bandwidths there": "; ".join(f"layer {k}: {', '.join(f'{s:.4g}' for s in sigma)}" for k, sigma in layers),
+        "codes": f"matched for {summary['code_steps']} steps, batches of {summary['code_batch']}",
+    }
 
 
 def _seen(summary: Mapping[str, Any]) -> str:
@@ -103,7 +125,9 @@ def _seen(summary: Mapping[str, Any]) -> str:
         runs.append(("without the kernel", summary["control"]))
     clauses = []
     for words, figures in runs:
-        if "classes" in figures:
+        if "fid" in figures:
+            clauses.append(f"{words} the FID is {figures['fid']:.1f} (coverage {figures['coverage']:.2f})")
+        elif "classes" in figures:
             clauses.append(
                 f"{words} {figures['classes']} of 10 digits are drawn (class KL {figures['class_kl']:.3f})"
             )
@@ -120,17 +144,21 @@ def _seen(summary: Mapping[str, Any]) -> str:
     text = ", ".join(clauses)
     text = text[0].upper() + text[1:] + "."
     if "control" in summary:
-        with_kernel, without = summary["mmd2"], summary["control"]["mmd2"]
+        figure = "FID" if "fid" in summary else "squared MMD to held-out data"
+        with_kernel, without = (figures["fid" if "fid" in summary else "mmd2"] for _, figures in runs)
         if with_kernel <= 0 or without <= 0:
             closer = "The two are too near to the data for their squared MMD to be told apart from zero"
         elif abs(with_kernel - without) < 0.1 * max(with_kernel, without):
-            closer = "The squared MMD to held-out data is about the same with and without it"
+            closer = f"The {figure} is about the same with and without it"
         elif with_kernel < without:
-            closer = f"The kernel brings the squared MMD to held-out data down {without / with_kernel:.1f} times"
+            closer = f"The kernel brings the {figure} down {without / with_kernel:.1f} times"
         else:
-            times = with_kernel / without
-            closer = f"Here the kernel did not help: the squared MMD to held-out data is {times:.1f} times larger"
-        text += f" {closer}, at the same number of steps."
+            closer = f"Here the kernel did not help: the {figure} is {with_kernel / without:.1f} times larger"
+        same = summary["control"]["steps"] == summary["steps"]
+        first, second = (f"{figures['seconds']:.0f} s" for _, figures in runs)
+        text += f" {closer}, " + (
+            "at the same number of steps." if same else f"in {first}, all counted, against {second}."
+        )
     return text
 
 
@@ -145,17 +173,26 @@ def _table(summary: Mapping[str, Any]) -> str:
         if key not in summary:
             continue
         # the best of the generators: the real data are a yardstick, not a rival
-        values = [figures[key] for _, figures in columns[:-1]]
-        best = min(values) if smaller else max(values)
-        marked = len(values) > 1 and len(set(values)) > 1
+        values = [figures.get(key) for _, figures in columns[:-1]]
+        known = [value for value in values if value is not None]
+        best = min(known) if smaller else max(known)
+        marked = len(known) > 1 and len(set(known)) > 1
         cells = "".join(
-            f"<td{' class=best' if marked and value == best else ''}>{value:{form}}</td>" for value in values
+            f"<td{' class=best' if marked and value == best else ''}>{_cell(value, form)}</td>" for value in values
         )
         real = columns[-1][1].get(key)
-        cells += f"<td class=real>{'' if real is None else format(real, form)}</td>"
+        cells += f"<td class=real>{_cell(real, form)}</td>"
         rows.append(f"<tr><th scope=row>{name}<small>{explanation}</small></th>{cells}</tr>")
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+_QUALITY = """<img src="{}" alt="quality over the seconds of training">
+<p class="note">Quality over the seconds of training, all stages counted; measuring it was not.</p>
+"""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -204,7 +241,7 @@ last column is what the real training data themselves score.</p>
 held out.</p>
 <h2>While training</h2>
 <img src="{progress}" alt="samples from the same noise at several steps">
-<img src="{curves}" alt="losses and kernel means over the steps">
+{quality}<img src="{curves}" alt="losses and kernel means over the steps">
 <h2>Settings</h2>
 <dl>{settings}</dl>
 </body>

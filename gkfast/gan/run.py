@@ -4,6 +4,8 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gkfast
-from gkfast.gan import checks, metrics, networks, objectives, report
+from gkfast.gan import checks, encoder, metrics, networks, objectives, report
 from gkfast.gan.checkpoint import (
     Checkpoints,
     Signals,
@@ -21,11 +23,13 @@ from gkfast.gan.checkpoint import (
     write,
     write_tensors,
 )
+from gkfast.gan.classifier import Classifier
 from gkfast.gan.config import Config, control, saved
 from gkfast.gan.data import Data, generate_data
+from gkfast.gan.loop import Record, forked_random_state, take_steps
 from gkfast.gan.networks import sample
 from gkfast.gan.report import TrainedGan
-from gkfast.gan.train import Record, Result, Training, check_processes
+from gkfast.gan.train import Result, Training, check_processes
 
 # with a smaller mean kernel value, a batch of a few hundred has not one close pair
 _LEAST_MEAN_KERNEL = 1e-5
@@ -63,42 +67,161 @@ def run(
     if main:
         _warn_of_narrow(data, config, sigma)
         _write_json(folder / "config.json", {"gkfast": gkfast.__version__, **config.settings()})
+    judge = metrics.judge(data)
+    shared = _Run(data, folder, fixed_sigma, judge, resume, signals, progress, main)
     gans: list[TrainedGan] = []
-    done: list[dict[str, Any]] = []
     for name, gan in configs.items():
-        generator, discriminator = build(data, gan)
+        stages = _first_stages(shared, gan)
         training = Training(
-            generator.to(gan.device),
-            discriminator.to(gan.device),
+            stages.generator,
+            build(data, gan)[1].to(gan.device),
             data.train,
-            objective(gan, sigma),
+            objective(gan, sigma, stages.encoder, stages.sigma),
             gan.recipe,
             sigma=fixed_sigma,
             held_out=data.validation,
+            quality=partial(_quality, data, gan, judge) if judge is not None else None,
+            seconds=sum(stages.seconds.values()),
         )
-        result = training.run(
-            checkpoints=checkpoints[name],
-            resume=resume,
-            identity=gan.identity(),
-            signals=signals,
-            progress=gan.loss if progress else None,
-            on_record=_log(folder, done, gan) if main else None,
-        )
-        done += [{"run": gan.loss, **record} for record in result.history]
+        result = training.run(**shared.options(name, gan.loss, gan))
+        shared.done += [{"run": gan.loss, **record} for record in result.history]
         if main:
             write_tensors(folder / f"{name}.pt", result.average.state_dict())
             samples = draw(result, data, gan)
-            figures = metrics.evaluate(samples, data, fixed_sigma, gan.recipe.seed)
-            figures = {"seconds": result.seconds, **figures}
-            gans.append(TrainedGan(gan.loss, samples, result.history, result.snapshots, figures))
+            found = metrics.evaluate(samples, data, fixed_sigma, gan.recipe.seed, judge)
+            figures = {"seconds": result.seconds, **stages.seconds, **found}
+            quality = stages.quality + [{"stage": gan.loss, **record} for record in result.quality]
+            gans.append(TrainedGan(gan.loss, samples, result.history, result.snapshots, quality, figures))
+            if name == "generator":
+                encoder_sigma = stages.sigma
     if not main:
         return {}
-    summary = _summary(config, sigma, gans)
+    summary = _summary(config, sigma, encoder_sigma, gans)
     # the same metrics of the real training data: the best that can be hoped for
-    summary["real"] = metrics.evaluate(data.train, data, fixed_sigma, config.recipe.seed)
+    summary["real"] = metrics.evaluate(data.train, data, fixed_sigma, config.recipe.seed, judge)
+    if judge is not None:
+        summary["classifier_accuracy"] = metrics.accuracy(judge, data)
     _write_json(folder / "metrics.json", summary)
     report.write(folder, data, gans, summary)
     return summary
+
+
+@dataclass
+class _Run:
+    """What the stages of a run share."""
+
+    data: Data
+    folder: Path
+    fixed_sigma: list[float]
+    judge: Classifier | None
+    resume: bool
+    signals: Signals | None
+    progress: bool
+    main: bool
+    # the records of the stages that are over
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+    def options(self, name: str, label: str, config: Config) -> dict[str, Any]:
+        """Those of take_steps, for the stage whose checkpoints are in the folder `name`."""
+        return {
+            "checkpoints": Checkpoints(self.folder / "checkpoints" / name, config.keep),
+            "resume": self.resume,
+            "identity": config.identity(),
+            "signals": self.signals,
+            "progress": label if self.progress else None,
+            "on_record": _log(self.folder, self.done, label, config) if self.main else None,
+        }
+
+
+@dataclass
+class _Stages:
+    """What the stages before the adversary's leave to it, and their times and figures."""
+
+    generator: nn.Module
+    encoder: nn.Module | None = None
+    sigma: list[list[float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    quality: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _first_stages(shared: _Run, config: Config) -> _Stages:
+    """Train the encoder, and a generator of its codes, where the settings ask for them."""
+    data, recipe = shared.data, config.recipe
+    generator = build(data, config)[0].to(config.device)
+    if config.space != "encoder":
+        return _Stages(generator)
+    if config.encoder:
+        own = encoder.load(config, data).to(config.device)
+        return _Stages(generator, own, encoder_bandwidths(own, data, config))
+    autoencoder = encoder.autoencoder(data, config).to(config.device)
+    first = encoder.AutoencoderTraining(
+        autoencoder, data.train, replace(recipe, steps=config.encoder_steps), config.code_noise
+    )
+    take_steps(first, **shared.options("encoder", "encoder", config))
+    first.share()
+    shared.done += [{"run": "encoder", **record} for record in first.history]
+    compared = encoder.Encoder(autoencoder, config.compared)
+    stages = _Stages(generator, compared, encoder_bandwidths(compared, data, config))
+    stages.seconds["encoder_seconds"] = first.seconds
+    assert isinstance(generator, nn.Sequential)
+    generator[1].load_state_dict(autoencoder.decode.state_dict())
+    if config.code_steps:
+        _train_codes(shared, config, autoencoder, stages)
+    return stages
+
+
+def _train_codes(shared: _Run, config: Config, autoencoder: nn.Module, stages: _Stages) -> None:
+    """Train the generator's first part: MMD^2 between its codes and those of the data."""
+    data = shared.data
+    assert isinstance(stages.generator, nn.Sequential)
+    network, decoder = stages.generator
+    codes = encoder.Encoder(autoencoder, [-1])
+    train, held_out = (encoder.outputs(codes, rows.to(config.device))[0] for rows in (data.train, data.validation))
+    judge = shared.judge
+    sigma = metrics.sigma_by_rule(train, "mean" if config.sigma == "mean" else "median", config.ladder)
+    second = Training(
+        network,
+        # not asked
+        build(data, config)[1].to(config.device),
+        train,
+        objectives.objective("mmd", sigma),
+        replace(config.recipe, steps=config.code_steps, batch=min(config.code_batch, len(train))),
+        sigma=sigma,
+        held_out=held_out,
+        quality=None
+        if judge is None
+        else lambda average: _quality(data, config, judge, nn.Sequential(average, decoder)),
+        seconds=sum(stages.seconds.values()),
+    )
+    result = second.run(**shared.options("codes", "codes", config))
+    shared.done += [{"run": "codes", **record} for record in result.history]
+    network.load_state_dict(result.average.state_dict())
+    stages.seconds["code_seconds"] = result.seconds - sum(stages.seconds.values())
+    stages.quality += [{"stage": "codes", **record} for record in result.quality]
+
+
+def encoder_bandwidths(compared: encoder.Encoder, data: Data, config: Config) -> list[list[float]]:
+    """The frozen bandwidths of each compared layer: a rule's distance of all training rows and a ladder, or given."""
+    device = next(iter(compared.state_dict().values()), data.train).device
+    layers = encoder.outputs(compared, data.train.to(device))
+    rules: list[Any] = config.rules or [config.sigma] * len(layers)
+    ladders = config.ladders or [config.ladder] * len(layers)
+    return [
+        rule if isinstance(rule, list) else metrics.sigma_by_rule(rows, rule, ladder)
+        for rows, rule, ladder in zip(layers, rules, ladders, strict=True)
+    ]
+
+
+def _quality(data: Data, config: Config, judge: Classifier, generator: nn.Module) -> Record:
+    """The figures that are followed while training, of a few thousand samples."""
+    noise = _noise(config, metrics.followed(data)).to(config.device)
+    return metrics.quality(sample(generator, noise).flatten(1).cpu(), data, judge)
+
+
+def _noise(config: Config, rows: int) -> Tensor:
+    """Noise for samples that are measured: the loop's own is drawn in the same way, from another seed."""
+    rng = torch.Generator().manual_seed(config.recipe.seed + 1)
+    return generate_data(rows, config.recipe.noise_dim, generator=rng)
 
 
 def _check_resumable(
@@ -134,24 +257,34 @@ def build(data: Data, config: Config) -> tuple[nn.Module, nn.Module]:
     outputs = config.critic_features if judge in objectives.CRITICS and judge != "smmd" else 1
     spectral = judge in (*objectives.CRITICS, "hinge") if config.spectral is None else config.spectral
     shape: dict[str, Any] = {"network": config.network, "units": config.units or None, "layers": config.layers}
-    with torch.random.fork_rng(devices=[]):
+    on_codes = config.space == "encoder" and not config.encoder
+    with forked_random_state(torch.device("cpu")):
         torch.manual_seed(config.recipe.seed)
-        generator = networks.generator(data, config.recipe.noise_dim, **shape)
+        if on_codes:
+            generator = encoder.generator(data, config, encoder.autoencoder(data, config).decode)
+        else:
+            generator = networks.generator(data, config.recipe.noise_dim, **shape)
         discriminator = networks.discriminator(data, **shape, outputs=outputs, spectral=spectral)
     return generator, discriminator
 
 
-def objective(config: Config, sigma: Sequence[float]) -> objectives.Objective:
+def objective(
+    config: Config,
+    sigma: Sequence[float],
+    compared: nn.Module | None = None,
+    encoder_sigma: Sequence[Sequence[float]] = (),
+) -> objectives.Objective:
     on_features = config.space == "features"
     # features move while the discriminator learns: their bandwidth follows, unless it is given
     rule: Any = config.sigma
     return objectives.objective(
         config.loss,
-        rule if on_features else sigma,
+        encoder_sigma if compared is not None else rule if on_features else sigma,
         config.lam,
         scales=config.ladder,
         momentum=config.momentum,
         on_features=on_features,
+        encoder=compared,
         r1=config.r1,
         r2=config.r2,
     )
@@ -166,9 +299,7 @@ def bandwidths(data: Data, config: Config) -> list[float]:
 
 def draw(result: Result, data: Data, config: Config) -> Tensor:
     """The samples that are measured, on the CPU."""
-    rng = torch.Generator().manual_seed(config.recipe.seed + 1)
-    # the loop's own noise is drawn in the same way
-    noise = generate_data(metrics.samples_of(data), config.recipe.noise_dim, generator=rng).to(config.device)
+    noise = _noise(config, metrics.samples_of(data)).to(config.device)
     return torch.cat([sample(result.average, rows).flatten(1).cpu() for rows in noise.split(2000)])
 
 
@@ -200,7 +331,9 @@ def require_extra(config: Config) -> None:
         raise ImportError("tensorboard=true needs tensorboard, which is not installed; run pip install tensorboard")
 
 
-def _log(folder: Path, before: Sequence[dict[str, Any]], config: Config) -> Callable[[list[Record]], None]:
+def _log(
+    folder: Path, before: Sequence[dict[str, Any]], label: str, config: Config
+) -> Callable[[list[Record]], None]:
     """Writes metrics.jsonl anew when a part begins or is resumed, and appends to it from then on.
 
     This removes the lines that a killed run had logged after its last checkpoint.
@@ -210,10 +343,10 @@ def _log(folder: Path, before: Sequence[dict[str, Any]], config: Config) -> Call
     if config.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
-        board = SummaryWriter(str(folder / "tensorboard" / config.loss))
+        board = SummaryWriter(str(folder / "tensorboard" / label))
 
     def lines(history: Sequence[Record]) -> str:
-        return "".join(json.dumps({"run": config.loss, **record}) + "\n" for record in history)
+        return "".join(json.dumps({"run": label, **record}) + "\n" for record in history)
 
     def log(history: list[Record]) -> None:
         nonlocal written
@@ -232,15 +365,20 @@ def _log(folder: Path, before: Sequence[dict[str, Any]], config: Config) -> Call
     return log
 
 
-def _summary(config: Config, sigma: list[float], gans: Sequence[TrainedGan]) -> dict[str, Any]:
+def _summary(
+    config: Config, sigma: list[float], encoder_sigma: list[list[float]], gans: Sequence[TrainedGan]
+) -> dict[str, Any]:
     lam = objectives.default_lam(config.loss) if config.lam is None else config.lam
-    settings = config.settings() | {"sigma": sigma, "lam": lam}
+    settings = config.settings() | {"sigma": sigma, "encoder_sigma": encoder_sigma, "lam": lam}
     # in the summary it has the figures of the control
     del settings["control"]
     summary: dict[str, Any] = {"gkfast": gkfast.__version__, **settings, **gans[0].figures}
     summary |= {key: gans[0].history[-1][key] for key in ("k_xx", "k_yy", "k_xy")}
     if len(gans) > 1:
-        summary["control"] = {"loss": gans[1].loss, "steps": config.recipe.steps, **gans[1].figures}
+        steps = control(config).recipe.steps
+        summary["control"] = {"loss": gans[1].loss, "steps": steps, **gans[1].figures}
+    # what was followed while training
+    summary["quality"] = {gan.loss: gan.quality for gan in gans if gan.quality}
     return summary
 
 

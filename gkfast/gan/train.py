@@ -1,11 +1,9 @@
-"""A training: its state, one step, and the loop over the steps."""
+"""A training of a generator: its state and one step."""
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +12,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gkfast.gan import checks, metrics, networks
-from gkfast.gan.checkpoint import Checkpoints, Signals, check_resumable, outline, random_state, set_random_state
+from gkfast.gan.checkpoint import random_state, set_random_state
 from gkfast.gan.config import Recipe
 from gkfast.gan.data import generate_data
+from gkfast.gan.encoder import outputs
+from gkfast.gan.loop import Record, forked_random_state, is_logged, take_steps
 from gkfast.gan.networks import sample
-from gkfast.gan.objectives import KernelTerm, Objective
+from gkfast.gan.objectives import KernelTerm, LayersTerm, Objective
 from gkfast.ops.torch_private import foreach_lerp_
-
-Record = dict[str, float]
 
 # snapshots of samples from the fixed noise, from the first step to the last
 _SNAPSHOTS = 8
@@ -43,6 +41,8 @@ class Result:
         steps_per_second, kernel_share, as far as the objective has them. x is generated and y real.
     snapshots : list of (int, tensor)
         The step, and samples of the averaged generator from the same noise.
+    quality : list of dict
+        One record per snapshot: step, seconds and what the training's `quality` gave.
     steps : int
     seconds : float
         Wall-clock time of the loop, over all sessions of a resumed training.
@@ -53,6 +53,7 @@ class Result:
     average: nn.Module
     history: list[Record]
     snapshots: list[tuple[int, Tensor]]
+    quality: list[Record]
     steps: int
     seconds: float
 
@@ -75,6 +76,10 @@ class Training:
         Real rows for the logged MMD^2 and kernel means; by default up to 500 of `real`.
     probabilities : bool
         Whether the discriminator returns probabilities and not logits.
+    quality : callable, optional
+        Figures of the averaged generator, asked at each snapshot; its time is not counted.
+    seconds : float
+        What earlier stages took.
     """
 
     def __init__(
@@ -89,6 +94,8 @@ class Training:
         noise: Tensor | None = None,
         held_out: Tensor | None = None,
         probabilities: bool = False,
+        quality: Callable[[nn.Module], Record] | None = None,
+        seconds: float = 0.0,
     ) -> None:
         checks.require("accelerate", "training", "accelerate")
         from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -120,7 +127,7 @@ class Training:
         # the least and the greatest output of the discriminator so far
         self.range = torch.tensor([math.inf, -math.inf], device=self.device)
         rows = min(-(-recipe.batch // self.processes), len(self.fixed_noise))
-        with self._forked_random_state():
+        with forked_random_state(self.device):
             fake = networks.check_generator(generator, self.fixed_noise[:rows], self.real)
             if objective.on_features and not callable(getattr(discriminator, "features", None)):
                 raise ValueError(
@@ -140,81 +147,30 @@ class Training:
         self.g_weights = [w for w in generator.parameters() if w.requires_grad]
         self.d_weights = [w for w in discriminator.parameters() if w.requires_grad]
 
+        # the encoder does not change, nor do its outputs for the real rows
+        self.real_outputs = outputs(objective.encoder, self.real) if objective.encoder is not None else []
+
         self.step = 0
         self.history: list[Record] = []
         self.snapshots: list[tuple[int, Tensor]] = []
+        self.measure_quality = quality
+        self.quality: list[Record] = []
         # the time of the steps, without records and checkpoints
-        self.seconds = 0.0
-        self._seconds_at_record, self._steps_since = 0.0, 0
+        self.seconds = self._seconds_at_record = seconds
+        self._steps_since = 0
 
-    def run(
-        self,
-        *,
-        checkpoints: Checkpoints | None = None,
-        resume: bool = False,
-        identity: dict[str, Any] | None = None,
-        signals: Signals | None = None,
-        progress: str | None = None,
-        on_record: Callable[[list[Record]], None] | None = None,
-    ) -> Result:
-        """All steps, from the newest checkpoint on if there is one and `resume` is set.
-
-        identity : dict, optional
-            The settings, besides recipe.identity(), that a checkpoint must have to be resumed.
-        signals : Signals, optional
-            Already entered; the loop holds it, so that a signal leads to a checkpoint.
-        progress : str, optional
-            The label of the progress line; None shows none.
-        on_record : callable, optional
-            Called by the main process with the history as soon as it has grown, and once when it was resumed.
-        """
-        checks.require("tqdm", "training", "tqdm")
-        from tqdm import tqdm
-
-        steps = self.recipe.steps
-        with self._forked_random_state():
-            # random numbers inside the networks differ from process to process
-            torch.manual_seed(self.recipe.seed + self.rank)
-            fixed: dict[str, Any] = {"identity": self.recipe.identity() | (identity or {})}
-            if checkpoints is not None:
-                fixed["data"] = outline(self.real, self.noise)
-                state = checkpoints.load() if resume else None
-                if state is not None:
-                    check_resumable(checkpoints.path(state["step"]), state, **fixed)
-                    self.restore(state)
-            if on_record is not None and self.main:
-                on_record(self.history)
-            every = self.recipe.checkpoint_every or max(1, steps // 20)
-            line = tqdm(
-                total=steps,
-                initial=self.step,
-                desc=progress,
-                disable=progress is None or not self.main,
-                unit=" steps",
-                dynamic_ncols=True,
-                # a terminal shows it live; a log file gets a line now and then
-                mininterval=0.2 if sys.stderr.isatty() else 5.0,
-                bar_format="{desc} {percentage:3.0f}% |{bar:10}| {n_fmt}/{total_fmt} "
-                "[{remaining}, {rate_fmt}{postfix}]",
-            )
-            with line, signals.held() if signals is not None else nullcontext():
-                while self.step < steps:
-                    record = self.advance()
-                    line.update()
-                    if record is not None:
-                        line.set_postfix_str(_progress(record), refresh=False)
-                        if on_record is not None and self.main:
-                            on_record(self.history)
-                    stopping = self._on_any_process(signals is not None and signals.received is not None)
-                    if checkpoints is not None and (stopping or self.step % every == 0 or self.step in (1, steps)):
-                        state = self.state() | fixed
-                        if self.main:
-                            checkpoints.save(self.step, state)
-                    if stopping and self.step < steps:
-                        assert signals is not None
-                        raise signals.stop(self.step)
+    def run(self, **options: Any) -> Result:
+        """All steps: take_steps with its options."""
+        take_steps(self, **options)
         return Result(
-            self.generator, self.discriminator, self.average, self.history, self.snapshots, steps, self.seconds
+            self.generator,
+            self.discriminator,
+            self.average,
+            self.history,
+            self.snapshots,
+            self.quality,
+            self.recipe.steps,
+            self.seconds,
         )
 
     def advance(self) -> Record | None:
@@ -235,7 +191,8 @@ class Training:
         losses: dict[str, Tensor] = {}
         for left in range(recipe.critic_steps if objective.discriminator else 1, 0, -1):
             # 2. noise -> generated data; the last of these samples serve both networks
-            real = self._next_real()
+            rows = self._next_rows()
+            real = self.real[rows]
             with torch.set_grad_enabled(left == 1):
                 fake = self._in_precision(self.G, self._rows_of_process(self._draw_noise(recipe.batch)))
             # 3-5. the discriminator
@@ -253,7 +210,10 @@ class Training:
             _check_loss("loss.generator", judged)
             g_loss = g_loss + judged
         if objective.kernel is not None:
-            if objective.on_features:
+            if objective.encoder is not None:
+                layers = self._in_precision(objective.encoder, fake)
+                kernel_term = objective.kernel(layers, [layer[rows] for layer in self.real_outputs])
+            elif objective.on_features:
                 kernel_term = objective.kernel(self._features(fake), self._features(real))
             else:
                 kernel_term = objective.kernel(fake.flatten(1), real.flatten(1))
@@ -266,7 +226,7 @@ class Training:
         self._steps_since += 1
 
         record: Record | None = None
-        if self.step % max(1, recipe.steps // 100) == 0 or self.step in (1, recipe.steps):
+        if is_logged(self.step, recipe.steps):
             # the only place that waits for the device
             self._check_range()
             record = {"step": self.step} | {name: loss.item() for name, loss in ({"g_loss": g_loss} | losses).items()}
@@ -303,6 +263,7 @@ class Training:
             "random": gather_object([random_state(self.device)]),
             "history": self.history,
             "snapshots": self.snapshots,
+            "quality": self.quality,
             "seconds": self.seconds,
         }
 
@@ -322,11 +283,8 @@ class Training:
         # another number of processes cannot have the same streams inside its networks
         set_random_state(everyone[self.rank % len(everyone)], self.device)
         self.step, self.history, self.snapshots = state["step"], state["history"], state["snapshots"]
+        self.quality = state["quality"]
         self.seconds = self._seconds_at_record = state["seconds"]
-
-    def _forked_random_state(self) -> Any:
-        """A context that puts torch's global random state back."""
-        return torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device])
 
     def _draw_noise(self, rows: int) -> Tensor:
         """Rows of the given noise picked at random, or fresh noise, in the dtype and on the device of the data."""
@@ -336,14 +294,14 @@ class Training:
         picked = torch.randint(len(self.noise), (rows,), generator=self.rng)
         return self.noise[picked.to(self.noise.device)].to(self.device)
 
-    def _next_real(self) -> Tensor:
-        """This process's rows of the next batch; each pass in a new order, without rows that do not fill a batch."""
+    def _next_rows(self) -> Tensor:
+        """Numbers of this process's rows of the next batch; each pass in a new order, without rows that fill none."""
         size = self.recipe.batch
         if self.position + size > len(self.order):
             self.order, self.position = torch.randperm(len(self.real), generator=self.rng), 0
         batch = self.order[self.position : self.position + size]
         self.position += size
-        return self.real[self._rows_of_process(batch).to(self.device)]
+        return self._rows_of_process(batch).to(self.device)
 
     def _rows_of_process(self, rows: Tensor) -> Tensor:
         """This process's share of rows that all processes drew; shares differ by a row at most."""
@@ -367,18 +325,20 @@ class Training:
         for kept, now in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             kept.copy_(now)
 
-    def _in_precision(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    def _in_precision(self, network: Callable[[Tensor], Any], inputs: Tensor) -> Any:
         """A network's outputs, in mixed precision if that is wanted; losses are computed in full."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            return network(inputs).to(inputs.dtype)
+            found = network(inputs)
+        return found.to(inputs.dtype) if isinstance(found, Tensor) else [layer.to(inputs.dtype) for layer in found]
 
     def _features(self, samples: Tensor) -> Tensor:
-        features: Any = self.discriminator.features
-        return self._in_precision(features, samples).flatten(1)
+        method: Any = self.discriminator.features
+        features: Tensor = self._in_precision(method, samples)
+        return features.flatten(1)
 
     def _judged_by(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
         def logits(samples: Tensor) -> Tensor:
-            d = self._in_precision(network, samples)
+            d: Tensor = self._in_precision(network, samples)
             if not self.probabilities:
                 return d
             low, high = d.detach().to(self.range.dtype).aminmax()
@@ -394,19 +354,22 @@ class Training:
             dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return values
 
-    def _on_any_process(self, flag: bool) -> bool:
-        return flag if self.processes == 1 else bool(self._greatest(torch.tensor(int(flag), device=self.device)))
-
     def _modules_of_objective(self) -> list[nn.Module]:
         return [m for m in (self.objective.kernel, self.objective.feature_mmd) if isinstance(m, nn.Module)]
 
     def _snapshot(self) -> None:
         self.snapshots.append((self.step, sample(self.average, self.fixed_noise).flatten(1).cpu()))
+        if self.measure_quality is not None and self.main:
+            figures = self.measure_quality(self.average)
+            self.quality.append({"step": self.step, "seconds": self.seconds} | figures)
 
     @torch.no_grad()
-    def _seen_by_the_kernel(self, samples: Tensor) -> Tensor:
-        """The samples, or their features, as the kernel compares them."""
+    def _seen_by_the_kernel(self, samples: Tensor) -> Tensor | list[Tensor]:
+        """The samples, their features or the encoder's outputs, as the kernel compares them."""
         objective = self.objective
+        if objective.kernel is not None and objective.encoder is not None:
+            layers: list[Tensor] = self._in_precision(objective.encoder, samples)
+            return layers
         if objective.kernel is not None and objective.on_features:
             return self._features(samples)
         if objective.kernel is None and objective.feature_mmd is not None:
@@ -423,10 +386,14 @@ class Training:
         see = self._seen_by_the_kernel
         if kernel is not None:
             record["kernel_share"] = min(1.0, speed * kernel_seconds(kernel, see(fake), see(real)))
-        # the same rows on every process
-        seen = see(samples), see(self.held_out)
-        sigma = kernel.sigma(*seen) if isinstance(kernel, KernelTerm) else self.sigma
-        record |= metrics.mean_kernels(*seen, sigma)
+        # the same rows on every process; of several layers the last one, the code
+        x, y = (
+            seen if isinstance(seen, Tensor) else seen[-1]
+            for seen in map(self._seen_by_the_kernel, (samples, self.held_out))
+        )
+        term = kernel.terms[-1] if isinstance(kernel, LayersTerm) else kernel
+        sigma = term.sigma(x, y) if isinstance(term, KernelTerm) else self.sigma
+        record |= metrics.mean_kernels(x, y, sigma)
         record["mmd2"] = metrics.held_out_mmd2(samples.flatten(1), self.held_out.flatten(1), self.sigma)
         return record
 
@@ -456,29 +423,21 @@ def _check_loss(name: str, value: Any) -> None:
         )
 
 
-def kernel_seconds(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+def kernel_seconds(kernel: Callable[..., Tensor], x: Tensor | list[Tensor], y: Tensor | list[Tensor]) -> float:
     """The time of the kernel term and its gradient in a step, timed alone, because a step overlaps on a GPU."""
     frozen = kernel.training if isinstance(kernel, nn.Module) else False
     if isinstance(kernel, nn.Module):
         # its bandwidths follow the steps, not the clock
         kernel.eval()
-    x = x.detach().requires_grad_()
+    x = x.detach().requires_grad_() if isinstance(x, Tensor) else [layer.detach().requires_grad_() for layer in x]
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        (dx,) = torch.autograd.grad(kernel(x, y), x)
+        gradients = torch.autograd.grad(kernel(x, y), x)
         # item() waits for the device
-        dx.sum().item()
+        gradients[0].sum().item()
         seconds.append(time.perf_counter() - start)
     if isinstance(kernel, nn.Module):
         kernel.train(frozen)
     # the first run has cold caches, and any may be interrupted
     return min(seconds)
-
-
-def _progress(record: Record) -> str:
-    parts = [f"{name} {record[key]:.3g}" for name, key in (("D", "d_loss"), ("G", "g_loss")) if key in record]
-    parts.append("k {k_xx:.2f} {k_yy:.2f} {k_xy:.2f}, MMD2 {mmd2:.1e}".format(**record))
-    if "kernel_share" in record:
-        parts.append(f"kernel {record['kernel_share']:.0%}")
-    return ", ".join(parts)

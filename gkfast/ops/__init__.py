@@ -7,6 +7,7 @@ matrix (`RbfMatmul.change`); a second derivative, in either mode, is a derivativ
 kernels of their own and O(N) memory.
 """
 
+from gkfast.ops.drift import drift
 from gkfast.ops.kernel_sums import baselines, kernel_sums, kernel_sums_with_gradients, mmd2, mmd2_by_bandwidth
 from gkfast.ops.log_density import log_density, log_density_by_bandwidth, score
 from gkfast.ops.operator import default_precision, differentiated, torch_precision, visible
@@ -17,6 +18,7 @@ __all__ = [
     "baselines",
     "default_precision",
     "differentiated",
+    "drift",
     "kernel_sums",
     "kernel_sums_with_gradients",
     "log_density",

@@ -8,13 +8,14 @@ arrays   arrays within compiled code, and memory for them
 calls, threads, pool, memory   who runs which rows, in what memory
 compiled, passes, library      how code is compiled
 processor, disk, precompile    for which processors, where it is kept, all of it beforehand
-rbf, rbf_matmul, log_density, kernel_sums   the operations; small_sets: kernel_sums of many tiny problems;
+rbf, rbf_matmul, log_density, kernel_sums, drift   the operations; small_sets: kernel_sums of many tiny problems;
     baselines: where some of their sums take k - 1
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).
 """
 
 from .baselines import baselines
+from .drift import drift
 from .kernel_sums import kernel_sums, kernel_sums_with_gradients, mmd2, mmd2_by_bandwidth
 from .log_density import log_density, log_density_by_bandwidth, score
 from .rbf import rbf, rbf_backward
@@ -22,6 +23,7 @@ from .rbf_matmul import rbf_matmul, rbf_matmul_backward
 
 __all__ = [
     "baselines",
+    "drift",
     "kernel_sums",
     "kernel_sums_with_gradients",
     "log_density",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .calls import only_compiling
+from .drift import drift
 from .gradients import adding, pulling
 from .kernel_sums import kernel_sums_with_gradients
 from .log_density import log_density, score
@@ -56,5 +57,6 @@ def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
         "log_density": lambda: log_density(x, x, one, one, row_weights, leave_one_out=False, in_float64=False),
         "rbf gradient": lambda: rbf_backward(v @ v.mT, x, x, one, one, wants=yes[:4]),
         "rbf_matmul gradient": lambda: rbf_matmul_backward(v, x, x, v, one, one, wants=yes[:5]),
+        "drift": lambda: drift(x, x, x, one, row_weights, row_weights, powers=(0.5, 0.5), skip_diagonal=True),
         "score": lambda: score(x, x, one, one, row_weights, leave_one_out=False),
     }

@@ -1,0 +1,250 @@
+"""A kernel on the outputs of an encoder: the user's, or an autoencoder that is trained first."""
+
+import json
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import gkfast
+from gkfast.gan import checkpoint, config, encoder, loop, networks, run
+from gkfast.gan.checkpoint import Signals, Stopped
+from gkfast.gan.config import Config
+from gkfast.gan.data import Data
+from gkfast.gan.objectives import Objective, objective
+from gkfast.gan.train import Training
+
+ROWS = torch.rand(96, 36, generator=torch.Generator().manual_seed(0)).square()
+
+
+def small(**options):
+    return Data("mine", ROWS[:64], ROWS[64:80], ROWS[80:], (6, 6), unit_range=True, **options)
+
+
+def settings(**options):
+    return Config.from_settings(
+        **{
+            **{"data": "mine", "loss": "rpgan+mmd", "steps": 8, "batch": 16, "space": "encoder", "units": 16},
+            **{"encoder_steps": 10, "code": 3, "code_steps": 9, "code_batch": 32, "ema": 0.9, "r1": 0.1, "r2": 0.1},
+            **options,
+        }
+    )
+
+
+def made(folder, **options):
+    folder.mkdir(exist_ok=True)
+    resume, signals = options.pop("resume", False), options.pop("signals", None)
+    return run.run(small(), folder, settings(**options), resume=resume, signals=signals, progress=False)
+
+
+class Pyramid(nn.Module):
+    """Images -> two layers, of other shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        # images come with channels first
+        assert x.shape[1:] == (1, 6, 6)
+        return x * self.scale, x.mean((2, 3)) * self.scale
+
+
+def pyramid():
+    return Pyramid()
+
+
+def no_module():
+    return 3
+
+
+def of_all_rows():
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean().reshape(1, 1)
+
+    return Mean()
+
+
+def test_an_autoencoder_learns_to_give_back_the_data():
+    mine = small()
+    net = encoder.autoencoder(mine, settings(units=64))
+    layers = net(mine.train)
+    assert [layer.shape for layer in layers] == [(64, 64), (64, 64), (64, 3)]
+    training = encoder.AutoencoderTraining(net, mine.train, settings(steps=300, generator_rate=3e-3).recipe, 0.05)
+    loop.take_steps(training)
+    first, last = (training.history[k]["reconstruction"] for k in (0, -1))
+    assert last < 0.9 * first
+    # a code of a batch has mean 0 and variance 1, and so has that of all rows, nearly
+    code = networks.sample(net, mine.train)[-1]
+    torch.testing.assert_close(code.mean(0), torch.zeros(3), rtol=0, atol=0.3)
+    torch.testing.assert_close(code.std(0), torch.ones(3), rtol=0, atol=0.3)
+
+
+def test_a_reconstruction_loss_is_summed_over_numbers():
+    mine = small()
+    net = encoder.autoencoder(mine, settings()).eval()
+    x, noise = mine.train[:5], torch.full((5, 3), 0.5)
+    p = net.decode(net(x)[-1] + 0.5)
+    by_hand = -(x * p.log() + (1 - x) * (1 - p).log()).sum() / 5
+    torch.testing.assert_close(net.reconstruction_loss(x, noise), by_hand)
+
+
+def test_the_term_of_layers_is_the_mean_of_mmds():
+    x, y = ([torch.randn(9, 3) + k, torch.randn(9, 5) + k] for k in range(2))
+    term = objective("mmd", [[1.0], [0.5, 2.0]], encoder=nn.Identity()).kernel
+    first = gkfast.mmd2(x[0], y[0], 1.0)
+    second = (gkfast.mmd2(x[1], y[1], 0.5) + gkfast.mmd2(x[1], y[1], 2.0)) / 2
+    torch.testing.assert_close(term(x, y), (first + second) / 2)
+
+
+def test_bandwidths_are_of_each_layer_by_its_rule():
+    mine = small()
+    layers = {"compared": [1, 0], "rules": ["mean", "median"], "ladders": [[1.0], [0.5, 2]]}
+    chosen = settings(encoder=f"{__name__}:pyramid", code_steps=0, **layers)
+    sigma = run.encoder_bandwidths(encoder.load(chosen, mine), mine, chosen)
+    mean = float(gkfast.mean_sigma(2 * mine.train.mean(1, keepdim=True)))
+    median = float(gkfast.median_sigma(2 * mine.train))
+    assert sigma[0] == pytest.approx([mean], rel=1e-5)
+    assert sigma[1] == pytest.approx([0.5 * median, 2 * median], rel=1e-5)
+
+
+def test_the_encoder_is_frozen_and_the_gradient_passes_through_it():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+    frozen = encoder.Encoder(net, [-1])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    y = torch.randn(64, 2)
+    G = nn.Linear(3, 2)
+    weights = G.weight.detach().clone()
+    goal = objective("mmd", [[1.0]], encoder=frozen)
+    recipe = config.Recipe(steps=4, batch=16, noise_dim=2)
+    training = Training(G, nn.Linear(2, 1), y, goal, recipe, sigma=[1.0])
+    # the outputs for real rows are computed once
+    torch.testing.assert_close(training.real_outputs[0], frozen(y)[0])
+    result = training.run()
+    assert not torch.equal(G.weight, weights)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    assert result.history[-1]["kernel_term"] > 0
+
+
+def test_a_run_has_its_stages_in_order_and_counts_their_time(tmp_path):
+    summary = made(tmp_path / "run")
+    folder = tmp_path / "run"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(line["run"] for line in lines)) == ["encoder", "codes", "rpgan+mmd", "rpgan"]
+    of = {name: [line for line in lines if line["run"] == name] for name in ("encoder", "codes", "rpgan+mmd")}
+    assert [rows[-1]["step"] for rows in of.values()] == [10, 9, 8]
+    seconds = [rows[-1]["seconds"] for rows in of.values()]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] == summary["seconds"]
+    assert summary["encoder_seconds"] == seconds[0]
+    assert summary["code_seconds"] == pytest.approx(seconds[1] - seconds[0])
+    assert "encoder_seconds" not in summary["control"]
+    assert len(summary["encoder_sigma"][0]) == 5
+    page = (folder / "report.html").read_text()
+    assert "an autoencoder with a code of 3" in page
+    # the generator can be made again
+    generator, _ = run.build(small(), settings())
+    generator.load_state_dict(torch.load(folder / "generator.pt", weights_only=True))
+
+
+def test_the_generator_begins_as_the_decoder_on_matched_codes(tmp_path):
+    mine, chosen = small(), settings(code_steps=300, encoder_steps=300, steps=1, generator_rate=1e-3, control=False)
+    (tmp_path / "run").mkdir()
+    run.run(mine, tmp_path / "run", chosen, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    codes = [line["mmd2"] for line in lines if line["run"] == "codes"]
+    assert codes[-1] < 0.5 * codes[0]
+    saved = torch.load(tmp_path / "run" / "generator.pt", weights_only=True)
+    state = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints" / "encoder").load()
+    # a step of Adam moves a weight by its rate at most
+    for name, value in saved.items():
+        if name.startswith("1."):
+            decoder = state["autoencoder"][f"decode.{name.removeprefix('1.')}"]
+            torch.testing.assert_close(value, decoder, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("stage", [encoder.AutoencoderTraining, Training])
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, stage, step):
+    whole = made(tmp_path / "whole")
+    advance, before = stage.advance, signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def advancing(training):
+        record = advance(training)
+        if training.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return record
+
+    with monkeypatch.context() as patch, Signals() as signals:
+        patch.setattr(stage, "advance", advancing)
+        with pytest.raises(Stopped, match=f"at step {step}, which is saved"):
+            made(tmp_path / "cut", signals=signals)
+    signal.signal(signal.SIGINT, before)
+    torch.manual_seed(77)
+    cut = made(tmp_path / "cut", resume=True)
+    timed = {"seconds", "encoder_seconds", "code_seconds", "control"}
+    assert {k: v for k, v in whole.items() if k not in timed} == {k: v for k, v in cut.items() if k not in timed}
+    for name in ("generator", "control"):
+        a, b = (torch.load(tmp_path / run / f"{name}.pt", weights_only=True) for run in ("whole", "cut"))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_an_encoder_of_ones_own(tmp_path):
+    own = f"{__name__}:pyramid"
+    summary = made(tmp_path / "run", encoder=own, code_steps=0, compared=[0, -1], steps=3)
+    assert "code_seconds" not in summary
+    assert len(summary["encoder_sigma"]) == 2
+    assert own in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "nowhere:x"}, r"--encoder must be module:function, .* got 'nowhere:x' \(No module"),
+        ({"encoder": f"{__name__}:none"}, "--encoder must be module:function"),
+        ({"encoder": "json"}, "--encoder must be module:function"),
+        ({"encoder": f"{__name__}:no_module"}, "--encoder must return a torch.nn.Module, got 3"),
+        ({"encoder": f"{__name__}:pyramid", "compared": [2]}, r"list of tensors that has the layers \[2\]"),
+        ({"encoder": f"{__name__}:of_all_rows"}, "must return a row of floating-point numbers for each sample"),
+    ],
+)
+def test_a_wrong_encoder_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.load(settings(code_steps=0, **options), small())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "a:b"}, "code_steps must be 0 with an encoder of your own"),
+        ({"encoder_steps": 0}, "encoder_steps must be at least 1 without an encoder"),
+        ({"loss": "rpgan"}, 'space must be "data" for a loss without a kernel term, got "encoder" with rpgan'),
+        ({"compared": []}, "compared must have a layer at least"),
+        ({"ladders": [[1.0], [2.0]]}, "ladders must have one for each of the 1 compared layers, got 2"),
+        ({"rules": ["widest"]}, "rules must be median, mean"),
+        ({"ladders": [[-1.0]]}, "ladders must be positive finite numbers"),
+        ({"compared": [0.5]}, "compared must be a whole number"),
+    ],
+)
+def test_wrong_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**options)
+
+
+def test_settings_of_an_encoder_on_the_command_line():
+    chosen = config.resolve(None, {"data": "mnist", "encoder": "a:b"}, ["compared=[0, 1]", "ladders=[[1],[2,3]]"])
+    assert (chosen.space, chosen.code_steps, chosen.compared) == ("encoder", 0, [0, 1])
+    assert chosen.ladders == [[1.0], [2.0, 3.0]]
+    # what was printed is read back
+    assert (
+        Config.from_settings(**config.tomllib.loads(config.as_toml(chosen)), lam=chosen.lam).ladders == chosen.ladders
+    )
+    # an adversary alone needs none
+    assert config.resolve(None, {"data": "mnist", "loss": "rpgan"}, []).space == "data"
+
+
+def test_an_encoder_must_be_a_module():
+    with pytest.raises(TypeError, match=r"encoder must be a torch.nn.Module or None, got"):
+        Objective(encoder=lambda x: [x])
