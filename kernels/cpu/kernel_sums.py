@@ -42,6 +42,7 @@ def kernel_sums_with_gradients(
     With scale (B, R, 3): scale_r . sums (B, R), sums (B, 3) float64, gradients (B, R, ...), None where not wanted.
     a or b None: all ones. Where baseline (B, S) is given, or found (less_baselines), sum_s weights_s baseline_s is
     taken from K. A pair within a set is visited once for both its ends, one between the sets once for all gradients.
+    The sum yy is 0, and its pairs are not visited, where scale has no share of it and no gradient to y is wanted.
     """
     (batch, n, dims), m, count, combinations = x.shape, y.shape[1], sigma.shape[1], scale.shape[1]
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
@@ -177,6 +178,10 @@ def _kernel_sums(run, samples, bandwidths, scale, options, limit, results):
     of_x, of_y = Operands(px, px, pa, pa, none, none, none), Operands(py, py, pb, pb, none, none, none)
     xx, xx_rows = make_task(arena, plan, of_x, within, Wants(True, want_a, want_x, want_x, want_parameters))
     yy, yy_rows = make_task(arena, plan, of_y, within, Wants(True, want_b, want_y, want_y, want_parameters))
+    if scale.shape[1] and not (want_b or want_y or want_parameters) and (scale[:, :, 1] == 0).all():
+        # nobody asks for pairs within y
+        yy_rows = 0
+        yy[-1].value[:] = 0
     of_both, between = Operands(px, py, pb, pa, none, none, none), Modes(drop >= 2, less_baseline, False)
     xy, xy_rows = make_task(arena, plan, of_both, between, Wants(True, want_b, want_x, want_y, want_parameters))
     # the longest first, if both sets are equally large: threads that end early then wait less for the last
