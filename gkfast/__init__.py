@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gkfast.density import log_density as log_density
     from gkfast.density import score as score
     from gkfast.drifting import drift as drift
+    from gkfast.embedding import mean_embedding as mean_embedding
     from gkfast.functional import kernel_means as kernel_means
     from gkfast.functional import mmd2 as mmd2
     from gkfast.functional import rbf as rbf
@@ -27,6 +28,7 @@ _PUBLIC = {
     "bandwidth": "mean_sigma median_sigma",
     "density": "log_density score",
     "drifting": "drift",
+    "embedding": "mean_embedding",
     "functional": "kernel_means mmd2 rbf rbf_matmul witness",
     "independence": "hsic",
     "two_sample": "mmd2_and_variance mmd_test",
@@ -38,6 +40,7 @@ _MODULES = (
     "density",
     "distributed",
     "drifting",
+    "embedding",
     "functional",
     "gan",
     "independence",

@@ -420,7 +420,7 @@ def estimator(value: str, x: Array, y: Array, weighted: bool) -> None:
 
 def paired(estimator: object, x: Array, y: Array) -> None:
     """Rows of x and y that belong together, enough for an estimate of their dependence."""
-    _unbiased_or_biased("estimator", estimator)
+    unbiased_or_biased("estimator", estimator)
     some_rows("x", x, 4 if estimator == "unbiased" else 2, f"the {estimator} estimator")
     if x.shape[-2] != y.shape[-2]:
         raise ValueError(
@@ -428,7 +428,7 @@ def paired(estimator: object, x: Array, y: Array) -> None:
         )
 
 
-def _unbiased_or_biased(name: str, value: object) -> None:
+def unbiased_or_biased(name: str, value: object) -> None:
     if not isinstance(value, str) or value not in ("unbiased", "biased"):
         raise ValueError(f"{name} must be unbiased or biased, got {value!r}; unbiased is the usual one")
 
@@ -541,7 +541,7 @@ def permutation_test(estimator: object, permutations: object, seed: object, x: A
 def variance_of_mmd2(variance: object, estimator: object, x: Array, y: Array) -> None:
     """Which estimates of MMD^2 and of its variance, and samples that allow them."""
     for name, value in (("estimator", estimator), ("variance", variance)):
-        _unbiased_or_biased(name, value)
+        unbiased_or_biased(name, value)
     least = 4 if variance == "unbiased" else 2
     for name, sample in (("x", x), ("y", y)):
         some_rows(name, sample, least, "the variance of MMD^2")

@@ -19,6 +19,9 @@ from gkfast.nn_bandwidth import Bandwidth as Bandwidth
 from gkfast.nn_bandwidth import Move, _Bandwidth, _kept, _samples
 from gkfast.nn_bandwidth import mean_weights as mean_weights
 from gkfast.one_step import DriftLoss as DriftLoss
+from gkfast.one_step import FrozenMMDLoss as FrozenMMDLoss
+from gkfast.one_step import LandmarkMMDLoss as LandmarkMMDLoss
+from gkfast.one_step import backward_in_pieces as backward_in_pieces
 
 
 class RBF(torch.nn.Module):

@@ -41,3 +41,32 @@ def powers_of_sums(powers: object) -> None:
             f"powers must be None or two numbers that are not negative, with a sum of at most 1, got {powers!r}; "
             f"(0.5, 0.5) is the paper's"
         )
+
+
+def embedding(data: Array, landmarks: object, method: object, held_out: object, seed: object) -> None:
+    """The arguments of a mean embedding."""
+    checks.points("data", data)
+    if data.ndim != 2:
+        raise ValueError(f"data must be one set of points, (R, D), got {tuple(data.shape)}; call once for each set")
+    checks.some_rows("data", data, 1, "a mean")
+    if checks.is_tensor(landmarks) or isinstance(landmarks, np.ndarray):
+        checks.two_point_sets("data", data, "landmarks", landmarks)
+        checks.some_rows("landmarks", landmarks, 1, "an embedding", "pass some, or how many")
+    else:
+        whole("landmarks", landmarks, 1)
+    if not isinstance(method, str) or method not in ("sample", "kmeans"):
+        raise ValueError(f"method must be sample or kmeans, got {method!r}; sample needs no other package")
+    whole("held_out", held_out, 0)
+    whole("seed", seed, 0)
+
+
+def pieces(values: object) -> None:
+    if not isinstance(values, (list, tuple)) or not values or not all(map(checks.is_tensor, values)):
+        raise TypeError(
+            f"pieces must be a list or tuple of tensors, got {type(values).__name__}; for example z.split(256)"
+        )
+
+
+def whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; pass one")

@@ -69,7 +69,8 @@ def kernel_sums_with_gradients(
     a or b None: all ones. Where baseline (B, S) is given, or found (less_baselines), sum_s weights_s baseline_s is
     taken from K. A pair within a set is visited once for both its ends, one between the sets once for all gradients.
     Without want_sums values and sums have no meaning. by_bandwidth gives the sums of each bandwidth, (B, 3, S), and
-    nothing else.
+    nothing else. The sum yy is 0, and its pairs are not visited, where scale has no share of it and no gradient to y
+    is wanted.
     """
     (batch, n, dims), m, count, combinations = x.shape, y.shape[1], sigma.shape[1], scale.shape[1]
     want_x, want_y, want_a, want_b, want_sigma, want_weights = wants
@@ -233,6 +234,16 @@ def _combine(memory, first, last, scale, k, unit, sums, out):
                 row[start + i] = c_within * within[i] + c_between * others[i]
 
 
+@inner
+def _leaves_out(scale, part):
+    """Whether there are combinations, and none has a share of this sum."""
+    for b in range(scale.shape[0]):
+        for r in range(scale.shape[1]):
+            if scale[b, r, part] != 0:
+                return False
+    return scale.size > 0
+
+
 def _example(dtype):
     x, wide, numbers = np.zeros((1, 1, 1), dtype), np.zeros((1, 1)), np.zeros((1, 1, 1))
     options = 0, True, (Wants(*[False] * 5),) * 3, (Parts(*[0] * 5),) * 3
@@ -255,6 +266,10 @@ def _sums(run, samples, bandwidths, scale, options, limit, results):
     of_x, of_y = Operands(px, px, pa, pa, none, none, none), Operands(py, py, pb, pb, none, none, none)
     xx, xx_rows = make_task(memory, plan, of_x, within, wanted[0], parts[0])
     yy, yy_rows = make_task(memory, plan, of_y, within, wanted[1], parts[1])
+    if _leaves_out(scale, 1) and not (wanted[1].column_value or wanted[1].dx or wanted[1].parameters):
+        # nobody asks for pairs within y
+        yy_rows = 0
+        fill(yy[-1].value, 0)
     of_both = Operands(px, py, pb, pa, none, none, none)
     between = Modes(drop >= 2, less_baseline, False, by_bandwidth)
     xy, xy_rows = make_task(memory, plan, of_both, between, wanted[2], parts[2])
