@@ -1,15 +1,17 @@
 """What the kernel does for a GAN: each data set with its default loss, and the same networks without the kernel.
 
-    python bench/gan_quality.py                              # all data, seeds 0, 1 and 2: about an hour and a half
+    python bench/gan_quality.py                              # all data, seeds 0, 1 and 2: some hours
     python bench/gan_quality.py --data ring --seeds 0,1,2,3,4
+    python bench/gan_quality.py --data mnist --sweep         # the other settings that were tried, one seed each
 
-The controls are the non-saturating GAN and the relativistic pairing GAN with R1 and R2. They have the networks, the
-batches and the seeds of the kernel's run, learning rates that adversaries bear, and as many steps as take the time of
-the kernel's run on a quiet core: the medians of both are measured, so that other programs do not matter. Each run
-trains for at most 3 minutes. Runs live in runs/gan_quality, one after another; what is there is not run again, and
-a run that was cut short goes on. Writes bench/results/gan_quality.csv with a row for each run, gan_quality.md with
-means over the seeds, standard errors and bars, and a picture for each data set. It ends with status 1 where a mean
-misses its bar.
+The controls are the non-saturating GAN and the relativistic pairing GAN with R1 and R2. They have the batches and the
+seeds of the kernel's run, learning rates that adversaries bear (for mnist and stacked-mnist the best of --sweep), and
+as many steps as take the time of the kernel's run on a quiet core, with its encoder and its codes: the median
+processor time of a step of each stage is measured, all of them in turns, so that other programs do not matter. Runs
+live in runs/gan_quality, one after another; what is there is not run again, and a run that was cut short goes on.
+Writes bench/results/gan_quality.csv with a row for each run, gan_quality.md with means over the seeds, their errors
+and bars, and a picture for each data set; for mnist and stacked-mnist also quality over those seconds. It ends with
+status 1 where a mean misses its bar.
 """
 
 import argparse
@@ -17,13 +19,15 @@ import csv
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gkfast.gan import checkpoint, data, metrics, networks, pictures, run, train
+from gkfast.gan import checkpoint, data, encoder, metrics, networks, objectives, pictures, run, train
 from gkfast.gan.config import DEFAULTS, Config, saved
 from gkfast.gan.data import Data, generate_data
 
@@ -35,6 +39,24 @@ _RATES = {"generator_rate": 1e-3, "discriminator_rate": 1e-3, "final_rate": 0.05
 CONTROLS: dict[str, dict[str, Any]] = {
     "gan": {"loss": "gan", "r1": 0.0, "r2": 0.0, **_RATES},
     "rpgan": {"loss": "rpgan", "r1": 0.1, "r2": 0.1, **_RATES},
+}
+
+# where the controls are tuned as the kernel's run is: the best of what bench/results/gan_sweep.csv has
+_BEST = {"loss": "rpgan", "generator_rate": 4e-3, "discriminator_rate": 4e-3, "r1": 1.0, "r2": 1.0}
+TUNED: dict[str, dict[str, dict[str, Any]]] = {"mnist": {"rpgan": _BEST}, "stacked-mnist": {"rpgan": _BEST}}
+_LRS = {
+    f"rpgan-rate-{rate:g}": {**_BEST, "generator_rate": rate, "discriminator_rate": rate} for rate in (1e-3, 2e-3)
+}
+SWEEP: dict[str, dict[str, dict[str, Any]]] = {
+    "mnist": {
+        **_LRS,
+        "rpgan-r-0.1": {**_BEST, "r1": 0.1, "r2": 0.1},
+        # the stages without the kernel in the last one, and its code alone
+        "no-kernel-last": {"lam": 0.0},
+        "code-alone": {"compared": [-1], "ladders": [], "lam": 10.0},
+        "r-1": {"r1": 1.0, "r2": 1.0},
+    },
+    "stacked-mnist": _LRS,
 }
 
 # figure: (whether more is better, what the mean over the seeds shall reach)
@@ -49,8 +71,19 @@ BARS: dict[str, dict[str, tuple[bool, float]]] = {
     "spiral": {"recall": (True, 1.0), "median_distance": (False, 0.022)},
     "digits": {"classes": (True, 10), "class_kl": (False, 0.01), "parzen": (True, 23)},
     "stacked": {"modes": (True, 950), "reverse_kl": (False, 0.2)},
+    # and what `reached` asks in comparison with the controls
+    "mnist": {},
+    "stacked-mnist": {"modes": (True, 1000), "reverse_kl": (False, 0.1)},
 }
 _COMMON = ("mmd2", "p_value", "coverage", "seconds", "steps")
+_FEATURES = ("fid", "kid", "manifold_precision", "manifold_recall", "coverage", "class_kl")
+FIGURES = {name: (*bars, *(_FEATURES if name == "mnist" else ()), *_COMMON) for name, bars in BARS.items()}
+# rounds of steps by which the time of a step is measured
+_ROUNDS, _STEPS = 8, 12
+
+
+def controls(name: str) -> dict[str, dict[str, Any]]:
+    return TUNED.get(name, CONTROLS)
 
 
 def main() -> int:
@@ -58,27 +91,43 @@ def main() -> int:
     parser.add_argument("--data", default=",".join(BARS), help="names with commas between [%(default)s]")
     parser.add_argument("--seeds", default="0,1,2", help="numbers with commas between [%(default)s]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the table goes [bench/results]")
+    parser.add_argument("--sweep", action="store_true", help="run the settings that were tried, not the best ones")
     parser.add_argument("--steps", type=int, help="of the kernel's runs, to try this file out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for name in options.data.split(","):
         real = data.load(name)
-        for seed in map(int, options.seeds.split(",")):
+        tried = SWEEP[name] if options.sweep else controls(name)
+        for seed in [0] if options.sweep else map(int, options.seeds.split(",")):
             config = Config.from_settings(**{**DEFAULTS[name], "data": name, "seed": seed, "control": False})
             if options.steps is not None:
                 config = config.changed(steps=options.steps)
-            kernel = finished(real, config, "kernel")
-            rows.append(row("kernel", config, kernel))
-            for control, settings in CONTROLS.items():
-                other = config.changed(**settings, lam=None, space="data")
-                other = other.changed(steps=equal_steps(real, other, control, seconds_of(config, "kernel")))
-                rows.append(row(control, other, finished(real, other, control)))
-        picture(real, name, options.results)
+            if not options.sweep:
+                rows.append(row("kernel", config, finished(real, config, "kernel")))
+            for kind, settings in tried.items():
+                other = settings_of(config, settings)
+                other = other.changed(steps=equal_steps(real, config, other, kind))
+                rows.append(row(kind, other, finished(real, other, kind)))
         # after each data set, so that nothing is lost
+        if options.sweep:
+            write_csv(rows, options.results / "gan_sweep.csv")
+            continue
+        picture(real, name, options.results)
+        if name in TUNED:
+            lead(name, options.results)
         write_table(rows, options.results)
+    if options.sweep:
+        return 0
     print((options.results / "gan_quality.md").read_text())
     return 0 if all(reached(rows, name) for name in {row["data"] for row in rows}) else 1
+
+
+def settings_of(config: Config, settings: dict[str, Any]) -> Config:
+    """The settings of a control, which has no encoder, or of another run with one."""
+    if objectives.split_name(settings.get("loss", config.loss))[1] is None:
+        settings = {"lam": None, "space": "data", **settings}
+    return config.changed(**settings)
 
 
 def folder_of(config: Config, kind: str) -> Path:
@@ -97,35 +146,66 @@ def finished(real: Data, config: Config, kind: str) -> dict[str, Any]:
     return found
 
 
-def seconds_of(config: Config, kind: str) -> float:
-    """What a finished run would have taken, had every step taken the median time."""
-    lines = (folder_of(config, kind) / "metrics.jsonl").read_text().splitlines()
-    return config.recipe.steps / statistics.median(json.loads(line)["steps_per_second"] for line in lines)
+def equal_steps(real: Data, kernel: Config, other: Config, kind: str) -> int:
+    """How many steps of this run take as long as the kernel's: measured once, and kept for a resumed run."""
+    times = step_times(real, kernel, other, kind)
+    total = sum(times[stage] * steps for stage, steps in stages(kernel).items())
+    before = sum(times[f"own {stage}"] * steps for stage, steps in stages(other).items() if stage != "adversary")
+    return max(100, round((total - before) / times["own adversary"]))
 
 
-def equal_steps(real: Data, config: Config, kind: str, seconds: float) -> int:
-    """How many steps of this loss take as long as the kernel's run: measured once, and kept for a resumed run."""
-    path = folder_of(config, kind) / "equal_steps.json"
-    if path.is_file():
-        return int(json.loads(path.read_text())["steps"])
+def stages(config: Config) -> dict[str, int]:
+    """The steps of each stage."""
+    first = {"encoder": config.encoder_steps, "codes": config.code_steps}
+    own = config.space == "encoder" and not config.encoder
+    return (first if own else {}) | {"adversary": config.recipe.steps}
+
+
+def step_times(real: Data, kernel: Config, other: Config, kind: str) -> dict[str, float]:
+    """The median processor seconds of a step of each stage of the kernel's run and of the other, one thread each."""
+    path = RUNS / f"{kernel.data}-{kind}-step_times.json"
+    if not path.is_file():
+        advance = _stage_steps(real, kernel) | {f"own {k}": step for k, step in _stage_steps(real, other).items()}
+        taken: dict[str, list[float]] = {name: [] for name in advance}
+        for _ in range(_ROUNDS):
+            for name, step in advance.items():
+                for _ in range(_STEPS):
+                    before = time.process_time()
+                    step()
+                    taken[name].append(time.process_time() - before)
+        # the first round compiles and warms up
+        found = {name: statistics.median(seconds[_STEPS:]) for name, seconds in taken.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(path, (json.dumps(found) + "\n").encode())
+    measured: dict[str, float] = json.loads(path.read_text())
+    return measured
+
+
+def _stage_steps(real: Data, config: Config) -> dict[str, Callable[[], Any]]:
+    """A function for each stage that takes one of its steps, of untrained networks."""
+    # many steps: none of the few that are taken is logged or a snapshot
+    long = replace(config.recipe, steps=10**6)
     generator, discriminator = run.build(real, config)
-    objective = run.objective(config, [1.0])
-    training = train.Training(
-        generator, discriminator, real.train, objective, config.recipe, sigma=[1.0], held_out=real.validation
-    )
-    times = []
-    for _ in range(300):
-        before = training.seconds
-        training.advance()
-        times.append(training.seconds - before)
-    steps = max(100, round(seconds / statistics.median(times[50:])))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(path, (json.dumps({"steps": steps}) + "\n").encode())
+    steps: dict[str, Callable[[], Any]] = {}
+    compared, sigma = None, [[1.0]]
+    if "encoder" in stages(config):
+        net = encoder.autoencoder(real, config)
+        steps["encoder"] = encoder.AutoencoderTraining(net, real.train, long, config.code_noise).advance
+        compared = encoder.Encoder(encoder.autoencoder(real, config), config.compared)
+        sigma = run.encoder_bandwidths(compared, real, config)
+        codes = torch.randn(len(real.train), config.code)
+        goal = objectives.objective(config.code_loss, metrics.sigma_by_rule(codes, "median", config.ladder))
+        recipe = replace(long, batch=config.code_batch)
+        steps["codes"] = train.Training(
+            run.build(real, config)[0][0], discriminator, codes, goal, recipe, sigma=[1.0]
+        ).advance
+    goal = run.objective(config, run.bandwidths(real, config), compared, sigma)
+    steps["adversary"] = train.Training(generator, discriminator, real.train, goal, long, sigma=[1.0]).advance
     return steps
 
 
 def row(kind: str, config: Config, found: dict[str, Any]) -> dict[str, Any]:
-    names = dict.fromkeys((*BARS[config.data], "modes", "density", *_COMMON))
+    names = dict.fromkeys((*FIGURES[config.data], "modes", "density", "encoder_seconds", "code_seconds"))
     return {"data": config.data, "run": kind, "loss": config.loss, "seed": config.recipe.seed} | {
         name: found[name] for name in names if name in found
     }
@@ -150,19 +230,27 @@ def reached(rows: Sequence[dict[str, Any]], name: str) -> bool:
     ]
     if name == "stacked":
         good.append(found["modes"][0] >= means(rows, name, "gan")["modes"][0] + 200)
+    if name == "mnist":
+        value, other = ({k: mean for k, (mean, _) in means(rows, name, kind).items()} for kind in ("kernel", "rpgan"))
+        good += [value["fid"] <= 0.55 * other["fid"], value["manifold_recall"] >= other["manifold_recall"]]
+        good += [value[figure] >= other[figure] - 0.03 for figure in ("manifold_precision", "coverage")]
     return all(good)
 
 
-def write_table(rows: Sequence[dict[str, Any]], results: Path) -> None:
-    results.mkdir(parents=True, exist_ok=True)
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(figure for row in rows for figure in row))
-    with open(results / "gan_quality.csv", "w", newline="") as file:
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_table(rows: Sequence[dict[str, Any]], results: Path) -> None:
+    write_csv(rows, results / "gan_quality.csv")
     lines = []
     for name in dict.fromkeys(row["data"] for row in rows):
-        figures = list(dict.fromkeys((*BARS[name], *_COMMON)))
+        figures = list(dict.fromkeys(FIGURES[name]))
         seeds = len({row["seed"] for row in rows if row["data"] == name})
         lines += [
             f"**{name}**, {seeds} seeds, mean ± standard error",
@@ -170,7 +258,7 @@ def write_table(rows: Sequence[dict[str, Any]], results: Path) -> None:
             f"| run | {' | '.join(figures)} |",
             "|---|" + "---|" * len(figures),
         ]
-        for kind in ("kernel", *CONTROLS):
+        for kind in ("kernel", *controls(name)):
             found = means(rows, name, kind)
             loss = next(row["loss"] for row in rows if row["data"] == name and row["run"] == kind)
             cells = [f"{found[figure][0]:.4g} ± {found[figure][1]:.1g}" for figure in figures]
@@ -188,7 +276,7 @@ def picture(real: Data, name: str, results: Path) -> None:
     """Real samples and those of the three runs of the first seed, side by side."""
     results.mkdir(parents=True, exist_ok=True)
     samples = {}
-    for kind in ("kernel", *CONTROLS):
+    for kind in ("kernel", *controls(name)):
         folder = min(RUNS.glob(f"{name}-{kind}-*/generator.pt")).parent
         config = Config.from_settings(**saved(folder))
         generator, _ = run.build(real, config)
@@ -197,6 +285,38 @@ def picture(real: Data, name: str, results: Path) -> None:
         samples[config.loss] = networks.sample(generator, noise)
     drawn = pictures.png(pictures.samples_figure(real, samples))
     checkpoint.write(results / f"gan-{name}.png", drawn)
+
+
+def lead(name: str, results: Path) -> None:
+    """Quality over the seconds of a quiet core, all stages counted, of every seed."""
+    curves: dict[str, list[list[dict[str, float]]]] = {}
+    times = json.loads((RUNS / f"{name}-rpgan-step_times.json").read_text())
+    for path in sorted(RUNS.glob(f"{name}-rpgan-[0-9]*/metrics.json")):
+        seed = path.parent.name.rpartition("-")[2]
+        for kind in ("kernel", "rpgan"):
+            summary = json.loads((RUNS / f"{name}-{kind}-{seed}" / "metrics.json").read_text())
+            records = summary["quality"][summary["loss"]]
+            found = _on_quiet_seconds(records, summary, times, "" if kind == "kernel" else "own ")
+            curves.setdefault(summary["loss"], []).append(found)
+    checkpoint.write(results / f"gan-{name}-lead.png", pictures.png(pictures.quality_figure(curves)))
+
+
+def _on_quiet_seconds(
+    records: list[dict[str, Any]], summary: dict[str, Any], times: dict[str, float], own: str
+) -> list[dict[str, float]]:
+    """The records of a run with the seconds that its steps take on a quiet core."""
+    first = {"encoder": summary["encoder_steps"], "codes": summary["code_steps"]}
+    first = first if "encoder_seconds" in summary else {}
+    spent = {stage: times[f"{own}{stage}"] * steps for stage, steps in first.items()}
+    begin = {"codes": spent.get("encoder", 0.0)}
+    return [
+        {
+            **record,
+            "seconds": begin.get(record["stage"], sum(spent.values()))
+            + record["step"] * times[f"{own}{'codes' if record['stage'] == 'codes' else 'adversary'}"],
+        }
+        for record in records
+    ]
 
 
 if __name__ == "__main__":

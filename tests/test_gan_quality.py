@@ -5,6 +5,8 @@ import csv
 import pytest
 
 from bench import gan_quality, gan_steps
+from gkfast.gan import data
+from gkfast.gan.config import Config
 
 
 def rows(kernel_modes, gan_modes):
@@ -49,6 +51,57 @@ def test_the_table_has_every_run_and_every_bar(tmp_path):
     assert "**stacked**, 3 seeds, mean ± standard error" in text
     assert "| mmd | 990 ± 6 | 0.1 ± 0 |" in text
     assert "| bar | at least 950 | at most 0.2 |" in text
+
+
+def test_mnist_is_asked_for_a_lead_over_the_control():
+    def mnist(fid, recall=0.9, precision=0.9, coverage=0.8):
+        runs = {"kernel": (fid, recall, precision, coverage), "rpgan": (40.0, 0.9, 0.9, 0.8)}
+        names = ("fid", "manifold_recall", "manifold_precision", "coverage")
+        return [
+            {"data": "mnist", "run": kind, "seed": 0} | dict(zip(names, values, strict=True))
+            for kind, values in runs.items()
+        ]
+
+    assert gan_quality.reached(mnist(22.0), "mnist")
+    assert gan_quality.reached(mnist(22.0, precision=0.875), "mnist")
+    assert not gan_quality.reached(mnist(22.1), "mnist")
+    assert not gan_quality.reached(mnist(20.0, recall=0.89), "mnist")
+    assert not gan_quality.reached(mnist(20.0, coverage=0.76), "mnist")
+
+
+def test_equal_time_counts_every_stage(monkeypatch):
+    kernel = Config.from_settings(
+        data="mnist", loss="rpgan+mmd", space="encoder", encoder_steps=100, code_steps=50, steps=300
+    )
+    control = gan_quality.settings_of(kernel, gan_quality.TUNED["mnist"]["rpgan"])
+    assert (control.space, control.lam, control.loss) == ("data", None, "rpgan")
+    assert gan_quality.stages(kernel) == {"encoder": 100, "codes": 50, "adversary": 300}
+    assert gan_quality.stages(control) == {"adversary": 300}
+    times = {"encoder": 0.02, "codes": 0.01, "adversary": 0.06, "own adversary": 0.05}
+    monkeypatch.setattr(gan_quality, "step_times", lambda *_: times)
+    assert gan_quality.equal_steps(None, kernel, control, "rpgan") == (2 + 0.5 + 18) / 0.05
+    # another run with an encoder pays for it too
+    other = gan_quality.settings_of(kernel, {"lam": 1.0, "code_steps": 0})
+    times |= {"own encoder": 0.02, "own codes": 0.01}
+    assert gan_quality.equal_steps(None, kernel, other, "code") == round((2 + 0.5 + 18 - 2) / 0.05)
+    # quality is drawn over the same seconds
+    records = [{"stage": "codes", "step": 50}, {"stage": "rpgan+mmd", "step": 300}]
+    summary = kernel.settings() | {"encoder_seconds": 1.0}
+    seconds = [row["seconds"] for row in gan_quality._on_quiet_seconds(records, summary, times, "")]
+    assert seconds == [2.5, 20.5]
+
+
+def test_every_stage_is_timed(tmp_path, monkeypatch):
+    for name, value in (("RUNS", tmp_path), ("_ROUNDS", 2), ("_STEPS", 1)):
+        monkeypatch.setattr(gan_quality, name, value)
+    kernel = Config.from_settings(data="digits", loss="rpgan+mmd", space="encoder", batch=16, code=3, code_steps=5)
+    control = gan_quality.settings_of(kernel, {"loss": "rpgan"})
+    times = gan_quality.step_times(data.digits(), kernel, control, "rpgan")
+    assert times.keys() == {"encoder", "codes", "adversary", "own adversary"}
+    assert all(seconds > 0 for seconds in times.values())
+    # and kept
+    monkeypatch.setattr(gan_quality, "_stage_steps", None)
+    assert gan_quality.step_times(None, kernel, control, "rpgan") == times
 
 
 def test_steps_with_and_without_gkfast(monkeypatch):

@@ -32,7 +32,7 @@ class _Range(NamedTuple):
 _RANGES: dict[str, _Range] = {
     **dict.fromkeys(("steps", "layers", "critic_features", "critic_steps", "code", "keep", "threads"), _Range(1)),
     **dict.fromkeys(("batch", "code_batch"), _Range(2)),
-    **dict.fromkeys(("encoder_steps", "code_steps", "control_steps"), _Range(0)),
+    **dict.fromkeys(("encoder_steps", "code_steps", "control_steps", "kernel_rows"), _Range(0)),
     "code_noise": _Range(0),
     "image_size": _Range(4),
     **dict.fromkeys(("units", "noise_dim", "lam", "clip", "checkpoint_every"), _Range(0)),
@@ -44,6 +44,7 @@ _RANGES: dict[str, _Range] = {
 }
 _CHOICES = {
     "space": ("data", "features", "encoder"),
+    "code_loss": ("mmd", "gmmn", "logkde"),
     "network": ("mlp", "dcgan"),
     "precision": ("no", "bf16"),
     "device": ("cpu", "cuda"),
@@ -111,6 +112,9 @@ class Recipe:
     batch: int
     # of generate_data, where no noise is given
     noise_dim: int = 16
+    # real rows that the kernel compares with each batch's samples, where it compares an encoder's outputs, which are
+    # at hand for all rows; 0 for those of the batch
+    kernel_rows: int = 0
     # Adam's learning rates at the start, and the share of them that is left at the end of a cosine; 1 keeps them
     generator_rate: float = 1e-3
     discriminator_rate: float = 1e-3
@@ -168,8 +172,9 @@ class Config:
     encoder_steps: int = 2000
     code: int = 16
     code_noise: float = 0.1
-    # then steps of MMD^2 between the codes of noise and of the data alone, and their batch: a network from noise to
+    # then steps of a kernel loss between the codes of noise and of the data, and their batch: a network from noise to
     # codes, and the decoder behind it, are the generator. With an encoder of the user's there is no decoder: no steps
+    code_loss: str = "mmd"
     code_steps: int = 0
     code_batch: int = 1000
     # which of the encoder's outputs are compared (an autoencoder's are its hidden layers and its code), and for each
@@ -307,7 +312,42 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "final_rate": 0.0,
         "ema": 0.99,
     },
-    "mnist": {"loss": "rpgan+mmd", "r1": 0.1, "r2": 0.1, "batch": 128, "steps": 3000, "units": 512, "ema": 0.999},
+    "mnist": {
+        # the kernel compares an autoencoder's layers: wide bandwidths of the hidden ones, narrow ones of the code
+        "loss": "rpgan+mmd",
+        "lam": 30.0,
+        "space": "encoder",
+        "encoder_steps": 1000,
+        "code_steps": 1000,
+        "ladder": [0.125, 0.25, 0.5, 1.0],
+        "compared": [0, 1, 2],
+        "ladders": [[0.5, 1.0], [0.5, 1.0], [0.125, 0.25, 0.5, 1.0]],
+        "kernel_rows": 1000,
+        "generator_rate": 2e-3,
+        "discriminator_rate": 2e-3,
+        "r1": 0.3,
+        "r2": 0.3,
+        "batch": 128,
+        "steps": 2000,
+        "units": 512,
+        "ema": 0.999,
+    },
+    "stacked-mnist": {
+        # codes are matched in a fraction of the time that an adversary takes
+        "loss": "mmd",
+        "space": "encoder",
+        "encoder_steps": 2500,
+        "code": 48,
+        "code_steps": 2500,
+        "ladder": [0.125, 0.25, 0.5, 1.0],
+        "generator_rate": 2e-3,
+        "discriminator_rate": 2e-3,
+        "batch": 128,
+        "steps": 200,
+        "units": 512,
+        "noise_dim": 32,
+        "ema": 0.999,
+    },
 }
 
 

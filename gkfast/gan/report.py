@@ -114,7 +114,7 @@ def _encoder(summary: Mapping[str, Any]) -> dict[str, str]:
     return {
         "the kernel compares": f"outputs of {summary['encoder'] or own}, frozen",
         "bandwidths there": "; ".join(f"layer {k}: {', '.join(f'{s:.4g}' for s in sigma)}" for k, sigma in layers),
-        "codes": f"matched for {summary['code_steps']} steps, batches of {summary['code_batch']}",
+        "codes": f"matched by {summary['code_loss']} for {summary['code_steps']} steps of {summary['code_batch']}",
     }
 
 

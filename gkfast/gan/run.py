@@ -171,7 +171,7 @@ def _first_stages(shared: _Run, config: Config) -> _Stages:
 
 
 def _train_codes(shared: _Run, config: Config, autoencoder: nn.Module, stages: _Stages) -> None:
-    """Train the generator's first part: MMD^2 between its codes and those of the data."""
+    """Train the generator's first part by a kernel loss between its codes and those of the data."""
     data = shared.data
     assert isinstance(stages.generator, nn.Sequential)
     network, decoder = stages.generator
@@ -184,7 +184,7 @@ def _train_codes(shared: _Run, config: Config, autoencoder: nn.Module, stages: _
         # not asked
         build(data, config)[1].to(config.device),
         train,
-        objectives.objective("mmd", sigma),
+        objectives.objective(config.code_loss, sigma),
         replace(config.recipe, steps=config.code_steps, batch=min(config.code_batch, len(train))),
         sigma=sigma,
         held_out=held_out,

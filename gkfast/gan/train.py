@@ -212,6 +212,9 @@ class Training:
         if objective.kernel is not None:
             if objective.encoder is not None:
                 layers = self._in_precision(objective.encoder, fake)
+                if recipe.kernel_rows:
+                    drawn = torch.randint(len(self.real), (recipe.kernel_rows,), generator=self.rng)
+                    rows = self._rows_of_process(drawn).to(self.device)
                 kernel_term = objective.kernel(layers, [layer[rows] for layer in self.real_outputs])
             elif objective.on_features:
                 kernel_term = objective.kernel(self._features(fake), self._features(real))
