@@ -2,8 +2,8 @@
 
     python examples/domain_adaptation.py
 
-The target images are inverted in part, noisy and darker, and have no labels. One network learns from the labelled source
-alone, the other also pulls the features of both domains together by MMD^2, as DAN and DomainBed do.
+The target images are inverted in part, noisy and darker, and have no labels. One network learns from the labelled
+source alone, the other also pulls the features of both domains together by MMD^2, as DAN and DomainBed do.
 """
 
 import argparse

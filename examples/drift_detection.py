@@ -3,8 +3,8 @@
     python examples/drift_detection.py
 
 Windows of a stream of 4 measurements are compared with a reference by gkfast.mmd_test. From window 12 on the
-correlation of two measurements grows; every mean and every variance stays what it was. Alarms are raised at p below 5 %
-over the number of windows, so that one false alarm in the whole stream has a probability of at most 5 %.
+correlation of two measurements grows; every mean and every variance stays what it was. Alarms are raised at p below
+5 % over the number of windows, so that one false alarm in the whole stream has a probability of at most 5 %.
 """
 
 import argparse

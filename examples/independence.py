@@ -2,8 +2,8 @@
 
     python examples/independence.py
 
-Three kinds of dependence have no correlation at all: a circle, a parabola, and a spread that depends on x. The p-value
-is that of permutations of y; all of them are one batch of gkfast.hsic, and no kernel matrix is stored.
+Three kinds of dependence have no correlation at all: a circle, a parabola, and a spread that depends on x. The
+p-value is that of permutations of y; all of them are one batch of gkfast.hsic, and no kernel matrix is stored.
 """
 
 import argparse

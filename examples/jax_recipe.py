@@ -2,8 +2,9 @@
 
     python examples/jax_recipe.py
 
-JAX hands NumPy arrays to a callback; torch computes value and gradients there in one sweep, and custom_vjp gives them
-back to JAX. First derivatives only. Points are moved by gradient descent on MMD^2 until they are distributed like data.
+JAX hands NumPy arrays to a callback; torch computes value and gradients there in one sweep, and custom_vjp gives
+them back to JAX. First derivatives only. Points are moved by gradient descent on MMD^2 until they are distributed
+like data.
 """
 
 import argparse

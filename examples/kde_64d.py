@@ -2,9 +2,9 @@
 
     python examples/kde_64d.py
 
-The bandwidth is the one that makes left-out training images likeliest. Then the density of held-out digits is compared
-with that of inverted ones, of noise, and of digits shifted by a pixel; the score moves noisy digits uphill. Exact log
-densities in 64 dimensions are near 25 or far below zero, and none of them underflows.
+The bandwidth is the one that makes left-out training images likeliest. Then the density of held-out digits is
+compared with that of inverted ones, of noise, and of digits shifted by a pixel; the score moves noisy digits
+uphill. Exact log densities in 64 dimensions are near 25 or far below zero, and none of them underflows.
 """
 
 import argparse

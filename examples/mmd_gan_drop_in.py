@@ -2,8 +2,9 @@
 
     python examples/mmd_gan_drop_in.py
 
-A generator learns eight modes on a ring from MMD^2 of five bandwidths. The same seed trains it twice: with the mixture
-kernel as MMD-GAN code has it, and with gkfast.mmd2. The table has the time of a step and the loss on held-out data.
+A generator learns eight modes on a ring from MMD^2 of five bandwidths. The same seed trains it twice: with the
+mixture kernel as MMD-GAN code has it, and with gkfast.mmd2. The table has the time of a step and the loss on held-
+out data.
 """
 
 import argparse

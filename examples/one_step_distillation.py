@@ -2,9 +2,9 @@
 
     python examples/one_step_distillation.py
 
-The teacher is a diffusion sampler: it follows the score of ever less noisy data. Of data that are points the score is
-gkfast.score, so nothing is trained for it. The student is a small network, trained by a loss between its samples and
-the teacher's; losses of other kinds go into LOSSES. The table has both times and held-out MMD^2.
+The teacher is a diffusion sampler: it follows the score of ever less noisy data. Of data that are points the score
+is gkfast.score, so nothing is trained for it. The student is a small network, trained by a loss between its samples
+and the teacher's; losses of other kinds go into LOSSES. The table has both times and held-out MMD^2.
 """
 
 import argparse
@@ -19,7 +19,10 @@ import gkfast.nn
 
 # from noise far wider than the data to noise narrower than their details
 NOISE = torch.logspace(0.5, -1.3, 50).tolist()
-LOSSES = {"MMD": gkfast.nn.MMDLoss("median", scales=(0.05, 0.1, 0.2, 0.4, 0.8)), "log ratio": gkfast.nn.KDERatioLoss()}
+LOSSES = {
+    "MMD": gkfast.nn.MMDLoss("median", scales=(0.05, 0.1, 0.2, 0.4, 0.8)),
+    "log ratio": gkfast.nn.KDERatioLoss(),
+}
 
 
 def spirals(n):

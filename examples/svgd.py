@@ -2,9 +2,9 @@
 
     python examples/svgd.py
 
-phi(x_i) = mean_j [ K(x_j, x_i) grad log p(x_j) + grad_{x_j} K(x_j, x_i) ] takes two products with the kernel matrix and
-a row sum, none of which stores it. The target is a mixture on a ring; the table has the particles' MMD^2 to exact
-samples.
+phi(x_i) = mean_j [ K(x_j, x_i) grad log p(x_j) + grad_{x_j} K(x_j, x_i) ] is one product of the kernel matrix with
+five columns, which does not store it. The target is a mixture on a ring; the table has MMD^2 of the particles to
+exact samples.
 """
 
 import argparse

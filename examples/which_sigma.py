@@ -34,7 +34,8 @@ def run(rows=600, factors=25, seed=0):
         sigmas = median * np.geomspace(1 / 300, 30, factors)
         means = [gkfast.kernel_means(x, y, s).xy for s in sigmas]
         found = [gkfast.mmd2_and_variance(x, y, s) for s in sigmas]
-        worth = [float(m.mmd2 / np.sqrt(max(m.variance, 1e-12))) for m in found]
+        # an estimated variance may fall below zero, where there is little to estimate
+        worth = [float(m.mmd2 / np.sqrt(m.variance)) if m.variance > 0 else np.nan for m in found]
         curves[name] = sigmas, np.array(means), np.array(worth), median
     return curves
 
@@ -62,6 +63,6 @@ if __name__ == "__main__":
     curves = run(options.rows)
     print("samples                       median    best sigma   mean kernel value there")
     for name, (sigmas, means, worth, median) in curves.items():
-        best = int(np.argmax(worth))
+        best = int(np.nanargmax(worth))
         print(f"{name:28} {median:7.2f} {sigmas[best]:13.3f} {means[best]:14.3f}")
     draw(curves, options.out / "which_sigma.png")

@@ -29,6 +29,10 @@ def blocks(path):
     return [(m[1], m[2], text.count("\n", 0, m.start(2))) for m in FENCE.finditer(text)]
 
 
+# torch itself warns when it loads its forward-mode rules
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script", "ignore:Skipping serialization of skipfiles_inline_module_allowlist"
+)
 @pytest.mark.parametrize("path", [p for p in PAGES if {"python", "pycon"} & {b[0] for b in blocks(p)}], ids=name_of)
 def test_code_runs(path):
     """The blocks of a page, in order and in one namespace: ```python runs, the output of ```pycon is compared."""

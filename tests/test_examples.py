@@ -1,6 +1,7 @@
 """Every example runs: with tiny settings always, as it is given in the slow tests, which look at what it claims."""
 
 import importlib
+import json
 import os
 import re
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason='needs pip install "gkfast[train]"')
@@ -59,7 +61,13 @@ def test_runs_with_tiny_settings(name, tmp_path):
 def output_of(*command):
     environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning"}
     result = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -136,5 +144,27 @@ def test_students_learn_from_the_teacher():
 @pytest.mark.slow
 def test_narrow_kernels_see_ripples():
     curves = example("which_sigma").run(rows=300, factors=15)
-    best = {name: sigmas[worth.argmax()] / median for name, (sigmas, _, worth, median) in curves.items()}
+    best = {name: sigmas[np.nanargmax(worth)] / median for name, (sigmas, _, worth, median) in curves.items()}
     assert best["a ripple of period 1/4"] < 0.1 < best["a shift by half a deviation"]
+
+
+@pytest.mark.slow
+def test_penalty_holds_the_slope():
+    result = example("witness_penalty").run(steps=150)
+    (without, _), (held, _) = result.values()
+    assert held[-1][1] < 0.8 * without[-1][1]
+
+
+@pytest.mark.slow
+def test_notebook_runs():
+    """The code cells, in order and in one namespace."""
+    cells = [
+        cell for cell in json.loads((FOLDER / "story.ipynb").read_text())["cells"] if cell["cell_type"] == "code"
+    ]
+    assert all(cell["outputs"] for cell in cells), "committed with its outputs"
+    names = {}
+    for k, cell in enumerate(cells):
+        exec(compile("".join(cell["source"]), f"story.ipynb, cell {k}", "exec"), names)
+    assert float(names["test"].p_value) < 0.01
+    assert names["curve"][-1] < 0.02
+    assert max(names["ours"]) < 1e-6 < max(names["plain"])
