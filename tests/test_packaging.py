@@ -143,7 +143,11 @@ def test_kernels_import_nothing_from_above():
 
 
 @pytest.mark.parametrize(
-    "module", ["gkfast.functional", "gkfast.bandwidth", "gkfast.two_sample", "gkfast.nn", "gkfast.distributed"]
+    "module",
+    [
+        f"gkfast.{name}"
+        for name in ["functional", "bandwidth", "two_sample", "drifting", "embedding", "nn", "one_step", "distributed"]
+    ],
 )
 def test_docstring_examples(module):
     failed, tried = doctest.testmod(importlib.import_module(module))
