@@ -300,7 +300,7 @@ def backward_in_pieces(module: torch.nn.Module, pieces: Sequence[Tensor], loss: 
 
     References
     ----------
-    L. Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021, section 3.
+    L. Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021.
 
     Examples
     --------
