@@ -6,7 +6,7 @@ drift: 128 problems of 64 generated samples against 96 real ones and themselves 
 against 4096 and themselves in 256; sigma is a quarter of the median distance. landmarks: value and gradient of
 LandmarkMMDLoss for a batch of 5120, 4096 landmarks, 768 dimensions, against one torch.mm of 5120 x 9216 x 768.
 The two of a row take turns; times are the least, wall-clock and of all cores together: on a machine with other work
-the latter says more. Writes bench/results/one_step.csv.
+the latter says more. With one thread, then with all. Writes bench/results/one_step.csv.
 """
 
 import argparse
@@ -139,14 +139,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
-    found = [*drift_rows(arguments.repeats), *landmark_rows(arguments.repeats)]
+    found = []
+    for threads in sorted({1, torch.get_num_threads()}):
+        torch.set_num_threads(threads)
+        found += [*drift_rows(arguments.repeats), *landmark_rows(arguments.repeats)]
     with open(arguments.out / "one_step.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
         writer.writerows([f"{v:.4g}" if isinstance(v, float) else v for v in r] for r in found)
     for r in found:
         print(
-            f"{r.case:34} {r.rival:13} {r.gkfast_ms:7.1f} {r.rival_ms:7.1f} ms  x{r.ratio:.2f}   "
+            f"{r.threads} {r.case:34} {r.rival:13} {r.gkfast_ms:7.1f} {r.rival_ms:7.1f} ms  x{r.ratio:.2f}   "
             f"CPU {r.gkfast_cpu_ms:7.1f} {r.rival_cpu_ms:7.1f} ms  x{r.cpu_ratio:.2f}   error {r.error:.1e}"
         )
 

@@ -74,10 +74,11 @@ def drift(
 
     Notes
     -----
-    Public implementations differ. The paper's algorithm has powers (1/2, 1/2), exp(-distance / tau) in place of the
-    Gaussian, several tau, each with a field that is divided by its root mean square (`unit_rms`), and adds them. Its
-    definition of the field, and the identity with scores (exact for the Gaussian alone), are powers=None. (1, 0) is a
-    softmax over real and negative samples together.
+    Public implementations differ, and these arguments say how: in what normalises the kernel (rows and columns by the
+    geometric mean of two softmaxes is the default, (1, 0) is one softmax over real and negative samples together, and
+    powers=None the definition by two densities, whose identity with scores is exact for the Gaussian alone), in
+    whether each of several bandwidths' fields is divided by its root mean square (`unit_rms`), in the weights of
+    guidance, and in the kernel: the paper's is exp(-distance / tau), with tau .02, .05 and .2 of the mean distance.
     float32 fields are right to 1e-5 of their norm: where a sample is so far from all others that float32 would not
     do, they are computed in float64, and with precision="highest" always.
     O(S N (M + Q) D) time, O((N + M + Q) D) memory: on the CPU in two sweeps.

@@ -76,7 +76,7 @@ def mean_embedding(
 
     References
     ----------
-    A. Chatalic et al., "Nystrom kernel mean embeddings", ICML 2022, section 3.
+    A. Chatalic et al., "Nystrom kernel mean embeddings", ICML 2022.
 
     Examples
     --------

@@ -220,7 +220,7 @@ class LandmarkMMDLoss(_FrozenSide):
     >>> import torch, gkfast.nn
     >>> data = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     >>> loss = gkfast.nn.LandmarkMMDLoss(data, 1.0, landmarks=50)
-    >>> loss.error < 1e-3, loss(data[:100] + 3).item() > 0.99
+    >>> loss.error < 1e-2, loss(data[:100] + 3).item() > 0.99
     (True, True)
     """
 
@@ -300,7 +300,7 @@ def backward_in_pieces(module: torch.nn.Module, pieces: Sequence[Tensor], loss: 
 
     References
     ----------
-    L. Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021, section 3.
+    L. Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021.
 
     Examples
     --------

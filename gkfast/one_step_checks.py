@@ -39,7 +39,7 @@ def powers_of_sums(powers: object) -> None:
     if len(real) != 2 or not all(real) or not sum(numbers) <= 1:
         raise ValueError(
             f"powers must be None or two numbers that are not negative, with a sum of at most 1, got {powers!r}; "
-            f"(0.5, 0.5) is the paper's"
+            f"(0.5, 0.5) is usual"
         )
 
 

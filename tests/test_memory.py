@@ -29,6 +29,7 @@ CALLS = {
     "rbf_matmul": "gkfast.rbf_matmul(x, x.detach() + 1, x[:, 0], 1.0).sum().backward()",
     "log_density": "gkfast.log_density(x, x.detach() + 1, 1.0).sum().backward()",
     "witness": "gkfast.witness(x, x.detach() + 1, x.detach() - 1, 1.0).sum().backward()",
+    "drift": "gkfast.drift(x.detach(), x.detach() + 1, sigma=1.0)",
     "mmd_test": "gkfast.mmd_test(x, x + 1, 1.0, permutations=20, seed=0)",
 }
 SECOND = {

@@ -142,9 +142,10 @@ def test_kernels_import_nothing_from_above():
         assert not [line for line in imports if "gkfast" in line], path
 
 
-@pytest.mark.parametrize(
-    "module", ["gkfast.functional", "gkfast.bandwidth", "gkfast.two_sample", "gkfast.nn", "gkfast.distributed"]
-)
+FILES = ["functional", "bandwidth", "two_sample", "drifting", "embedding", "nn", "one_step", "distributed"]
+
+
+@pytest.mark.parametrize("module", [f"gkfast.{name}" for name in FILES])
 def test_docstring_examples(module):
     failed, tried = doctest.testmod(importlib.import_module(module))
     assert tried
