@@ -41,7 +41,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "rpgan": {"loss": "rpgan", "r1": 0.1, "r2": 0.1, **_RATES},
 }
 
-# where the controls are tuned as the kernel's run is: the best of what bench/results/gan_sweep.csv has
+# where the controls are tuned as the kernel's run is: the best of what bench/results/gan_search.csv has
 _BEST = {"loss": "rpgan", "generator_rate": 4e-3, "discriminator_rate": 4e-3, "r1": 1.0, "r2": 1.0}
 TUNED: dict[str, dict[str, dict[str, Any]]] = {"mnist": {"rpgan": _BEST}, "stacked-mnist": {"rpgan": _BEST}}
 _LRS = {

@@ -238,11 +238,22 @@ def test_settings_of_an_encoder_on_the_command_line():
     assert (chosen.space, chosen.code_steps, chosen.compared) == ("encoder", 0, [0, 1])
     assert chosen.ladders == [[1.0], [2.0, 3.0]]
     # what was printed is read back
-    assert (
-        Config.from_settings(**config.tomllib.loads(config.as_toml(chosen)), lam=chosen.lam).ladders == chosen.ladders
-    )
+    assert Config.from_settings(**config.tomllib.loads(config.as_toml(chosen))) == chosen
     # an adversary alone needs none
     assert config.resolve(None, {"data": "mnist", "loss": "rpgan"}, []).space == "data"
+
+
+def test_a_wrong_encoder_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(ValueError, match="--encoder must be module:function"):
+        made(tmp_path / "run", encoder="nowhere:x", code_steps=0)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_an_encoder_returns_a_list():
+    goal = objective("mmd", [[1.0]], encoder=nn.Identity())
+    recipe = config.Recipe(steps=4, batch=16, noise_dim=2)
+    with pytest.raises(ValueError, match="encoder must return a list of tensors, got Tensor of shape"):
+        Training(nn.Linear(3, 2), nn.Linear(2, 1), torch.randn(64, 2), goal, recipe, sigma=[1.0])
 
 
 def test_an_encoder_must_be_a_module():

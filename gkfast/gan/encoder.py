@@ -151,6 +151,10 @@ class Encoder(nn.Module):
 def outputs(encoder: nn.Module, rows: Tensor) -> list[Tensor]:
     """An Encoder's outputs for many rows, a thousand at a time."""
     parts = [networks.sample(encoder, some) for some in rows.split(1000)]
+    if not all(isinstance(part, list | tuple) for part in parts):
+        raise ValueError(
+            f"encoder must return a list of tensors, got {checks.shown(parts[0])}; wrap it in gan.encoder.Encoder"
+        )
     return [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
 

@@ -61,6 +61,7 @@ def run(
         configs["control"] = control(config)
     checkpoints = {name: Checkpoints(folder / "checkpoints" / name, config.keep) for name in configs}
     # every refusal comes before the first write
+    own = own_encoder(data, config)
     check_processes(config.recipe.batch, processes.num_processes)
     if resume:
         _check_resumable(data, folder, configs, checkpoints)
@@ -68,7 +69,7 @@ def run(
         _warn_of_narrow(data, config, sigma)
         _write_json(folder / "config.json", {"gkfast": gkfast.__version__, **config.settings()})
     judge = metrics.judge(data)
-    shared = _Run(data, folder, fixed_sigma, judge, resume, signals, progress, main)
+    shared = _Run(data, folder, own, judge, resume, signals, progress, main)
     gans: list[TrainedGan] = []
     for name, gan in configs.items():
         stages = _first_stages(shared, gan)
@@ -106,13 +107,19 @@ def run(
     return summary
 
 
+def own_encoder(data: Data, config: Config) -> encoder.Encoder | None:
+    """The user's encoder, if the kernel compares its outputs."""
+    return encoder.load(config, data) if config.space == "encoder" and config.encoder else None
+
+
 @dataclass
 class _Run:
     """What the stages of a run share."""
 
     data: Data
     folder: Path
-    fixed_sigma: list[float]
+    # the user's
+    encoder: encoder.Encoder | None
     judge: Classifier | None
     resume: bool
     signals: Signals | None
@@ -150,8 +157,8 @@ def _first_stages(shared: _Run, config: Config) -> _Stages:
     generator = build(data, config)[0].to(config.device)
     if config.space != "encoder":
         return _Stages(generator)
-    if config.encoder:
-        own = encoder.load(config, data).to(config.device)
+    if shared.encoder is not None:
+        own = shared.encoder.to(config.device)
         return _Stages(generator, own, encoder_bandwidths(own, data, config))
     autoencoder = encoder.autoencoder(data, config).to(config.device)
     first = encoder.AutoencoderTraining(
@@ -305,6 +312,8 @@ def draw(result: Result, data: Data, config: Config) -> Tensor:
 
 def preview(data: Data, config: Config) -> list[str]:
     """A run before it begins: data, networks, bandwidths and their mean kernel values."""
+    # refused before it is needed
+    own_encoder(data, config)
     sigma = bandwidths(data, config)
     generator, discriminator = build(data, config)
     rng = torch.Generator().manual_seed(config.recipe.seed)
