@@ -61,7 +61,7 @@ def _with_results(module: ModuleType, names: list[str]) -> list[str]:
 def api() -> dict[str, list[str]]:
     """The names on the page of each module, as mkdocstrings finds them."""
     pages = {}
-    for module, names in gkfast._PUBLIC.items():
+    for module, names in sorted(gkfast._PUBLIC.items(), key=lambda page: page[0] != "functional"):
         here = _with_results(import_module(f"gkfast.{module}"), names.split())
         pages[module] = [f"gkfast.{n}" if n in gkfast.__all__ else f"gkfast.{module}.{n}" for n in here]
     for module in gkfast._MODULES:

@@ -4,7 +4,7 @@
 
 The teacher is a diffusion sampler: it follows the score of ever less noisy data. Of data that are points the score
 is gkfast.score, so nothing is trained for it. A student learns the teacher's map from noise to sample, by
-regression on pairs; some of its samples then lie between the moons. A loss between sets moves them onto the data;
+regression on pairs; some of its samples then lie between the moons. A loss between sets draws them to the data;
 losses of other kinds go into LOSSES. The table has the time of sampling and held-out MMD^2.
 """
 

@@ -136,9 +136,9 @@ def test_alignment_helps_the_target():
 @pytest.mark.slow
 def test_students_learn_from_the_teacher():
     result = example("one_step_distillation").run()
-    teacher, *students = result.values()
-    assert all(student[0] < teacher[0] / 5 for student in students)
-    assert min(student[1] for student in students) < 0.05
+    teacher, regression, *with_sets = result.values()
+    assert all(student[0] < teacher[0] / 5 for student in (regression, *with_sets))
+    assert all(student[1] < 0.8 * regression[1] for student in with_sets)
 
 
 @pytest.mark.slow
