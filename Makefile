@@ -39,7 +39,7 @@ offline: $(READY)
 # the site, in build/site; a broken link within it fails
 docs: $(VENV)/.docs-ready
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
-	@echo open build/site/index.html
+	@echo "open build/site/index.html; with search: $(PY) -m http.server -d build/site"
 
 $(VENV)/.docs-ready: $(READY)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[docs]'

@@ -1,6 +1,8 @@
 """Pages that MkDocs builds from the code: the API by the tables of public names, and files outside of docs/."""
 
+import base64
 import inspect
+import json
 import posixpath
 import re
 from functools import cache
@@ -26,6 +28,7 @@ INCLUDED = {
     "kernels/cpu/README.md": "kernels-cpu.md",
     "kernels/gpu/README.md": "kernels-gpu.md",
     "examples/README.md": "examples.md",
+    "examples/story.ipynb": "story.md",
 }
 PICTURES = ("bench/results", "examples/pictures")
 # modules that a user does not call; the GAN side has a page of its own
@@ -58,7 +61,7 @@ def _with_results(module: ModuleType, names: list[str]) -> list[str]:
 def api() -> dict[str, list[str]]:
     """The names on the page of each module, as mkdocstrings finds them."""
     pages = {}
-    for module, names in gkfast._PUBLIC.items():
+    for module, names in sorted(gkfast._PUBLIC.items(), key=lambda page: page[0] != "functional"):
         here = _with_results(import_module(f"gkfast.{module}"), names.split())
         pages[module] = [f"gkfast.{n}" if n in gkfast.__all__ else f"gkfast.{module}.{n}" for n in here]
     for module in gkfast._MODULES:
@@ -98,6 +101,22 @@ def _index() -> str:
     return "\n".join(lines)
 
 
+def notebook(path: Path, folder: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook with its outputs as Markdown, and its pictures by their addresses in `folder`."""
+    parts, pictures = [], {}
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```{{ .python }}\n{source}\n```")
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "stream":
+                parts.append("```text\n" + "".join(output["text"]).rstrip("\n") + "\n```")
+            elif "image/png" in output.get("data", {}):
+                name = f"{folder}/{len(pictures)}.png"
+                pictures[name] = base64.b64decode("".join(output["data"]["image/png"]))
+                parts.append(f"![What the code above draws]({name})")
+    return "\n\n".join(parts) + "\n", pictures
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for entry in config.nav or []:
         if "API" in entry:
@@ -113,7 +132,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for module, names in api().items():
         add(f"api/{module}.md", content=_page(module, names))
     for path, uri in INCLUDED.items():
-        add(uri, abs_src_path=str(ROOT / path))
+        if path.endswith(".ipynb"):
+            text, pictures = notebook(ROOT / path, f"pictures/{Path(path).stem}")
+            add(uri, content=text)
+            for name, content in pictures.items():
+                add(name, content=content)
+        else:
+            add(uri, abs_src_path=str(ROOT / path))
     for folder in PICTURES:
         for picture in sorted((ROOT / folder).glob("*.png")):
             add(f"pictures/{folder}/{picture.name}", abs_src_path=str(picture))

@@ -63,7 +63,7 @@ def run(steps=300, batch=128, seed=0):
     for name, weight in (("without penalty", 0.0), ("with penalty", 1.0)):
         critic, way = train(weight, steps, batch, seed)
         with torch.no_grad():
-            result[name] = way, witness(critic, grid, real(1000), fake(1000)).reshape(80, 80).T
+            result[name] = way, witness(critic, grid, real(1000), fake(1000)).reshape(80, 80).T.numpy()
     return result
 
 

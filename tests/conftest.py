@@ -60,6 +60,8 @@ LONGEST = (
     "test_distributed",
     "test_device",
     "test_disk",
+    "test_examples",
+    "test_docs",
 )
 
 

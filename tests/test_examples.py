@@ -74,7 +74,7 @@ def output_of(*command):
 
 
 def losses(text):
-    return [float(loss) for loss in re.findall(r"^ *\d+ +(\S+)$", text, re.MULTILINE)]
+    return [float(loss) for loss in re.findall(r"^ *\d+ +(\d+\.\d+)$", text, re.MULTILINE)]
 
 
 @pytest.mark.slow
@@ -136,9 +136,9 @@ def test_alignment_helps_the_target():
 @pytest.mark.slow
 def test_students_learn_from_the_teacher():
     result = example("one_step_distillation").run()
-    teacher, *students = result.values()
-    assert all(student[0] < teacher[0] / 5 for student in students)
-    assert min(student[1] for student in students) < 0.05
+    teacher, regression, *with_sets = result.values()
+    assert all(student[0] < teacher[0] / 5 for student in (regression, *with_sets))
+    assert all(student[1] < 0.8 * regression[1] for student in with_sets)
 
 
 @pytest.mark.slow
@@ -150,9 +150,9 @@ def test_narrow_kernels_see_ripples():
 
 @pytest.mark.slow
 def test_penalty_holds_the_slope():
-    result = example("witness_penalty").run(steps=150)
+    result = example("witness_penalty").run()
     (without, _), (held, _) = result.values()
-    assert held[-1][1] < 0.8 * without[-1][1]
+    assert held[-1][1] < 0.6 * without[-1][1]
 
 
 @pytest.mark.slow
@@ -166,5 +166,5 @@ def test_notebook_runs():
     for k, cell in enumerate(cells):
         exec(compile("".join(cell["source"]), f"story.ipynb, cell {k}", "exec"), names)
     assert float(names["test"].p_value) < 0.01
-    assert names["curve"][-1] < 0.02
+    assert names["curve"][-1] < 0.05
     assert max(names["ours"]) < 1e-6 < max(names["plain"])
