@@ -36,9 +36,9 @@ offline: $(READY)
 		PYTHONPATH=$(VENV)/other/$$wanted $(PY) bench/offline.py $(OFFLINE) || failed=1; \
 	done; exit $$failed
 
-# the site, in build/site; a broken link within it fails
+# the site, in build/site; a broken link within it fails (with --quiet it would not: strict counts what is shown)
 docs: $(VENV)/.docs-ready
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "open build/site/index.html; with search: $(PY) -m http.server -d build/site"
 
 $(VENV)/.docs-ready: $(READY)

@@ -139,6 +139,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 add(name, content=content)
         else:
             add(uri, abs_src_path=str(ROOT / path))
+    for script in sorted((ROOT / "examples").glob("*.py")):
+        add(f"examples/{script.stem}.md", content=f"# {script.stem}\n\n```{{ .python }}\n{script.read_text()}```\n")
     for folder in PICTURES:
         for picture in sorted((ROOT / folder).glob("*.png")):
             add(f"pictures/{folder}/{picture.name}", abs_src_path=str(picture))
@@ -180,4 +182,6 @@ def _uri(path: str) -> str | None:
         return path.removeprefix("docs/")
     if any(path.startswith(folder + "/") and path.endswith(".png") for folder in PICTURES):
         return f"pictures/{path}"
+    if path.startswith("examples/") and path.endswith(".py"):
+        return path.removesuffix(".py") + ".md"
     return INCLUDED.get(path)
