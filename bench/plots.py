@@ -11,7 +11,7 @@ from pathlib import Path
 from bench import rows
 from bench.rows import ONE_THREAD, Row
 
-# 8.3 inches are the README's width
+# 8.3 inches are the width of a page
 _DPI = 180
 _GKFAST = "#c8102e"
 _BOUND = "#8a8a8a"
@@ -54,7 +54,7 @@ def label(rival: str) -> str:
 
 
 def title(row: Row) -> str:
-    """The case as the README names it."""
+    """The case as tables name it."""
     # "out" is said in words; what is float32, M = N, one column or one bandwidth is not said
     parts = [row["op"].replace(" out", ", output given").replace(" gradient", ", value and gradient")]
     if row["op"] == "rbf gradient":

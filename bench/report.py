@@ -1,6 +1,6 @@
 """Plots and tables of a run: `python -m bench.report [ROWS.csv]`, by default this machine's file in bench/results/.
 
-The plots are written beside the file; with --markdown the README's tables are printed instead.
+The plots are written beside the file; with --markdown the tables of docs/guides/rows.md are printed instead.
 """
 
 import argparse
@@ -18,7 +18,7 @@ _COLUMNS = {name: rivals for name, rivals in LEGEND.items() if name != "NumPy"}
 
 
 def markdown(measured: list[Row]) -> str:
-    """The README's tables: ratios, what a call costs, first calls, threads."""
+    """The tables of docs/guides/rows.md: ratios, what a call costs, first calls, threads."""
     own = {row["case"]: row for row in measured if not row["rival"]}
     parts = [_source(measured), _ratios(measured, own), _losses(measured)]
     for table in (_calls, _first_calls, _threads):
@@ -124,7 +124,7 @@ def _table(head: Sequence[str], lines: list[list[str]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("rows", type=Path, nargs="?", metavar="ROWS.csv")
-    parser.add_argument("--markdown", action="store_true", help="print the README's tables, plot nothing")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/guides/rows.md, plot nothing")
     options = parser.parse_args(arguments)
     path = options.rows or RESULTS / f"{machine.name()}.csv"
     with path.open() as file:
