@@ -54,6 +54,7 @@ def pytest_ignore_collect(collection_path, config):
 LONGEST = (
     "test_gpu",
     "test_derivatives",
+    "test_wheel",
     "test_cache",
     "test_bench_gpu",
     "test_cli",

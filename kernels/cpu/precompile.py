@@ -15,7 +15,6 @@ from .mixing import BY_BANDWIDTH, MIXING, make_coefficients, reading
 from .rbf import rbf, rbf_backward
 from .rbf_matmul import rbf_matmul, rbf_matmul_backward
 
-# most of the time goes to what comes first in a dtype
 DTYPES = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -26,7 +25,7 @@ def parts() -> list[tuple[str, Callable[[], Any]]]:
 
 def compile_everything() -> Iterator[str]:
     """Compiles part by part, and says which has been done."""
-    # results stay what they were in memory
+    # without the calls, Python goes on with results of undefined content
     with only_compiling(), np.errstate(all="ignore"):
         for name, part in parts():
             part()
