@@ -124,7 +124,9 @@ def _table(head: Sequence[str], lines: list[list[str]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("rows", type=Path, nargs="?", metavar="ROWS.csv")
-    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/guides/rows.md, plot nothing")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the tables of docs/guides/rows.md, plot nothing"
+    )
     options = parser.parse_args(arguments)
     path = options.rows or RESULTS / f"{machine.name()}.csv"
     with path.open() as file:

@@ -86,7 +86,7 @@ def test_info_and_compile_without_numbas_compiler():
     assert "precision" in result.stdout
     result = run(call.format("compile"), NUMBA_DISABLE_JIT="1")
     assert result.returncode == 2
-    assert result.stderr.startswith("gkfast: NUMBA_DISABLE_JIT must be unset")
+    assert result.stderr.startswith("gkfast compile: NUMBA_DISABLE_JIT must be unset")
     assert len(result.stderr.splitlines()) == 1
 
 
