@@ -237,9 +237,8 @@ LAUNCHES = {
     "rbf of x with itself": ((1, 2), (2, 3), (2, 3)),
     "rbf_matmul of a column": ((2, 2), (3, 3), (3, 4)),
     "rbf_matmul of three columns": ((2, 3), (3, 4), (3, 5)),
-    # one that finds where k - 1 is summed
-    "mmd2": ((3, 0), (4, 0), (5, 0)),
-    "kernel_means": ((2, 0), (3, 0), (4, 0)),
+    "mmd2": ((2, 0), (2, 0), (4, 0)),
+    "kernel_means": ((2, 0), (2, 0), (4, 0)),
     "log_density": ((2, 2), (3, 3), (3, 4)),
     "log_density, high": ((2, 2), (3, 3), (3, 4)),
 }

@@ -34,10 +34,10 @@ def kernel_sums(x, y, a, b, sigma, weights, *, drop):
     return kernel_sums_with_gradients(no_scale, x, y, a, b, sigma, weights, drop=drop, wants=wants)[1]
 
 
-def mmd2(scale, x, y, a, b, sigma, weights, *, drop):
+def mmd2(scale, x, y, a, b, sigma, weights, baseline=None, *, drop):
     """scale . kernel_sums of K - sum_s weights_s baseline_s, (B,). See gkfast.mmd2."""
-    options = {"drop": drop, "less_baselines": True, "wants": (False,) * 6}
-    return kernel_sums_with_gradients(scale[:, None], x, y, a, b, sigma, weights, **options)[0][:, 0]
+    options = {"drop": drop, "less_baselines": baseline is None, "wants": (False,) * 6}
+    return kernel_sums_with_gradients(scale[:, None], x, y, a, b, sigma, weights, baseline, **options)[0][:, 0]
 
 
 def mmd2_by_bandwidth(scale, x, y, a, b, sigma, *, drop):
