@@ -63,8 +63,8 @@ def log_density(
     those are right to 3e-6 of 1 + the mean exponent + |log p| unless `precision` is "highest". On a GPU `precision`
     holds for derivatives too.
     O(N M (D + S)) time, O(N + M) memory besides copies of the data. Gradients of every order; the first is `score`.
-    By bandwidth all values come from one sweep over the distances, in O(N S) memory; their derivatives take one
-    sweep for each bandwidth.
+    By bandwidth all values come from one sweep over the distances, in O(N S) memory; their gradients from another, or
+    two where what arrives has both signs; higher derivatives take one for each bandwidth.
 
     References
     ----------

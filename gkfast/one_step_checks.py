@@ -6,15 +6,14 @@ from gkfast import checks
 from gkfast.checks import Array
 
 
-def drifting(fake: Array, sets: dict[str, Array], powers: object, skip_self: object, unit_rms: object) -> None:
+def drifting(fake: Array, sets: dict[str, Array], powers: object, skip_self: bool, unit_rms: bool) -> None:
     """What a drifting field is made of."""
     for name, value in sets.items():
         checks.two_point_sets("fake", fake, name, value)
         if fake.shape[-2]:
             checks.some_rows(name, value, 1, "a drifting field", "pass some")
-    for name, switch in (("skip_self", skip_self), ("unit_rms", unit_rms)):
-        if not isinstance(switch, (bool, np.bool_)):
-            raise TypeError(f"{name} must be True or False, got {switch!r}; pass a bool")
+    checks.flag("skip_self", skip_self)
+    checks.flag("unit_rms", unit_rms)
     rows = sets["negative"].shape[-2]
     if skip_self and rows < fake.shape[-2]:
         raise ValueError(

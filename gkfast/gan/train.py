@@ -390,10 +390,7 @@ class Training:
         if kernel is not None:
             record["kernel_share"] = min(1.0, speed * kernel_seconds(kernel, see(fake), see(real)))
         # the same rows on every process; of several layers the last one, the code
-        x, y = (
-            seen if isinstance(seen, Tensor) else seen[-1]
-            for seen in map(self._seen_by_the_kernel, (samples, self.held_out))
-        )
+        x, y = (seen if isinstance(seen, Tensor) else seen[-1] for seen in map(see, (samples, self.held_out)))
         term = kernel.terms[-1] if isinstance(kernel, LayersTerm) else kernel
         sigma = term.sigma(x, y) if isinstance(term, KernelTerm) else self.sigma
         record |= metrics.mean_kernels(x, y, sigma)

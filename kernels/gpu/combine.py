@@ -23,11 +23,10 @@ import triton.language as tl
 
 from .distances import cast
 from .numbers import Encoded, Numbers, number, numbers
+from .tile_sums import STRIP
 
 # entries that a sweep combines at a time, by four warps
 BLOCK = 4096
-# rows of the least tile
-_LEAST = tl.constexpr(32)
 
 
 class Scale(NamedTuple):
@@ -59,7 +58,8 @@ class Finish(NamedTuple):
 
 
 def counters_of(rows: int, columns: int) -> int:
-    return 2 * triton.cdiv(max(rows, columns), _LEAST.value) + 1
+    # a tile has a strip at least
+    return 2 * triton.cdiv(max(rows, columns), STRIP) + 1
 
 
 def outputs(
@@ -170,7 +170,7 @@ def finish_sweep(
     BLOCK: tl.constexpr = ASKED.COMBINED
     height = tl.maximum(N, M)
     tiles = tl.cdiv(height, BN)
-    own = finish.counters + b * (2 * tl.cdiv(height, _LEAST) + 1)
+    own = finish.counters + b * (2 * STRIPS + 1)
     # pairings 0 and 2 have rows of x, the others rows of y
     of_y = pairing % 2
     programs = RANGES * (2 if PAIRINGS == 4 else 2 - of_y)

@@ -213,6 +213,7 @@ def _sweep_kernel(
     if TABLE.COUNT == 1:
         value *= tl.load(row.weights).to(tl.float64)
 
+    strips = tl.cdiv(height, _STRIP)
     # the windows before have left sums
     more = PANEL and START > 0
     if ASKED.VALUE and ONE_COLUMN:
@@ -229,13 +230,11 @@ def _sweep_kernel(
         tile_sums.store_pull(pull_ptr, pull, w_sum, rows, coordinates, factor, D, ASKED, VARIANT)
     if (ASKED.TOTAL or ASKED.MOMENTS) and measured:
         # pairings by batch by ranges by strips
-        strips = tl.cdiv(height, _STRIP)
         first = ((pairing * B + b) * RANGES + column_range) * strips
         tile_sums.store_sums(
             sums, row, f, value, kept.sum_k, kept.sum_kd2, frame.square, i0, first, strips, more, S, SP, ASKED, BN
         )
     if ASKED.FINISH:
-        strips = tl.cdiv(height, _STRIP)
         finish_sweep(finish, sums, pairing, b, i0, N, M, D, R, B, RANGES, strips, ASKED, BN)
 
 
