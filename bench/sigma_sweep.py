@@ -1,11 +1,12 @@
-"""What a narrow bandwidth costs: nanoseconds a pair from the median distance to 1/256 of it.
+"""What a narrow bandwidth costs, and data far from the origin: nanoseconds a pair.
 
     python -m bench.sigma_sweep
 
 Kernels far below 1 leave the range of normal numbers, on which arithmetic takes up to 100 times as long where the
 processor is not told to take them for 0. Every operation runs at sigma = median x 1, 1/4, 1/16, 1/64, 1/256 in turns,
-beside plain torch with its exponent clamped, one thread, N = M = 2048, float32; medians of the turns. Writes
-bench/results/MACHINE-sigma.csv.
+beside plain torch with its exponent clamped, one thread, N = M = 2048, float32; medians of the turns. And at
+sigma = median with one half of the points moved by 1000 medians and the other by -1000: distances by the product of
+points would then lose all digits, and differences take their place. Writes bench/results/MACHINE-sigma.csv.
 """
 
 import argparse
@@ -24,14 +25,21 @@ from bench import machine, rivals
 RESULTS = Path(__file__).parent / "results"
 ROWS = 2048
 FACTORS = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
-DIMS = (1, 2, 16, 64, 784)
+DIMS = (1, 2, 16, 64, 128, 256, 784)
+# how far from the origin, in median distances
+FAR = 1000.0
 TURNS = 15
 
 
-def operations(dims: int) -> Iterator[tuple[str, dict[str, Callable[[float], Any]], int]]:
-    """Names, functions of sigma for each library, and how many pairs they visit."""
+def operations(dims: int, away: float) -> Iterator[tuple[str, dict[str, Callable[[float], Any]], int]]:
+    """Names, functions of sigma for each library, and how many pairs they visit.
+
+    Even rows are moved by `away` along the diagonal, odd rows by -away.
+    """
     torch.manual_seed(0)
     x, y, v = torch.randn(ROWS, dims), torch.randn(ROWS, dims), torch.rand(ROWS, 1)
+    sides = away / dims**0.5 * (1 - 2 * (torch.arange(ROWS) % 2)[:, None])
+    x, y = x + sides, y + sides
     out = torch.empty(ROWS, ROWS)
     pairs = ROWS * ROWS
 
@@ -69,31 +77,34 @@ def main() -> None:
     path = options.out or RESULTS / f"{machine.name()}-sigma.csv"
     rows = []
     for dims in DIMS:
-        for name, libraries, pairs in operations(dims):
-            median = float(gkfast.median_sigma(torch.randn(ROWS, dims)))
-            seconds: dict[tuple[str, float], list[float]] = {}
+        median = float(gkfast.median_sigma(torch.randn(ROWS, dims)))
+        cases = [(f"1/{round(1 / f)}", median * f) for f in FACTORS] + [("far", median)]
+        for near, far in zip(operations(dims, 0.0), operations(dims, FAR * median), strict=True):
+            name, libraries, pairs = near
+            seconds: dict[tuple[str, str], list[float]] = {}
             # the slow rival takes a few turns
             for turn in range(options.turns + 1):
-                for library, run in libraries.items():
+                for library in libraries:
                     if library != "gkfast" and turn > max(3, options.turns // 5):
                         continue
-                    for factor in FACTORS:
+                    # each is the first once: what runs after the other library finds the cache cold
+                    for case, sigma in cases[turn % len(cases) :] + cases[: turn % len(cases)]:
+                        run = (far if case == "far" else near)[1][library]
                         start = time.perf_counter()
-                        run(median * factor)
+                        run(sigma)
                         if turn:
-                            seconds.setdefault((library, factor), []).append(time.perf_counter() - start)
+                            seconds.setdefault((library, case), []).append(time.perf_counter() - start)
             for library in libraries:
-                each = [statistics.median(seconds[library, f]) / pairs * 1e9 for f in FACTORS]
+                each = {case: statistics.median(seconds[library, case]) / pairs * 1e9 for case, _ in cases}
+                widest = each["1/1"]
+                worst = max(value for case, value in each.items() if case != "far")
                 print(
                     f"{name:14} D = {dims:3} {library:14} "
-                    + "  ".join(f"{value:6.2f}" for value in each)
-                    + f"   ns a pair; narrowest over widest {max(each) / each[0]:.2f}",
+                    + "  ".join(f"{value:6.2f}" for value in each.values())
+                    + f"   ns a pair; over the widest: narrow {worst / widest:.2f}, far {each['far'] / widest:.2f}",
                     flush=True,
                 )
-                rows += [
-                    (name, dims, library, f"1/{round(1 / f)}", f"{t:.3f}", f"{t / each[0]:.2f}")
-                    for f, t in zip(FACTORS, each, strict=True)
-                ]
+                rows += [(name, dims, library, case, f"{t:.3f}", f"{t / widest:.2f}") for case, t in each.items()]
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("operation", "D", "library", "sigma_over_median", "ns_a_pair", "over_widest"))

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import empty, fill, part, zeros
+from .arrays import empty, fill, part, reshaped, zeros
 from .calls import EXAMPLE_RUN, by_pointer
 from .compiled import inner
 from .points import centre_and_scale, fill_points, make_points
@@ -151,10 +151,12 @@ def _many_near(x, y, b, limit, sample):
     pairs = near = total = squares = 0.0
     lanes = BYTES // 8
     columns, d2 = part(sample, 0, dims * _SAMPLE), part(sample, dims * _SAMPLE, sample.size)
+    numbers = reshaped(y.columns, (y.columns.size,))
     for q in range(_SAMPLE):
         j = (2 * q + 1) * m // (2 * _SAMPLE)
+        at = (b * y.columns.shape[1] + j // width) * dims * width + j % width
         for k in range(dims):
-            columns[k * _SAMPLE + q] = y.columns[b, j // width, k, j % width]
+            columns[k * _SAMPLE + q] = numbers[at + k * width]
     for p in range(_SAMPLE):
         row = x.rows[b, (2 * p + 1) * n // (2 * _SAMPLE)]
         for q in range(0, _SAMPLE, lanes):

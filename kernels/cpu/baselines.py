@@ -4,6 +4,7 @@ import numpy as np
 
 from .arrays import empty, fill
 from .calls import operation
+from .compiled import inner
 from .memory import as_contiguous
 
 
@@ -16,9 +17,15 @@ def baselines(x, y, sigma):
 
 @operation()
 def _baselines(run, x, y, sigma, out):
+    find_baselines(run[2], x, y, sigma, out)
+
+
+@inner
+def find_baselines(memory, x, y, sigma, out):
+    """Fills out as `baselines` does, for compiled code."""
     batch, dims = x.shape[0], x.shape[2]
     # by coordinate, so that the loop becomes vector code
-    sums, squares = empty(run[2], dims, np.float64), empty(run[2], dims, np.float64)
+    sums, squares = empty(memory, dims, np.float64), empty(memory, dims, np.float64)
     for b in range(batch):
         fill(sums, 0)
         fill(squares, 0)

@@ -6,7 +6,7 @@ import numpy as np
 
 from .arrays import copy, empty, fill, part, release, reshaped, zeros
 from .bandwidths import NO_BASELINE, PACKING, limits, pack
-from .baselines import baselines
+from .baselines import find_baselines
 from .blocks import Modes, Operands, Parts, Wants
 from .calls import EXAMPLE_RUN, by_pointer, operation, parallel_for
 from .compiled import inner
@@ -82,7 +82,8 @@ def kernel_sums_with_gradients(
     # to Numba a read-only array is another type
     samples = tuple([u if u.flags.carray else as_contiguous(u) for u in (x, y, a, b)])
     if less_baselines:
-        baseline = baselines(x, y, sigma)
+        # filled by the compiled function
+        baseline = np.empty(sigma.shape)
     numbers = (sigma, weights, NO_BASELINE if baseline is None else baseline, scale)
     *bandwidths, scale = [u if u.flags.carray else as_contiguous(u) for u in numbers]
     gradients = [np.empty((batch, combinations, 0), x.dtype)] * 4
@@ -95,11 +96,14 @@ def kernel_sums_with_gradients(
     order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 3, 2 * count if want_parameters else 0))
     given, less_baseline = (samples, tuple(bandwidths), scale), bandwidths[2].shape[1] > 0
     small = are_small(x, y) and sums.shape[2] == 1 and not (want_a or want_b or want_parameters)
-    if not (small and small_kernel_sums(*given, drop, (want_x, want_y), (values, sums[..., 0], *gradients[:2]))):
+    finds = bool(less_baselines)
+    if not (
+        small and small_kernel_sums(*given, drop, finds, (want_x, want_y), (values, sums[..., 0], *gradients[:2]))
+    ):
         results = (values, sums, order, parameters, tuple(gradients))
         wanted = (want_sums, want_x, want_y, want_a, want_b, want_parameters)
         sweeps = _of_sweeps(x.dtype, tuple(map(bool, wanted)), less_baseline, sums.shape[2] > 1)
-        options = (drop, want_sums, *sweeps)
+        options = (drop, want_sums, finds, *sweeps)
         of_one = (n + m) ** 2 * (dims * (1 + want_x + want_y) + 10 * count)
         if batch >= _LEAST_PROBLEMS and of_one < _LARGE_PROBLEM:
             # its points, twice, and gradients in float64
@@ -246,16 +250,18 @@ def _leaves_out(scale, part):
 
 def _example(dtype):
     x, wide, numbers = np.zeros((1, 1, 1), dtype), np.zeros((1, 1)), np.zeros((1, 1, 1))
-    options = 0, True, (Wants(*[False] * 5),) * 3, (Parts(*[0] * 5),) * 3
+    options = 0, True, True, (Wants(*[False] * 5),) * 3, (Parts(*[0] * 5),) * 3
     results = x[0], numbers, np.zeros((1, 1), np.int64), numbers, (x,) * 4
     return EXAMPLE_RUN, (x, x, x[0], x[0]), (wide,) * 3, numbers, options, limits(dtype, 1, 1, "sum"), results
 
 
 @by_pointer(_example)
 def _sums(run, samples, bandwidths, scale, options, limit, results):
-    (x, y, a, b), (drop, want_sums, wanted, parts) = samples, options
+    (x, y, a, b), (drop, want_sums, finds_baselines, wanted, parts) = samples, options
     values, sums, order, parameters, gradients = results
     pointers, team, memory = run
+    if finds_baselines:
+        find_baselines(memory, x, y, bandwidths[0], bandwidths[2])
     a, b = _or_ones(memory, a, x), _or_ones(memory, b, y)
     plan, (px, py) = pack(run, (x, y), bandwidths, limit, (False, True, True))
     pa, pb = as_points(memory, _one_wide(a)), as_points(memory, _one_wide(b))

@@ -12,6 +12,7 @@ import numpy as np
 
 from .arrays import copy, empty, fill, part, reshaped, zeros
 from .bandwidths import example_plan, limits, plan_of_differences
+from .baselines import find_baselines
 from .blocks import Block, Modes, Steps, Values
 from .calls import operation, parallel_for
 from .compiled import inner
@@ -30,7 +31,7 @@ def are_small(x, y):
     return batch >= _LEAST_PROBLEMS and n + m <= 2 * BYTES // x.itemsize and 0 < dims <= MOST_DIFFERENCES
 
 
-def small_kernel_sums(samples, bandwidths, scale, drop, wants, results):
+def small_kernel_sums(samples, bandwidths, scale, drop, finds_baselines, wants, results):
     """Fills results, values (B, R), sums (B, 3), dx (B, R, N D) and dy; False if a number is extreme.
 
     samples are x, y, a, b as in `kernel_sums_with_gradients`; wants say which of dx and dy are wanted.
@@ -41,7 +42,7 @@ def small_kernel_sums(samples, bandwidths, scale, drop, wants, results):
     wants, less_baseline = tuple(map(bool, wants)), bandwidths[2].shape[1] > 0
     mix = MIXING[False, less_baseline, any(wants)].pointer(x.dtype)
     options = drop, wants, less_baseline, mix
-    return _small_kernel_sums(x.dtype, work, samples, bandwidths, scale, options, limit, results)
+    return _small_kernel_sums(x.dtype, work, samples, bandwidths, finds_baselines, scale, options, limit, results)
 
 
 def _example(dtype):
@@ -156,7 +157,7 @@ def _moderate(points, most):
 
 
 @operation(_sum_problems)
-def _small_kernel_sums(run, samples, bandwidths, scale, options, limit, results):
+def _small_kernel_sums(run, samples, bandwidths, finds_baselines, scale, options, limit, results):
     (x, y, _, _), sigma, ((narrow, usual, _), bounds) = samples, bandwidths[0], limit
     for q in range(sigma.shape[0]):
         for s in range(sigma.shape[1]):
@@ -165,6 +166,8 @@ def _small_kernel_sums(run, samples, bandwidths, scale, options, limit, results)
     most = x.dtype.type(2.0**usual)
     if not (_moderate(x, most) and _moderate(y, most)):
         return False
+    if finds_baselines:
+        find_baselines(run[2], x, y, sigma, bandwidths[2])
     plan = plan_of_differences(run[2], bandwidths, bounds, x.dtype)
     _sum_problems(run[0][0], run[1], (len(x),), ((plan, samples, scale, options, results),))
     return True

@@ -63,8 +63,10 @@ def thread_team(work: int) -> tuple[int, int]:
     It calls entry(data) on that many threads, this one among them, and returns when all have returned. An address of
     0 stands for this thread alone.
     """
+    if work < _LEAST_SERIAL and SERIAL_WORK is None:
+        return 0, 1
     threads = thread_count()
-    if threads == 1 or (work < _LEAST_SERIAL and SERIAL_WORK is None):
+    if threads == 1:
         return 0, 1
     team = _parallel()
     alone = serial_work(team, threads) if SERIAL_WORK is None else SERIAL_WORK
