@@ -64,7 +64,7 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# the wheel is built and imported outside the checkout: the mapping of kernels/ must hold there too.
+# the source distribution and the wheel, which is imported outside the checkout: the mapping of kernels/ must hold there.
 # LEVELS="x86-64-v3 x86-64-v4" compiles the CPU kernels for all processors of these levels into it, which takes half a
 # minute for each: they serve this Python, this Numba and this system, and others compile their own
 LEVELS ?=
@@ -72,7 +72,7 @@ TAGS = $(shell $(PY) -c 'import sys, sysconfig; print("-C--build-option=--python
 wheel: $(READY)
 	rm -rf dist build kernels/cpu/ready-made
 	for level in $(LEVELS); do $(PY) -m gkfast compile --level $$level --into kernels/cpu/ready-made || exit 1; done
-	$(PY) -m build --wheel --no-isolation $(if $(LEVELS),$(TAGS))
+	$(PY) -m build --sdist --wheel --no-isolation $(if $(LEVELS),$(TAGS))
 	rm -rf build kernels/cpu/ready-made
 	rm -rf $(VENV)/outside && mkdir $(VENV)/outside
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/outside dist/gkfast-*.whl

@@ -4,8 +4,10 @@ import doctest
 import importlib
 import math
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -134,6 +136,30 @@ def test_public_names_are_listed_and_documented():
     with pytest.raises(AttributeError, match="module 'gkfast' has no attribute 'rbd'"):
         _ = gkfast.rbd
     assert gkfast.__version__ == "0.1.0"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+def test_the_source_distribution_is_the_checkout(tmp_path):
+    # built from a copy: building leaves files beside what it builds
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    files = {name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()}
+    for name in files:
+        copy = tmp_path / "tree" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy)
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), "tree"]
+    result = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(tmp_path / "gkfast-0.1.0.tar.gz") as archive:
+        found = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {"PKG-INFO", "setup.cfg"}
+    assert {name for name in found if not name.startswith("gkfast.egg-info/")} - made == files
 
 
 def test_kernels_import_nothing_from_above():
