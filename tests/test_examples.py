@@ -11,6 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+import gkfast
+import gkfast.nn
 
 pytest.importorskip("matplotlib", reason='needs pip install "gkfast[train]"')
 
@@ -18,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "examples"
 # arguments of run() that make an example quick
 TINY = {
+    "distilled_digits": {"seconds": 0, "batch": 16, "taught": 60},
     "domain_adaptation": {"steps": 3, "batch": 32},
     "drift_detection": {"windows": 2, "change": 1, "rows": 40, "permutations": 50},
     "independence": {"rows": 30, "permutations": 20},
@@ -139,6 +144,27 @@ def test_students_learn_from_the_teacher():
     teacher, regression, *with_sets = result.values()
     assert all(student[0] < teacher[0] / 5 for student in (regression, *with_sets))
     assert all(student[1] < 0.8 * regression[1] for student in with_sets)
+
+
+def test_plain_losses_of_distilled_digits_are_those_of_gkfast():
+    module = example("distilled_digits")
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 5), torch.randn(80, 5) + 0.3
+    ours = gkfast.drift(x, y, sigma=[1.0, 2.0])
+    assert torch.allclose(module.plain_drift(x, y, [1.0, 2.0]), ours, rtol=1e-3, atol=1e-4 * float(ours.abs().max()))
+    landmarks = gkfast.nn.LandmarkMMDLoss(y, [1.0, 2.0], landmarks=40)
+    numbers = landmarks.numbers
+    plain = module.plain_landmarks(
+        x, landmarks.points, numbers.coefficients.float(), float(numbers.square), [1.0, 2.0]
+    )
+    assert plain.item() == pytest.approx(landmarks(x).item(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_one_step_is_better_than_one_of_the_teacher():
+    result = example("distilled_digits").run(seconds=4.0, batch=512, taught=3000)
+    fids = {name: fid for name, (_, fid, _) in result.items()}
+    assert all(fids[f"{loss}, gkfast"] < 0.3 * fids["teacher, 1 step"] for loss in ("landmark MMD", "drift"))
 
 
 @pytest.mark.slow
