@@ -199,7 +199,7 @@ def _stage_steps(real: Data, config: Config) -> dict[str, Callable[[], Any]]:
         steps["codes"] = train.Training(
             run.build(real, config)[0][0], discriminator, codes, goal, recipe, sigma=[1.0]
         ).advance
-    goal = run.objective(config, run.bandwidths(real, config), compared, sigma)
+    goal = run.objective(config, real.train, run.bandwidths(real, config), compared, sigma)
     steps["adversary"] = train.Training(generator, discriminator, real.train, goal, long, sigma=[1.0]).advance
     return steps
 

@@ -40,7 +40,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     real = data.load(name)
     config = Config.from_settings(**{**DEFAULTS[name], "data": name})
     sigma = run.bandwidths(real, config)
-    objective = run.objective(config, sigma)
+    objective = run.objective(config, real.train, sigma)
 
     def plain(kernel: rivals.Kernel) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda fake, real: rivals.mmd2(kernel, fake, real, sigma) / len(sigma)

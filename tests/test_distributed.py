@@ -72,7 +72,17 @@ def gan_networks(outputs=1):
 
 
 # as they are named on the command line; the kernel on data and, with a star, on the discriminator's features
-GAN_LOSSES = [*objectives.LOSSES[:8], "mmd", "gmmn", "logkde", "gan+mmd*", "rpgan+gmmn", "smmd+logkde*"]
+GAN_LOSSES = [
+    *objectives.LOSSES[:8],
+    "mmd",
+    "gmmn",
+    "logkde",
+    "drift",
+    "landmarks",
+    "gan+mmd*",
+    "rpgan+gmmn",
+    "smmd+logkde*",
+]
 
 
 def gan_gradients(name, dtype, part):
@@ -85,7 +95,8 @@ def gan_gradients(name, dtype, part):
     fake, real = G(noise.to(dtype)[part]), real.to(dtype)[part]
     on_features = name.endswith("*")
     sigma = "median" if on_features else SIGMA
-    goal = objectives.objective(name.rstrip("*"), sigma, scales=[0.5, 1.0], on_features=on_features, r1=0.3, r2=0.7)
+    options = {"scales": [0.5, 1.0], "on_features": on_features, "real": torch.randn(30, 3, generator=rng, dtype=D)}
+    goal = objectives.objective(name.rstrip("*"), sigma, **options, r1=0.3, r2=0.7)
     results = []
     if goal.discriminator is not None:
         loss = goal.discriminator(critic, real, fake.detach())

@@ -187,7 +187,7 @@ def test_names_are_made_of_parts():
         ("rpgan", "mmd"),
         ("repulsive", "gmmn"),
     ]
-    assert len(set(LOSSES)) == len(LOSSES) == 4 + 4 + 3 + 8 * 4
+    assert len(set(LOSSES)) == len(LOSSES) == 4 + 4 + 5 + 8 * 6
     assert [objectives.without_kernel(name) for name in ("hinge+mmd", "mmd", "smmd+logkde", "rpgan")] == [
         "hinge",
         "gan",
@@ -330,11 +330,32 @@ def test_bandwidths_of_a_rule_follow_the_steps_and_are_state():
     assert other.sigma(near, near) == term.sigma(near, near)
 
 
-@pytest.mark.parametrize("loss", objectives.KERNELS[:3])
+@pytest.mark.parametrize("loss", objectives.KERNELS[:5])
 def test_kernel_terms_have_no_units(loss):
     g, x = points(6, 0), points(8, 1)
-    small, large = objective(loss, [0.5, 1.0]), objective(loss, [50.0, 100.0])
+    small, large = objective(loss, [0.5, 1.0], real=x), objective(loss, [50.0, 100.0], real=100 * x)
     torch.testing.assert_close(large.kernel(100 * g, 100 * x), small.kernel(g, x), **TOLERANCE)
+
+
+def test_drift_and_landmarks_are_those_of_nn():
+    g, x, whole = points(6, 0), points(8, 1), points(20, 2)
+    drift = objective("drift", [0.5, 1.0]).kernel(g, x)
+    assert drift.item() == pytest.approx(gkfast.nn.DriftLoss([0.5, 1.0])(g, x).item() / ((0.25 + 1) / 2), rel=1e-12)
+    term = objective("gan+landmarks", [0.5, 1.0], real=whole).kernel
+    expected = gkfast.nn.LandmarkMMDLoss(whole, [0.5, 1.0], landmarks=20)
+    assert term(g, x).item() == pytest.approx(expected(g).item(), rel=1e-12)
+    # of as many landmarks as rows: the plain biased estimator
+    assert expected.mmd2(g).item() == pytest.approx(
+        gkfast.mmd2(g, whole, [0.5, 1.0], weights=[0.5, 0.5], estimator="biased").item(), rel=1e-6
+    )
+    assert term.sigma(g, x) == [0.5, 1.0]
+
+
+def test_landmarks_need_the_whole_data():
+    with pytest.raises(ValueError, match='real must be given for "landmarks", got None'):
+        objective("landmarks", [1.0])
+    with pytest.raises(ValueError, match='on_features must be False for "landmarks"'):
+        objective("gan+landmarks", [1.0], on_features=True, real=points(8, 1))
 
 
 def test_unknown_objective_is_named():

@@ -40,6 +40,17 @@ def weights(module):
     return [w.detach().clone() for w in module.parameters()]
 
 
+class Layers(nn.Module):
+    """An encoder with one output."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return [self.network(x)]
+
+
 def moved(module, before):
     return [not torch.equal(w, b) for w, b in zip(module.parameters(), before, strict=True)]
 
@@ -69,6 +80,38 @@ def test_both_networks_are_trained(loss):
         "steps_per_second",
     }
     assert ("kernel_share" in result.history[-1]) == (loss not in objectives.ADVERSARIES)
+
+
+@pytest.mark.parametrize("loss", ["mmd", "rpgan+drift", "landmarks"])
+@pytest.mark.parametrize("space", ["data", "encoder"])
+def test_pieces_have_the_gradients_of_the_whole_and_less_memory(loss, space):
+    """Gradient caching: networks see micro_batch rows at a time, the loss all of them."""
+    encoder = nn.Sequential(nn.Linear(2, 40), nn.Tanh(), nn.Linear(40, 4)).double() if space == "encoder" else None
+    y = Y.double()
+    found = []
+    for micro_batch in (0, 5):
+        torch.manual_seed(0)
+        G = nn.Sequential(*[m for _ in range(30) for m in (nn.Linear(2, 2), nn.Tanh())]).double()
+        D = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+        seen = None if encoder is None else Layers(encoder)
+        whole, sigma = (y, [1.0]) if seen is None else (seen(y), [[1.0]])
+        goal = objective(loss, sigma, encoder=seen, real=whole)
+        recipe = Recipe(steps=3, batch=32, noise_dim=1, micro_batch=micro_batch)
+        training = Training(G, D, y, goal, recipe, sigma=[1.0])
+        kept = [0]
+
+        def pack(tensor, kept=kept):
+            kept[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            training.advance()
+        training.advance()
+        found.append((weights(G), kept[0]))
+    (one, much), (other, little) = found
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    assert little < 0.7 * much
 
 
 def test_without_a_discriminator_only_the_generator_moves():

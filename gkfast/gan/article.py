@@ -239,7 +239,7 @@ def train_gan(
         _check_rows("x", x, batch_size)
     lam = None if lam is None else checks.weight(lam)
     r1, r2 = checks.penalty("r1", r1), checks.penalty("r2", r2)
-    objective = objectives.objective(loss, sigmas, lam, r1=r1, r2=r2) if isinstance(loss, str) else loss
+    objective = objectives.objective(loss, sigmas, lam, real=y, r1=r1, r2=r2) if isinstance(loss, str) else loss
     if not isinstance(objective, Objective):
         raise TypeError(f"loss must be one of LOSSES or an Objective, got {checks.shown(loss)}; pass one of them")
     checks.choice("output", output, ("probability", "logit"), "say what D returns")

@@ -32,7 +32,7 @@ class _Range(NamedTuple):
 _RANGES: dict[str, _Range] = {
     **dict.fromkeys(("steps", "layers", "critic_features", "critic_steps", "code", "keep", "threads"), _Range(1)),
     **dict.fromkeys(("batch", "code_batch"), _Range(2)),
-    **dict.fromkeys(("encoder_steps", "code_steps", "control_steps", "kernel_rows"), _Range(0)),
+    **dict.fromkeys(("encoder_steps", "code_steps", "control_steps", "kernel_rows", "micro_batch"), _Range(0)),
     "code_noise": _Range(0),
     "image_size": _Range(4),
     **dict.fromkeys(("units", "noise_dim", "lam", "clip", "checkpoint_every"), _Range(0)),
@@ -110,6 +110,9 @@ class Recipe:
     # updates of the generator, and rows of each batch over all processes
     steps: int
     batch: int
+    # rows that the generator and the encoder see at a time, 0 for all of a process: a large batch then takes the memory
+    # of a small one, and each step another forward pass (gradient caching, Gao et al. 2021)
+    micro_batch: int = 0
     # of generate_data, where no noise is given
     noise_dim: int = 16
     # real rows that the kernel compares with each batch's samples, where it compares an encoder's outputs, which are

@@ -24,7 +24,15 @@ from gkfast.gan.losses import (
     relativistic_loss,
     scaled_mmd,
 )
-from gkfast.nn import ArticleRegularizer, Bandwidth, KDERatioLoss, MMDLoss, RepulsiveLoss
+from gkfast.nn import (
+    ArticleRegularizer,
+    Bandwidth,
+    DriftLoss,
+    KDERatioLoss,
+    LandmarkMMDLoss,
+    MMDLoss,
+    RepulsiveLoss,
+)
 
 Judgement = Callable[[Discriminator, Tensor, Tensor], Tensor]
 
@@ -51,7 +59,7 @@ _ADVERSARIAL: dict[str, tuple[Judgement, Judgement]] = {
 # adversaries judge single samples, critics compare sets of features, kernels compare sets of samples
 ADVERSARIES = tuple(_ADVERSARIAL)
 CRITICS = ("mmdgan", "repulsive", "bounded", "smmd")
-KERNELS = ("mmd", "gmmn", "logkde", "literal")
+KERNELS = ("mmd", "gmmn", "logkde", "drift", "landmarks", "literal")
 LOSSES = (
     *ADVERSARIES,
     *CRITICS,
@@ -61,7 +69,9 @@ LOSSES = (
 
 # the weight of the kernel term, alone and beside an adversary; for gan+mmd on the digits 20 to 50 do about as well
 _WEIGHT_ALONE = 1.0
-_WEIGHT_BESIDE = {"mmd": 30.0, "gmmn": 1.0, "logkde": 10.0, "literal": 1.0}
+_WEIGHT_BESIDE = {"mmd": 30.0, "gmmn": 1.0, "logkde": 10.0, "drift": 10.0, "landmarks": 0.1, "literal": 1.0}
+# of the landmark MMD, at most
+_LANDMARKS = 2000
 
 # an MMD-GAN's bandwidths, as factors of the median distance of features
 _FEATURE_SCALES = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
@@ -92,10 +102,10 @@ class KernelTerm(nn.Module):
     """A loss of gkfast.nn over the rows of all processes.
 
     With given bandwidths and no root, each process computes the pairs of its own rows (gkfast.distributed.mmd2).
-    log_kde_ratio is divided by mean_s sigma_s^2, so that its weight has no unit, as that of MMD^2.
+    Log ratio and drift are divided by mean_s sigma_s^2, so that their weight has no unit, as that of MMD^2.
     """
 
-    def __init__(self, loss: MMDLoss | KDERatioLoss) -> None:
+    def __init__(self, loss: MMDLoss | KDERatioLoss | DriftLoss) -> None:
         super().__init__()
         # the name in saved states
         self.whole = loss
@@ -107,7 +117,7 @@ class KernelTerm(nn.Module):
         checks.samples(fake=fake, real=real)
         fake, real = gather_rows(fake), gather_rows(real)
         value: Tensor = self.whole(fake, real)
-        if isinstance(self.whole, KDERatioLoss):
+        if isinstance(self.whole, KDERatioLoss | DriftLoss):
             value = value / self._sigma(fake, real).square().mean().to(value)
         return value
 
@@ -121,6 +131,24 @@ class KernelTerm(nn.Module):
         # evaluation mode does not renew them
         sigma: Tensor = self.whole.eval().bandwidth(fake, real)
         self.whole.train(mode)
+        return sigma
+
+
+class LandmarkTerm(nn.Module):
+    """The MMD^2 of all processes' generated rows against the kernel mean of a whole data set."""
+
+    def __init__(self, loss: LandmarkMMDLoss) -> None:
+        super().__init__()
+        self.whole = loss
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        checks.samples(fake=fake, real=real)
+        value: Tensor = self.whole(gather_rows(fake))
+        return value
+
+    def sigma(self, fake: Tensor, real: Tensor) -> list[float]:
+        """Its bandwidths."""
+        sigma: list[float] = self.whole.numbers.sigma.tolist()
         return sigma
 
 
@@ -206,6 +234,7 @@ def objective(
     momentum: float = 0.0,
     on_features: bool = False,
     encoder: nn.Module | None = None,
+    real: Tensor | Sequence[Tensor] | None = None,
     r1: float = 0.0,
     r2: float = 0.0,
 ) -> Objective:
@@ -226,6 +255,8 @@ def objective(
         gmmn         + lam sqrt(MMD^2)
         logkde       + lam log_kde_ratio / mean_s sigma_s^2: Gaussian drifting; "article+logkde" is the article's
                      loss with the term over pairs
+        drift        + lam DriftLoss / mean_s sigma_s^2: drifting models (Deng et al. 2026)
+        landmarks    + lam LandmarkMMDLoss: the kernel mean of the whole data set (iRDM, Feng et al. 2026)
         literal      + lam mean_i log K(g_i, g_i) = 0; "article+literal" is the article's loss as printed
 
     Parameters
@@ -243,6 +274,8 @@ def objective(
         Whether the kernel term compares the discriminator's features.
     encoder : torch.nn.Module, optional
         The kernel term compares its outputs, a list of tensors; the term is the mean over them.
+    real : tensor of shape (R, D), or with an encoder a sequence of its outputs for all rows
+        The whole data set, for "landmarks", which needs it and given bandwidths or a rule's for it.
     r1, r2 : float
         The discriminator's gradient penalties, r / 2 times gradient_penalty, on real and on generated samples, up to
         1e9.
@@ -252,12 +285,17 @@ def objective(
     checks.flag("on_features", on_features)
     r1, r2 = checks.penalty("r1", r1), checks.penalty("r2", r2)
     kernel: Callable[..., Tensor] | None = None
+    if kernel_name == "landmarks":
+        _check_whole_data(real, on_features)
     if kernel_name is not None and encoder is not None:
         layers: Any = sigma
-        kernel = LayersTerm([_kernel_term(kernel_name, layer, scales, momentum) for layer in layers])
+        rows: Any = [None] * len(layers) if real is None else real
+        kernel = LayersTerm(
+            [_kernel_term(kernel_name, layer, scales, momentum, y) for layer, y in zip(layers, rows, strict=True)]
+        )
     elif kernel_name is not None:
         plain: Any = sigma
-        kernel = _kernel_term(kernel_name, plain, scales, momentum)
+        kernel = _kernel_term(kernel_name, plain, scales, momentum, real)
     if judge is None:
         return Objective(None, None, kernel, lam, on_features, encoder=encoder)
     discriminator, generator, feature_mmd = (*_ADVERSARIAL[judge], None) if judge in _ADVERSARIAL else _critic(judge)
@@ -266,7 +304,19 @@ def objective(
     return Objective(discriminator, generator, kernel, lam, on_features, feature_mmd, encoder)
 
 
-def _kernel_term(name: str, sigma: Bandwidth, scales: Sequence[float], momentum: float) -> nn.Module:
+def _check_whole_data(real: object, on_features: bool) -> None:
+    if on_features:
+        raise ValueError(
+            'on_features must be False for "landmarks", whose data set does not change, got True; '
+            "compare samples, or an encoder's outputs"
+        )
+    if real is None:
+        raise ValueError('real must be given for "landmarks", got None; pass all rows of the data')
+
+
+def _kernel_term(
+    name: str, sigma: Bandwidth, scales: Sequence[float], momentum: float, real: Any = None
+) -> nn.Module:
     match name:
         case "mmd":
             return KernelTerm(MMDLoss(sigma, scales=scales, momentum=momentum))
@@ -274,6 +324,11 @@ def _kernel_term(name: str, sigma: Bandwidth, scales: Sequence[float], momentum:
             return KernelTerm(MMDLoss(sigma, scales=scales, momentum=momentum, estimator="biased", root=True))
         case "logkde":
             return KernelTerm(KDERatioLoss(sigma, scales=scales, momentum=momentum))
+        case "drift":
+            return KernelTerm(DriftLoss(sigma, scales=scales, momentum=momentum))
+        case "landmarks":
+            rows = real.flatten(1)
+            return LandmarkTerm(LandmarkMMDLoss(rows, sigma, scales=scales, landmarks=min(_LANDMARKS, len(rows))))
     # every bandwidth gives zero
     return ArticleRegularizer(1.0, form="literal")
 

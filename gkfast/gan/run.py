@@ -77,7 +77,7 @@ def run(
             stages.generator,
             build(data, gan)[1].to(gan.device),
             data.train,
-            objective(gan, sigma, stages.encoder, stages.sigma),
+            objective(gan, data.train, sigma, stages.encoder, stages.sigma),
             gan.recipe,
             sigma=fixed_sigma,
             held_out=data.validation,
@@ -277,6 +277,7 @@ def build(data: Data, config: Config) -> tuple[nn.Module, nn.Module]:
 
 def objective(
     config: Config,
+    real: Tensor,
     sigma: Sequence[float],
     compared: nn.Module | None = None,
     encoder_sigma: Sequence[Sequence[float]] = (),
@@ -284,6 +285,10 @@ def objective(
     on_features = config.space == "features"
     # features move while the discriminator learns: their bandwidth follows, unless it is given
     rule: Any = config.sigma
+    whole: Tensor | list[Tensor] | None = None
+    if objectives.split_name(config.loss)[1] == "landmarks":
+        real = real.to(config.device)
+        whole = real if compared is None else encoder.outputs(compared, real)
     return objectives.objective(
         config.loss,
         encoder_sigma if compared is not None else rule if on_features else sigma,
@@ -292,6 +297,7 @@ def objective(
         momentum=config.momentum,
         on_features=on_features,
         encoder=compared,
+        real=whole,
         r1=config.r1,
         r2=config.r2,
     )

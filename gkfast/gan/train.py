@@ -5,11 +5,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gkfast.gan import checks, metrics, networks
 from gkfast.gan.checkpoint import random_state, set_random_state
@@ -18,7 +20,7 @@ from gkfast.gan.data import generate_data
 from gkfast.gan.encoder import outputs
 from gkfast.gan.loop import Record, forked_random_state, is_logged, take_steps
 from gkfast.gan.networks import sample
-from gkfast.gan.objectives import KernelTerm, LayersTerm, Objective
+from gkfast.gan.objectives import KernelTerm, LandmarkTerm, LayersTerm, Objective
 from gkfast.ops.torch_private import foreach_lerp_
 
 # snapshots of samples from the fixed noise, from the first step to the last
@@ -194,7 +196,7 @@ class Training:
             rows = self._next_rows()
             real = self.real[rows]
             with torch.set_grad_enabled(left == 1):
-                fake = self._in_precision(self.G, self._rows_of_process(self._draw_noise(recipe.batch)))
+                fake = self._in_pieces(self.G, self._rows_of_process(self._draw_noise(recipe.batch)))
             # 3-5. the discriminator
             if objective.discriminator is not None:
                 d_loss = objective.discriminator(self._judged_by(self.D), real, fake.detach())
@@ -211,7 +213,7 @@ class Training:
             g_loss = g_loss + judged
         if objective.kernel is not None:
             if objective.encoder is not None:
-                layers = self._in_precision(objective.encoder, fake)
+                layers = self._in_pieces(objective.encoder, fake)
                 if recipe.kernel_rows:
                     drawn = torch.randint(len(self.real), (recipe.kernel_rows,), generator=self.rng)
                     rows = self._rows_of_process(drawn).to(self.device)
@@ -334,6 +336,17 @@ class Training:
             found = network(inputs)
         return found.to(inputs.dtype) if isinstance(found, Tensor) else [layer.to(inputs.dtype) for layer in found]
 
+    def _in_pieces(self, network: Callable[[Tensor], Any], inputs: Tensor) -> Any:
+        """`_in_precision` of micro_batch rows at a time, each of which backward computes again."""
+        run = partial(self._in_precision, network)
+        pieces = inputs.split(self.recipe.micro_batch) if self.recipe.micro_batch else (inputs,)
+        if len(pieces) == 1:
+            return run(inputs)
+        parts = [checkpoint(run, piece, use_reentrant=False) for piece in pieces]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+
     def _features(self, samples: Tensor) -> Tensor:
         method: Any = self.discriminator.features
         features: Tensor = self._in_precision(method, samples)
@@ -392,7 +405,7 @@ class Training:
         # the same rows on every process; of several layers the last one, the code
         x, y = (seen if isinstance(seen, Tensor) else seen[-1] for seen in map(see, (samples, self.held_out)))
         term = kernel.terms[-1] if isinstance(kernel, LayersTerm) else kernel
-        sigma = term.sigma(x, y) if isinstance(term, KernelTerm) else self.sigma
+        sigma = term.sigma(x, y) if isinstance(term, KernelTerm | LandmarkTerm) else self.sigma
         record |= metrics.mean_kernels(x, y, sigma)
         record["mmd2"] = metrics.held_out_mmd2(samples.flatten(1), self.held_out.flatten(1), self.sigma)
         return record
