@@ -110,8 +110,8 @@ class Recipe:
     # updates of the generator, and rows of each batch over all processes
     steps: int
     batch: int
-    # rows that the generator and the encoder see at a time, 0 for all of a process: a large batch then takes the memory
-    # of a small one, and each step another forward pass (gradient caching, Gao et al. 2021)
+    # rows that the generator and the encoder see at a time, 0 for all of a process: a large batch then takes the
+    # memory of a small one, and each step another forward pass (gradient caching, Gao et al. 2021)
     micro_batch: int = 0
     # of generate_data, where no noise is given
     noise_dim: int = 16
