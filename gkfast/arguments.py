@@ -214,6 +214,8 @@ def prepare(
 
     others: the batch dimensions of further arguments, by name; estimator: of the means over the pairs of x and y.
     """
+    if type(weights) is str:
+        weights = checks.shares(weights, sigma)
     arrays = under_autocast(*points.values())
     key = call = None
     if not _compiling():

@@ -228,6 +228,19 @@ def bandwidths(sigma: Sigma, weights: Sigma | None, batch: tuple[int, ...] | Non
     return count
 
 
+def shares(weights: str, sigma: Sigma) -> tuple[float, ...]:
+    """The weights that a word stands for: "mean" gives each bandwidth of a problem an equal share of 1."""
+    if weights != "mean":
+        raise TypeError(
+            f"weights must be a number or a sequence of numbers, got {weights!r}; "
+            'for example [0.5, 0.5], or "mean" for the average over bandwidths'
+        )
+    shape = getattr(sigma, "shape", None)
+    count = (shape[-1] if shape else 1) if shape is not None else len(sigma) if hasattr(sigma, "__len__") else 1
+    # of no bandwidth at all, which is refused
+    return (1 / max(count, 1),) * count
+
+
 def _numbers(name: str, value: Sigma, batch: tuple[int, ...] | None) -> int:
     """How many numbers there are for one problem."""
     # the usual cases in a moment
@@ -239,6 +252,11 @@ def _numbers(name: str, value: Sigma, batch: tuple[int, ...] | None) -> int:
         and all(type(entry) is float and 0 < entry < math.inf for entry in value)
     ):
         return len(value)
+    if isinstance(value, str):
+        raise TypeError(
+            f"{name} must be a number or a sequence of numbers, got {value!r}; pass "
+            "gkfast.median_sigma(x, y), or use a module of gkfast.nn, which takes the name of a rule"
+        )
     value = traced(value)
     if is_tensor(value):
         _floating_tensor(name, value)
@@ -330,7 +348,9 @@ def _finite(name: str, entries: list[Any], given: Any) -> None:
 
 
 def positive_weights(weights: Sigma | None) -> None:
-    """Mixture weights of a density, where values can be seen."""
+    """Mixture weights of a density, where values can be seen; those of a word are."""
+    if isinstance(weights, str):
+        return
     for entry in weights if isinstance(weights, (list, tuple, range)) else [weights]:
         if entry is None or is_tensor(entry) or (isinstance(entry, np.ndarray) and compiling()):
             continue

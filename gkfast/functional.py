@@ -59,8 +59,8 @@ def rbf(
         of an array broadcast to the batch's: of shape (B, 1) it has one bandwidth for each problem of a batch (B,).
         An entry of a list may be an array over the batch: ``[s, 2 * s]`` for ``s = median_sigma(x, y)``. An array of
         just the batch's shape could mean either, and is refused.
-    weights : S numbers, or an array or tensor of shape (..., S), optional
-        Weights of the summed kernels; all ones by default. Pass 1/S for the average.
+    weights : S numbers, or an array or tensor of shape (..., S), or "mean", optional
+        Weights of the summed kernels; all ones by default, where modules of gkfast.nn average: "mean" is 1/S each.
     out : array of shape (..., N, M), optional
         Contiguous array of the dtype of x that receives K, with memory of its own; no gradient is then recorded.
     precision : {"highest", "high", "medium", "torch"}, optional

@@ -183,6 +183,25 @@ def test_bad_kernel_weights_are_refused(call):
         call(x, y, 1.0, weights=[float("nan")])
 
 
+def test_weights_by_name_are_shares(call):
+    sigmas = np.array([[1.0, 2.0, 3.0]])
+    for sigma in ([1.0, 2.0, 3.0], (1, 2, 3), sigmas[0], torch.tensor([1.0, 2.0, 3.0])):
+        assert np.array_equal(call(x, y, sigma, weights="mean"), call(x, y, sigma, weights=[1 / 3] * 3))
+    assert np.array_equal(call(x, y, sigmas, weights="mean"), call(x, y, sigmas, weights=[1 / 3] * 3))
+    assert np.array_equal(call(x, y, 1.5, weights="mean"), call(x, y, 1.5))
+    with pytest.raises(TypeError, match=r"weights must be .* numbers, got 'median'; .* or \"mean\" for the average"):
+        call(x, y, 1.0, weights="median")
+    with pytest.raises(ValueError, match="sigma must be a number or a non-empty sequence"):
+        call(x, y, [], weights="mean")
+
+
+def test_names_of_rules_lead_to_what_takes_them():
+    with pytest.raises(
+        TypeError, match=r"got 'median'; pass gkfast.median_sigma\(x, y\), or use a module of gkfast.nn"
+    ):
+        gkfast.mmd2(x, y, "median")
+
+
 def test_density_weights_that_are_not_positive_are_refused():
     with pytest.raises(ValueError, match=r"weights must be positive for a density, got \[1.0, -1.0\]"):
         gkfast.log_density(x, y, [1.0, 2.0], weights=[1.0, -1.0])
