@@ -23,14 +23,6 @@ from gkfast.checks import Array, Backend, Estimator, Precision, Sigma
 from gkfast.squared_norm import squared_norm
 
 
-class KernelMeans(NamedTuple):
-    """Mean kernel values: within x, within y, and between them; each (...,)."""
-
-    xx: Array
-    yy: Array
-    xy: Array
-
-
 def rbf(
     x: Array,
     y: Array | None = None,
@@ -178,93 +170,6 @@ def rbf_matmul(
     )
     result = call.result(sums, call.scalar_dtype)
     return result if has_columns else result[..., 0]
-
-
-def kernel_means(
-    x: Array,
-    y: Array,
-    sigma: Sigma,
-    *,
-    estimator: Estimator = "unbiased",
-    weights: Sigma | None = None,
-    x_weights: Array | None = None,
-    y_weights: Array | None = None,
-    precision: Precision | None = None,
-    backend: Backend | None = None,
-) -> KernelMeans:
-    """Mean kernel values within x, within y and between them.
-
-    .. code-block:: text
-
-        xx = mean of K(x_i, x_j),  yy = mean of K(y_i, y_j),  xy = mean of K(x_i, y_j)
-
-    Parameters
-    ----------
-    x : array of shape (..., N, D)
-        First sample, images (N, C, H, W) as x.flatten(1); see `rbf` for batches, sigma, weights, precision, backend,
-        dtypes and errors.
-    y : array of shape (..., M, D)
-        Second sample.
-    estimator : {"unbiased", "biased", "u_statistic", "linear"}
-        Which pairs are averaged. "biased" (V-statistic): all. "unbiased": i != j in xx and yy. "u_statistic": i != j
-        in xy as well (N = M). "linear": the disjoint pairs (0, 1), (2, 3), ... (N = M; an odd last row is left out).
-    x_weights, y_weights : arrays of shape (..., N) and (..., M), optional
-        Weights of the rows, not negative, normalised to sum to one; a pair counts the product of its weights. A row
-        of weight 0 counts for nothing, whatever its coordinates; the gradient to its weight is 0 if they are not
-        finite.
-
-    Returns
-    -------
-    KernelMeans
-        Named tuple (xx, yy, xy), each (...,); float32 for half-precision input. The "unbiased" mean within a sample
-        of one row is NaN without a gradient, since it has no pair i != j; the other two are as ever. So the kernel
-        score of a forecast y at one observation x is yy / 2 - xy.
-
-    Notes
-    -----
-    O((N^2 + M^2 + N M)(D + S)) time, O((N + M) D) memory; "linear" is O((N + M)(D + S)). Sums are float64 from block
-    to block. Gradients to x, y, sigma and all weights, of every order. Healthy means for training lie well inside
-    (0, 1): near 0 the bandwidth is too small, near 1 too large.
-
-    References
-    ----------
-    A. Gretton et al., "A kernel two-sample test", JMLR 2012, eq. (3), (5), and Lemma 14 ("linear").
-
-    Examples
-    --------
-    >>> import numpy, gkfast
-    >>> x, y = numpy.zeros((2, 1)), numpy.ones((3, 1))
-    >>> [round(float(m), 4) for m in gkfast.kernel_means(x, y, 1.0)]
-    [1.0, 1.0, 0.6065]
-    """
-    options = {"sigma": sigma, "weights": weights, "precision": precision, "backend": backend}
-    x, y, x_weights, y_weights = under_autocast(x, y, x_weights, y_weights)
-    checks.two_point_sets("x", x, "y", y)
-    unbiased = isinstance(estimator, str) and estimator == "unbiased"
-    single = [unbiased and sample.shape[-2] == 1 for sample in (x, y)]
-    if single[0]:
-        x, x_weights = _twice("x", x, x_weights)
-    if single[1]:
-        y, y_weights = _twice("y", y, y_weights)
-    s = _samples(kernel_means, 1.0, x, y, estimator, x_weights, y_weights, **options)
-    if not isinstance(s, Samples):
-        return KernelMeans(*s)
-    sums = s.call.backend.kernel_sums(*s.operands, drop=s.drop, **s.options)
-    means = [sums[..., k] * (s.scale[k] if type(s.scale) is tuple else s.scale[..., k]) for k in range(3)]
-    found = [s.call.result(mean, s.call.scalar_dtype) for mean in means]
-    xp: Any = sys.modules["torch"] if s.call.tensors else np
-    return KernelMeans(
-        *(xp.full_like(mean, math.nan) if one else mean for mean, one in zip(found, (*single, False), strict=True))
-    )
-
-
-def _twice(name: str, sample: Array, weights: Array | None) -> tuple[Array, Array | None]:
-    """A sample of one row as two equal ones: means with the other sample stay what they are."""
-    xp: Any = sys.modules["torch"] if checks.is_tensor(sample) else np
-    if weights is not None:
-        checks.vector(f"{name}_weights", weights, 1, name, sample)
-        weights = xp.concatenate([weights, weights], -1)
-    return xp.concatenate([sample, sample], -2), weights
 
 
 def mmd2(
@@ -446,7 +351,8 @@ def _linear(function: Callable[..., Any], x: Array, y: Array, sigma: Sigma, weig
         wide = values.mean(max(x.ndim, y.ndim) - 2, dtype=xp.float64)
         return wide.to(values.dtype) if checks.is_tensor(wide) else np.asarray(wide, values.dtype)[()]
 
-    return KernelMeans(*map(mean, found)) if isinstance(found, KernelMeans) else mean(found)
+    # means come as three, mmd2 as one
+    return type(found)(*map(mean, found)) if isinstance(found, tuple) else mean(found)
 
 
 def _checked_weights(name: str, rows: Array, weights: Array, estimator: Estimator) -> tuple[Array, Array]:

@@ -21,11 +21,19 @@ from gkfast.squared_norm import squared_norm
 _COLUMNS = 512
 
 
-class MMDTest(NamedTuple):
-    """The statistic, (...,), and its permutation p-value, (...,) float64."""
-
+class _Pair(NamedTuple):
     statistic: Array
     p_value: Array
+
+
+class MMDTest(_Pair):
+    """The statistic, (...,), and its permutation p-value, (...,) float64: a named tuple of two.
+
+    null_statistics : array of shape (..., R), or None where they were not asked for
+        Those of all relabellings in float64, the observed one first.
+    """
+
+    null_statistics: Array | None = None
 
 
 class MMD2AndVariance(NamedTuple):
@@ -43,6 +51,7 @@ def mmd_test(
     permutations: int = 1000,
     seed: int | np.random.Generator | None = None,
     estimator: Literal["unbiased", "biased"] = "unbiased",
+    null_statistics: bool = False,
     weights: Sigma | None = None,
     precision: Precision | None = None,
     backend: Backend | None = None,
@@ -69,11 +78,15 @@ def mmd_test(
         The same seed gives the same relabellings on every device. None draws a fresh one.
     estimator : {"unbiased", "biased"}
         The statistic; see `kernel_means`.
+    null_statistics : bool
+        Whether the result keeps the statistics of all relabellings, (..., R) float64, for a histogram or a threshold:
+        R = 1 + permutations, or binomial(N + M, N) where all are taken; the observed one comes first.
 
     Returns
     -------
     MMDTest
-        Named tuple (statistic, p_value), each (...,); no gradients. The p-values are float64.
+        Named tuple (statistic, p_value), each (...,), with the attribute null_statistics; no gradients. The p-values
+        are float64.
 
     Notes
     -----
@@ -97,6 +110,7 @@ def mmd_test(
     x, y = under_autocast(x, y)
     checks.two_point_sets("x", x, "y", y)
     checks.permutation_test(estimator, permutations, seed, x, y)
+    checks.flag("null_statistics", null_statistics)
     x, y, sigma, weights = (checks.detached(value) for value in (x, y, sigma, weights))
     call, points, bandwidths, options = prepare({"x": x, "y": y}, sigma, weights, precision, backend)
     xp, n, m = call.xp, x.shape[-2], y.shape[-2]
@@ -135,7 +149,11 @@ def mmd_test(
     # by sums of its own, which keep the digits that differences of all pairs' lose
     modes: dict[str, Any] = {"estimator": estimator, "precision": precision, "backend": backend}
     observed = mmd2(x, y, sigma, weights=weights, **modes)
-    return MMDTest(observed, call.result(p_value, (sys.modules["torch"] if call.tensors else np).float64))
+    wide = (sys.modules["torch"] if call.tensors else np).float64
+    found = MMDTest(observed, call.result(p_value, wide))
+    if null_statistics:
+        found.null_statistics = call.result(statistic, wide)
+    return found
 
 
 def _labels(n: int, m: int, permutations: int, seed: Any) -> Iterator[np.ndarray]:

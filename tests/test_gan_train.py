@@ -3,6 +3,7 @@
 import doctest
 import math
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,11 @@ def test_pieces_have_the_gradients_of_the_whole_and_less_memory(loss, space):
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert little < 0.7 * much
+
+
+def test_a_result_prints_in_a_line():
+    said = repr(train(epochs=1))
+    assert re.fullmatch(r"Result\(4 steps in \d+\.\d s, 98 weights, d_loss \S+, g_loss \S+, mmd2 \S+\)", said)
 
 
 def test_without_a_discriminator_only_the_generator_moves():

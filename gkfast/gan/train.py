@@ -28,7 +28,7 @@ _SNAPSHOTS = 8
 _SNAPSHOT_ROWS = 500
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """Trained networks, and the records of their training.
 
@@ -58,6 +58,13 @@ class Result:
     quality: list[Record]
     steps: int
     seconds: float
+
+    def __repr__(self) -> str:
+        """One line: what was trained, and the last record."""
+        last = self.history[-1] if self.history else {}
+        known = [f"{name} {last[name]:.3g}" for name in ("d_loss", "g_loss", "mmd2") if name in last]
+        made = f"{self.steps} steps in {self.seconds:.1f} s", f"{networks.parameters(self.generator)} weights"
+        return f"Result({', '.join([*made, *known])})"
 
 
 class Training:
