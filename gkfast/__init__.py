@@ -54,6 +54,7 @@ _MODULES = (
     "independence",
     "kernels",
     "means",
+    "metrics",
     "nn",
     "ops",
     "two_sample",

@@ -134,7 +134,8 @@ class TwoSampleTest:
             sigmas = [float(s) for s in np.atleast_1d(np.asarray(self.sigma, float))]
         self.reference_, self.sigma_ = reference, sigmas
         self.window_ = None if window is None else int(window)
-        self.null_statistics_, self.threshold_ = None, None
+        self.null_statistics_: Any = None
+        self.threshold_: Any = None
         if self.window_ is not None:
             first, rest = reference[: self.window_], reference[self.window_ :]
             self.null_statistics_ = self._permuted(first, rest).null_statistics

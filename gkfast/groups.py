@@ -60,9 +60,9 @@ def pairwise_mmd2(
     >>> import numpy, gkfast
     >>> x = numpy.array([[0.0], [0.5], [0.0], [0.5], [3.0], [3.5]])
     >>> gkfast.pairwise_mmd2(x, ["a", "a", "b", "b", "c", "c"], 1.0, estimator="biased").round(3)
-    array([[0.   , 0.   , 1.854],
-           [0.   , 0.   , 1.854],
-           [1.854, 1.854, 0.   ]])
+    array([[0.   , 0.   , 1.848],
+           [0.   , 0.   , 1.848],
+           [1.848, 1.848, 0.   ]])
     """
     (x,) = under_autocast(x)
     names, numbers = sample_checks.groups(labels, x, estimator)

@@ -80,7 +80,7 @@ def parameter(name: str, known: Sequence[str]) -> None:
 def spread(rule: str, distance: float) -> None:
     if not 0 < distance < math.inf:
         raise ValueError(
-            f"sigma must be positive numbers for this reference, got {rule!r}, a distance of {distance}; "
+            f"sigma must be positive numbers for rows whose distance is {distance}, got {rule!r}; "
             "remove NaN, or give numbers"
         )
 
@@ -119,3 +119,22 @@ def rule(sigma: Any, scales: Any) -> None:
     valid = isinstance(scales, (list, tuple, np.ndarray)) and len(scales) > 0
     if not valid or not all(isinstance(s, (int, float, np.floating)) and 0 < s < math.inf for s in scales):
         raise ValueError(f"scales must be positive finite numbers, got {scales!r}; for example (0.5, 1.0, 2.0)")
+
+
+def updated(name: str, rows: Any) -> None:
+    """A metric has rows of this sample."""
+    if not len(rows):
+        flag = name == "real"
+        raise ValueError(
+            f"features must hold rows of both samples, got none of the {name} one; call update(features, real={flag})"
+        )
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; correct it")
+
+
+def kernel_of_kid(value: object) -> None:
+    if not isinstance(value, str) or value not in ("polynomial", "gaussian"):
+        raise ValueError(f"kernel must be polynomial or gaussian, got {value!r}; KID's own is polynomial")

@@ -101,7 +101,7 @@ X = np.random.default_rng(0).normal(size=(20, 2))
         (lambda: gkfast.TwoSampleTest(level=5).fit(X), "level must be a number between 0 and 1, got 5"),
         (
             lambda: gkfast.TwoSampleTest().fit(X * 0),
-            "sigma must be positive numbers for this reference, got 'median'",
+            "sigma must be positive numbers for rows whose distance is 0.0, got 'median'",
         ),
         (lambda: gkfast.TwoSampleTest().fit(X[None]), "reference must have shape"),
         (lambda: gkfast.TwoSampleTest().fit(X[:3]), "reference must have at least 4 rows for a test, got 3"),

@@ -169,7 +169,7 @@ def test_kernels_import_nothing_from_above():
 
 
 @pytest.mark.parametrize(
-    "module", [*gkfast._PUBLIC, "nn", "one_step", "distributed", "gan.article", "gan.losses", "gan.data"]
+    "module", [*gkfast._PUBLIC, "nn", "one_step", "distributed", "metrics", "gan.article", "gan.losses", "gan.data"]
 )
 def test_docstring_examples(module):
     failed, tried = doctest.testmod(importlib.import_module(f"gkfast.{module}"))
