@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     train.add_argument(
         "--loss",
-        help="gan, rpgan, hinge, article, mmdgan, repulsive, bounded or smmd; mmd, gmmn or logkde; or one of each "
-        "with a plus between [what suits the data]",
+        help="gan, rpgan, hinge, article, mmdgan, repulsive, bounded or smmd; mmd, gmmn, logkde or module:function; "
+        "or one of each with a plus between [what suits the data]",
     )
     for name, (_, _, text) in _NUMBERS.items():
         train.add_argument(f"--{name}", help=text)
@@ -172,7 +172,7 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
     try:
         import torch
 
-        from gkfast.gan import config, data
+        from gkfast.gan import config, data, objectives
         from gkfast.gan import run as runs
         from gkfast.gan.checkpoint import Signals, Stopped
 
@@ -183,6 +183,7 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
         _check_folder(options)
         real = data.load(settings.data, settings.image_size)
         settings = _fitted(settings, real, options)
+        objectives.try_own(settings.loss, real.train if settings.space == "data" else None)
         if options.dry_run:
             torch.set_num_threads(settings.threads)
             print(config.as_toml(settings) + "\n".join(f"# {line}" for line in runs.preview(real, settings)))

@@ -202,7 +202,10 @@ def test_an_encoder_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoder": "nowhere:x"}, r"--encoder must be module:function, .* got 'nowhere:x' \(No module"),
+        (
+            {"encoder": "nowhere:x"},
+            r"--encoder must be module:function, .* got 'nowhere:x' \(ModuleNotFoundError: No m",
+        ),
         ({"encoder": f"{__name__}:none"}, "--encoder must be module:function"),
         ({"encoder": "json"}, "--encoder must be module:function"),
         ({"encoder": f"{__name__}:no_module"}, "--encoder must return a torch.nn.Module, got 3"),

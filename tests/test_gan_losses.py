@@ -359,7 +359,7 @@ def test_landmarks_need_the_whole_data():
 
 
 def test_unknown_objective_is_named():
-    with pytest.raises(ValueError, match=r"loss must be one of gan, .*, got 'wgan'"):
+    with pytest.raises(ValueError, match=r"loss must be an adversary .*, got 'wgan'; did you mean gan\?"):
         objective("wgan", [1.0])
 
 

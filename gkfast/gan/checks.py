@@ -4,7 +4,8 @@ The kernels' own arguments are checked by gkfast.checks.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -147,9 +148,27 @@ def choice(name: str, value: object, known: Sequence[str], remedy: str) -> None:
         raise ValueError(f"{name} must be {names}, got {shown(value)}; {remedy}")
 
 
-def loss(value: object, known: Collection[str]) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"loss must be one of {', '.join(known)}, got {shown(value)}; choose one of them")
+def loss(value: object, judges: Sequence[str], kernels: Sequence[str], own: Callable[[str], bool]) -> None:
+    """A judge, a kernel term, or one of each with a plus between; a term may be the user's own."""
+    parts = value.split("+") if isinstance(value, str) else []
+    is_kernel = [part in kernels or own(part) for part in parts]
+    is_judge = [part in judges for part in parts]
+    if parts == ["literal"]:
+        raise ValueError(
+            "loss must have an adversary beside literal, which is 0, got 'literal'; write article+literal"
+        )
+    if len(parts) == 2 and is_kernel[0] and is_judge[1]:
+        right = "+".join(reversed(parts))
+        raise ValueError(f"loss must name the adversary or critic first, got {value!r}; write {right}")
+    if (len(parts) == 1 and (is_judge[0] or is_kernel[0])) or (len(parts) == 2 and is_judge[0] and is_kernel[1]):
+        return
+    wrong = next((part for part, *known in zip(parts, is_judge, is_kernel, strict=True) if not any(known)), "")
+    near = get_close_matches(wrong, [*judges, *kernels], 1)
+    advice = f"did you mean {near[0]}?" if near else "choose among them"
+    raise ValueError(
+        f"loss must be an adversary or critic ({', '.join(judges)}), a kernel term ({', '.join(kernels)}, or "
+        f"module:function for one of your own), or one of each as in gan+mmd, got {shown(value)}; {advice}"
+    )
 
 
 def function(name: str, value: object) -> None:

@@ -158,7 +158,8 @@ class Config:
     recipe: Recipe = Recipe(steps=3000, batch=256)
     # one of gkfast.gan.data.NAMES, a file or a folder of images, whose sides become image_size (below)
     data: str = "digits"
-    # one of gkfast.gan.LOSSES, and the weight of its kernel term; None for what suits the loss
+    # one of gkfast.gan.LOSSES, or module:function in place of its kernel term, and the weight of that term; None for
+    # what suits the loss
     loss: str = "gan+mmd"
     lam: float | None = None
     # "median", "mean", or bandwidths in the units of what the kernel compares; a rule's distance is multiplied with
@@ -213,7 +214,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self)
-        checks.loss(self.loss, objectives.LOSSES)
+        objectives.split_name(self.loss)
         for name, each in (("rules", self.rules), ("ladders", self.ladders)):
             if len(each) not in (0, len(self.compared)):
                 raise ValueError(

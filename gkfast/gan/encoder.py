@@ -5,7 +5,6 @@ The autoencoder is trained on the data first. Its decoder behind a small network
 
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gkfast.gan import checks, networks
+from gkfast.gan import checks, networks, own
 from gkfast.gan.config import Config, Recipe
 from gkfast.gan.data import Data
 from gkfast.gan.loop import Record, forked_random_state, is_logged
@@ -166,14 +165,7 @@ def load(config: Config, data: Data) -> Encoder:
     ValueError
         If there is no such function, or what it returns is no torch module that takes the data.
     """
-    module, _, function = config.encoder.partition(":")
-    try:
-        network = getattr(import_module(module), function)()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"--encoder must be module:function, a function without arguments that Python can import, "
-            f"got {config.encoder!r} ({error}); check the names, and PYTHONPATH"
-        ) from error
+    network = own.made("--encoder", config.encoder, own.named("--encoder", config.encoder))
     if not isinstance(network, nn.Module):
         raise ValueError(f"--encoder must return a torch.nn.Module, got {checks.shown(network)}; wrap it in a module")
     if data.is_image:

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gkfast.gan import checks
+from gkfast.gan import checks, own
 from gkfast.gan.losses import (
     Discriminator,
     discriminator_loss,
@@ -79,9 +80,9 @@ _FEATURE_SCALES = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
 
 def split_name(loss: str) -> tuple[str | None, str | None]:
     """The adversary or critic, and the kernel term, of a name such as "gan+mmd", "rpgan" or "mmd"."""
-    checks.loss(loss, LOSSES)
+    checks.loss(loss, (*ADVERSARIES, *CRITICS), KERNELS, own.is_name)
     first, _, second = loss.partition("+")
-    return (None, first) if first in KERNELS else (first, second or None)
+    return (None, first) if first in KERNELS or own.is_name(first) else (first, second or None)
 
 
 def default_lam(loss: str) -> float:
@@ -89,6 +90,9 @@ def default_lam(loss: str) -> float:
     judge, kernel = split_name(loss)
     if kernel is None:
         return 0.0
+    if own.is_name(kernel):
+        made = _own(judge, kernel)
+        return made.lam if isinstance(made, Objective) else _WEIGHT_ALONE
     return _WEIGHT_ALONE if judge is None else _WEIGHT_BESIDE[kernel]
 
 
@@ -150,6 +154,17 @@ class LandmarkTerm(nn.Module):
         """Its bandwidths."""
         sigma: list[float] = self.whole.numbers.sigma.tolist()
         return sigma
+
+
+class OwnTerm(nn.Module):
+    """A kernel term of the user's, a function of generated and real rows."""
+
+    def __init__(self, term: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.term = term
+
+    def forward(self, fake: Tensor, real: Tensor) -> Tensor:
+        return self.term(fake, real)
 
 
 class LayersTerm(nn.Module):
@@ -261,7 +276,9 @@ def objective(
 
     Parameters
     ----------
-    loss : one of LOSSES
+    loss : one of LOSSES, or module:function
+        In the kernel term's place, as in "gan+mine:energy", a function of generated and real rows. Alone it may also
+        be a function without arguments that returns an Objective.
     sigma : float, sequence of float, "median" or "mean"
         The bandwidths of the kernel term, or the rule that finds them; the term averages over them. With an encoder
         a sequence of one such for each of its outputs. Critics have
@@ -284,6 +301,14 @@ def objective(
     lam = default_lam(loss) if lam is None else checks.weight(lam)
     checks.flag("on_features", on_features)
     r1, r2 = checks.penalty("r1", r1), checks.penalty("r2", r2)
+    made = _own(judge, kernel_name) if kernel_name is not None and own.is_name(kernel_name) else None
+    if isinstance(made, Objective):
+        if encoder is not None:
+            raise ValueError(f'space must be "data" for an Objective, got "encoder" with {loss}; give it an encoder')
+        discriminator = made.discriminator
+        if discriminator is not None and (r1 or r2):
+            discriminator = partial(_penalised, discriminator, r1, r2)
+        return replace(made, lam=lam, discriminator=discriminator)
     kernel: Callable[..., Tensor] | None = None
     if kernel_name == "landmarks":
         _check_whole_data(real, on_features)
@@ -314,9 +339,72 @@ def _check_whole_data(real: object, on_features: bool) -> None:
         raise ValueError('real must be given for "landmarks", got None; pass all rows of the data')
 
 
+def _own(judge: str | None, name: str) -> "Callable[..., Tensor] | Objective":
+    """The kernel term, or the Objective, that module:function names.
+
+    The function is a term itself, of generated and real rows, or one without arguments that returns either.
+    """
+    found = own.named("loss", name)
+    if callable(found) and not _takes_rows(found):
+        found = own.made("loss", name, found)
+    if isinstance(found, Objective):
+        if judge is not None:
+            raise ValueError(
+                f"loss must be a kernel term behind {judge}+, got {name!r}, which is an Objective; name it alone"
+            )
+        return found
+    if not callable(found):
+        raise ValueError(
+            f"loss must be a function of generated and real rows, or one that returns an Objective, got {name!r}, "
+            f"which is {checks.shown(found)}; change it"
+        )
+    return found
+
+
+def _takes_rows(found: Callable[..., Any]) -> bool:
+    """Whether a call needs arguments."""
+    if isinstance(found, nn.Module):
+        return True
+    try:
+        parameters = signature(found).parameters.values()
+    # some built-in functions have none
+    except ValueError:
+        return True
+    plain = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.default is Parameter.empty and p.kind in plain for p in parameters)
+
+
+def try_own(loss: str, real: Tensor | None) -> None:
+    """Refuse a loss of the user's that does not give one number with a gradient for a few rows (N, D), if any."""
+    judge, name = split_name(loss)
+    if name is None or not own.is_name(name):
+        return
+    term = _own(judge, name)
+    if isinstance(term, Objective) or real is None:
+        return
+    rows = real[:16]
+    fake = (rows.flip(0) + 0.1 * rows.std()).requires_grad_()
+    try:
+        value = term(fake, rows)
+    except Exception as error:
+        raise ValueError(
+            f"loss must take generated and real rows, here {tuple(rows.shape)} of each, got an error of {name!r} "
+            f"({own.reason(error)}); mend it"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        got = checks.shown(value)
+        raise ValueError(
+            f"loss must return a scalar tensor that depends on the generated rows, got {got} of {name!r}; "
+            "return a mean over rows, not detached"
+        )
+
+
 def _kernel_term(
     name: str, sigma: Bandwidth, scales: Sequence[float], momentum: float, real: Any = None
 ) -> nn.Module:
+    if own.is_name(name):
+        term: Any = _own(None, name)
+        return term if isinstance(term, nn.Module) else OwnTerm(term)
     match name:
         case "mmd":
             return KernelTerm(MMDLoss(sigma, scales=scales, momentum=momentum))

@@ -1,0 +1,55 @@
+"""Functions of the user's that the command line names as module:function: encoders, losses, features."""
+
+import os
+import re
+import sys
+from importlib import import_module
+from typing import Any
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
+def named(option: str, text: str) -> Any:
+    """What module:function names; modules are looked for in the current folder as well.
+
+    Raises
+    ------
+    ValueError
+        If there is no such module, it cannot be imported, or it has no such name.
+    """
+    module, _, name = text.partition(":")
+    try:
+        if not is_name(text):
+            raise ImportError("it is not module:function")
+        here = os.getcwd()
+        # where a script is run from, but not the command gkfast
+        if here not in sys.path and "" not in sys.path:
+            sys.path.append(here)
+        return getattr(import_module(module), name)
+    # a module of the user's may raise anything
+    except Exception as error:
+        raise ValueError(
+            f"{option} must be module:function, a function that Python can import, got {text!r} ({reason(error)}); "
+            "check the names, and the folder or PYTHONPATH"
+        ) from error
+
+
+def made(option: str, text: str, function: Any) -> Any:
+    """What a function of the user's returns without arguments."""
+    try:
+        return function()
+    # it may raise anything
+    except Exception as error:
+        raise ValueError(
+            f"{option} must be a function that can be called without arguments, got {text!r} ({reason(error)}); "
+            "mend it"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """An error in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
