@@ -27,9 +27,10 @@ from typing import Any
 
 import torch
 
-from gkfast.gan import checkpoint, data, encoder, metrics, networks, objectives, pictures, run, train
+from gkfast.gan import checkpoint, data, encoder, metrics, objectives, pictures, run, train
 from gkfast.gan.config import DEFAULTS, Config, saved
-from gkfast.gan.data import Data, generate_data
+from gkfast.gan.data import Data
+from gkfast.gan.sampler import load
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / "runs" / "gan_quality"
@@ -278,11 +279,7 @@ def picture(real: Data, name: str, results: Path) -> None:
     samples = {}
     for kind in ("kernel", *controls(name)):
         folder = min(RUNS.glob(f"{name}-{kind}-*/generator.pt")).parent
-        config = Config.from_settings(**saved(folder))
-        generator, _ = run.build(real, config)
-        generator.load_state_dict(torch.load(folder / "generator.pt", weights_only=True))
-        noise = generate_data(metrics.COUNTED, config.recipe.noise_dim, generator=torch.Generator().manual_seed(1))
-        samples[config.loss] = networks.sample(generator, noise)
+        samples[saved(folder)["loss"]] = load(folder).sample(metrics.COUNTED, seed=1).flatten(1)
     drawn = pictures.png(pictures.samples_figure(real, samples))
     checkpoint.write(results / f"gan-{name}.png", drawn)
 

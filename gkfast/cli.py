@@ -1,4 +1,4 @@
-"""The command line: gkfast train, gkfast compile, gkfast info."""
+"""The command line: gkfast train, sample, eval, compile and info."""
 
 import argparse
 import gc
@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from gkfast import cli_samples
 
 if TYPE_CHECKING:
     from gkfast.gan.config import Config
@@ -87,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--kernel-off", action="store_true", help="train the control alone: the same, without the kernel"
     )
     train.add_argument("--no-control", action="store_true", help="do not train the same GAN without the kernel")
+    afterwards = cli_samples.add(commands)
     compiling = commands.add_parser(
         "compile",
         help="compile the CPU kernels for this machine now, not at the first call of each: half a minute, once",
@@ -104,6 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     options = parser.parse_args(arguments)
+    if options.command in afterwards:
+        run = cli_samples.draw if options.command == "sample" else cli_samples.evaluate
+        return run(afterwards[options.command], options)
     if options.command == "compile":
         return _compile(compiling, options)
     if options.command == "info":

@@ -1,6 +1,7 @@
 """Whatever is given to a public name of gkfast.gan: one sentence that says what to do, or the right value."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import gkfast.gan
-from gkfast.gan import article, losses, objectives
+from gkfast.gan import article, losses, objectives, sampler
 from gkfast.nn import KDERatioLoss, MMDLoss
 
 Y = 2 + torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
@@ -42,6 +43,11 @@ def networks():
 def train_gan(**arguments):
     G, D = networks()
     return gkfast.gan.train_gan(**{"generator": G, "discriminator": D, **arguments})
+
+
+def load(run):
+    sampler.save(Path("saved.pt"), sampler.Sampler(networks()[0], 2, (2,)))
+    return gkfast.gan.load(run).sample(3)
 
 
 # every function: its arguments, and which of GIVEN each of them may be
@@ -126,6 +132,7 @@ CALLS = {
             **{name: {"None"} for name in ("generator", "device", "dtype")},
         },
     ),
+    "load": (load, {"run": "saved.pt"}, {}),
     "train_gan": (
         lambda **arguments: train_gan(**arguments).history[-1]["g_loss"],
         {
@@ -157,14 +164,14 @@ def finite(value):
 
 @pytest.mark.parametrize(("function", "argument", "given"), CASES, ids=["-".join(case) for case in CASES])
 def test_one_sentence_or_the_right_value(function, argument, given, tmp_path, monkeypatch):
-    # where a run folder called "a" is made
+    # where files and a run folder called "a" are made
     monkeypatch.chdir(tmp_path)
     call, arguments, accepted = CALLS[function]
     arguments = {**arguments, argument: GIVEN[given]}
     if given in accepted.get(argument, ()):
         assert finite(call(**arguments))
         return
-    with pytest.raises((ValueError, TypeError)) as refusal:
+    with pytest.raises((ValueError, TypeError, FileNotFoundError)) as refusal:
         call(**arguments)
     said = str(refusal.value)
     assert argument in said
@@ -173,14 +180,15 @@ def test_one_sentence_or_the_right_value(function, argument, given, tmp_path, mo
 
 
 @pytest.mark.parametrize("function", CALLS)
-def test_what_is_meant_is_taken(function):
+def test_what_is_meant_is_taken(function, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     call, arguments, _ = CALLS[function]
     assert finite(call(**arguments))
 
 
 def test_every_public_name_is_in_the_table():
-    # a tuple of names, and what training returns
-    assert {*gkfast.gan.__all__} - {"LOSSES", "Result"} <= CALLS.keys()
+    # a tuple of names, and what training and loading return
+    assert {*gkfast.gan.__all__} - {"LOSSES", "Result", "Sampler"} <= CALLS.keys()
     functions = {
         name
         for module in (article, losses)

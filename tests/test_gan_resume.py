@@ -132,8 +132,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path, seed):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for name in ("generator.pt", "control.pt"):
         a, b = (torch.load(folder / name, weights_only=True) for folder in (whole, killed))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
+        same(a, b)
     assert records(whole) == records(killed)
     assert figures(whole) == figures(killed)
     for name in ("samples.png", "witness.png", "progress.png"):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gkfast.gan.objectives import LOSSES as LOSSES
     from gkfast.gan.objectives import Objective as Objective
     from gkfast.gan.objectives import objective as objective
+    from gkfast.gan.sampler import Sampler as Sampler
+    from gkfast.gan.sampler import load as load
     from gkfast.gan.train import Result as Result
 
 _PUBLIC = {
@@ -27,6 +29,7 @@ _PUBLIC = {
     "data": "generate_data",
     "losses": "discriminator_loss gan_loss generator_loss log_kde_ratio mmd",
     "objectives": "LOSSES Objective objective",
+    "sampler": "Sampler load",
     "train": "Result",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -345,7 +344,7 @@ def _own(judge: str | None, name: str) -> "Callable[..., Tensor] | Objective":
     The function is a term itself, of generated and real rows, or one without arguments that returns either.
     """
     found = own.named("loss", name)
-    if callable(found) and not _takes_rows(found):
+    if callable(found) and not own.takes_arguments(found):
         found = own.made("loss", name, found)
     if isinstance(found, Objective):
         if judge is not None:
@@ -359,19 +358,6 @@ def _own(judge: str | None, name: str) -> "Callable[..., Tensor] | Objective":
             f"which is {checks.shown(found)}; change it"
         )
     return found
-
-
-def _takes_rows(found: Callable[..., Any]) -> bool:
-    """Whether a call needs arguments."""
-    if isinstance(found, nn.Module):
-        return True
-    try:
-        parameters = signature(found).parameters.values()
-    # some built-in functions have none
-    except ValueError:
-        return True
-    plain = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.default is Parameter.empty and p.kind in plain for p in parameters)
 
 
 def try_own(loss: str, real: Tensor | None) -> None:

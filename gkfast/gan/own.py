@@ -4,7 +4,10 @@ import os
 import re
 import sys
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any
+
+from torch import nn
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -48,6 +51,19 @@ def made(option: str, text: str, function: Any) -> Any:
             f"{option} must be a function that can be called without arguments, got {text!r} ({reason(error)}); "
             "mend it"
         ) from error
+
+
+def takes_arguments(function: Any) -> bool:
+    """Whether a call of it needs arguments."""
+    if isinstance(function, nn.Module):
+        return True
+    try:
+        parameters = signature(function).parameters.values()
+    # some built-in functions have none
+    except ValueError:
+        return True
+    plain = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.default is Parameter.empty and p.kind in plain for p in parameters)
 
 
 def reason(error: Exception) -> str:

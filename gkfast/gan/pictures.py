@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# of points, generated and real samples
+Witness = Callable[[Tensor, Tensor, Tensor], np.ndarray[Any, Any]]
 _INK, _GREY = "#1f2933", "#8a94a0"
 _REAL, _KERNEL, _CONTROL, _OTHER = "#4a5560", "#0b7285", "#d9480f", "#7048a8"
 
@@ -28,17 +31,23 @@ def heading(loss: str) -> str:
     return f"Without the kernel ({loss})" if loss in objectives.ADVERSARIES else f"With the kernel ({loss})"
 
 
-def samples_figure(data: Data, samples: Mapping[str, Tensor]) -> "Figure":
+def samples_figure(
+    data: Data,
+    samples: Mapping[str, Tensor],
+    *,
+    real: str = "Real, held out",
+    words: Callable[[str], str] = heading,
+) -> "Figure":
     """Real samples and those of each run side by side: images, points in the plane, or a histogram."""
-    panels = [("Real, held out", data.test, _REAL)]
+    panels = [(real, data.test, _REAL)]
     for name, colour in zip(samples, (_KERNEL, _CONTROL, _OTHER), strict=False):
-        panels.append((heading(name), samples[name], colour))
+        panels.append((words(name), samples[name], colour))
     draw = _drawing(data)
     figure = _figure(width=4.2 * len(panels), height=4.6)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (words, x, colour) in zip(axes, panels, strict=True):
+    for axis, (title, x, colour) in zip(axes, panels, strict=True):
         draw(axis, x.numpy(), data, colour)
-        axis.set_title(words, loc="left", color=colour, fontsize=13, fontweight="bold", pad=10)
+        axis.set_title(title, loc="left", color=colour, fontsize=13, fontweight="bold", pad=10)
     return figure
 
 
@@ -127,23 +136,37 @@ def progress_figure(data: Data, snapshots: Mapping[str, Sequence[tuple[int, Tens
     return figure
 
 
-def witness_figure(data: Data, samples: Mapping[str, Tensor], sigma: Sequence[float]) -> "Figure":
-    """Where each generator puts too much and where too little: the witness function of its MMD (gkfast.witness)."""
+def witness_figure(
+    data: Data,
+    samples: Mapping[str, Tensor],
+    sigma: Sequence[float],
+    *,
+    words: Callable[[str], str] = heading,
+    see: Callable[[Tensor], Tensor] | None = None,
+) -> "Figure":
+    """Where each generator puts too much and where too little: the witness function of its MMD (gkfast.witness).
+
+    see : callable, optional
+        From samples to what the kernel compares; by default the samples themselves.
+    """
     figure = _figure(width=6.3 * len(samples), height=5.4 if not data.is_image else 2.9)
     draw = _witness_images if data.is_image else _witness_line if data.shape == (1,) else _witness_plane
     subfigures = figure.subfigures(1, len(samples), squeeze=False)[0]
     for subfigure, (name, x) in zip(subfigures, samples.items(), strict=True):
-        subfigure.suptitle(heading(name), x=0.02, ha="left", fontsize=12, fontweight="bold", color=_INK)
-        draw(subfigure, data, x[:_WITNESSES], list(sigma))
+        subfigure.suptitle(words(name), x=0.02, ha="left", fontsize=12, fontweight="bold", color=_INK)
+        draw(subfigure, data, x[:_WITNESSES], partial(_witness, sigma=list(sigma), see=see or (lambda rows: rows)))
     return figure
 
 
-def _witness(points: Tensor, fake: Tensor, real: Tensor, sigma: list[float]) -> np.ndarray[Any, Any]:
+def _witness(
+    points: Tensor, fake: Tensor, real: Tensor, sigma: list[float], see: Callable[[Tensor], Tensor]
+) -> np.ndarray[Any, Any]:
+    points, fake, real = map(see, (points, fake, real))
     values: np.ndarray[Any, Any] = gkfast.witness(points, fake, real, sigma, weights=mean_weights(sigma)).numpy()
     return values
 
 
-def _witness_plane(subfigure: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
+def _witness_plane(subfigure: Any, data: Data, x: Tensor, witness: Witness) -> None:
     """A map of the witness function over the plane of the picture, with the real samples as dots."""
     axis = subfigure.subplots(1, 1)
     plane, centre = _plane(data)
@@ -151,7 +174,7 @@ def _witness_plane(subfigure: Any, data: Data, x: Tensor, sigma: list[float]) ->
     low, high = _frame(((data.train - centre) @ plane).numpy())
     sides = [torch.linspace(float(a), float(b), 160) for a, b in zip(low, high, strict=True)]
     spots = torch.cartesian_prod(*sides)
-    values = _witness(spots @ plane.T + centre, x, data.test, sigma).reshape(160, 160).T
+    values = witness(spots @ plane.T + centre, x, data.test).reshape(160, 160).T
     top = float(np.abs(values).max()) or 1.0
     shown = axis.imshow(
         values, origin="lower", extent=(low[0], high[0], low[1], high[1]), cmap="PuOr_r", vmin=-top, vmax=top
@@ -165,20 +188,20 @@ def _witness_plane(subfigure: Any, data: Data, x: Tensor, sigma: list[float]) ->
     subfigure.colorbar(shown, ax=axis, shrink=0.8, format="%.1e").ax.tick_params(labelsize=7, colors=_GREY)
 
 
-def _witness_line(subfigure: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
+def _witness_line(subfigure: Any, data: Data, x: Tensor, witness: Witness) -> None:
     axis = subfigure.subplots(1, 1)
     spots = torch.linspace(float(data.train.min()), float(data.train.max()), 400)[:, None]
-    values = _witness(spots, x, data.test, sigma)
+    values = witness(spots, x, data.test)
     axis.fill_between(spots[:, 0].numpy(), values, color=_KERNEL, alpha=0.4, linewidth=0)
     axis.axhline(0, color=_GREY, linewidth=0.8)
     axis.set_title("above 0: too many generated, below: too few", loc="left", fontsize=9, color=_GREY)
 
 
-def _witness_images(subfigure: Any, data: Data, x: Tensor, sigma: list[float]) -> None:
+def _witness_images(subfigure: Any, data: Data, x: Tensor, witness: Witness) -> None:
     """The generated images that are the most too many, and the real ones that are missed most."""
     rows = (
-        ("generated, too many like these", x, -_witness(x, x, data.test, sigma)),
-        ("real, too few like these", data.test, _witness(data.test, x, data.test, sigma)),
+        ("generated, too many like these", x, -witness(x, x, data.test)),
+        ("real, too few like these", data.test, witness(data.test, x, data.test)),
     )
     for axis, (words, images, order) in zip(subfigure.subplots(2, 1), rows, strict=True):
         worst = np.argsort(order, kind="stable")[:10]

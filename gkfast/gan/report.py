@@ -194,7 +194,8 @@ _QUALITY = """<img src="{}" alt="quality over the seconds of training">
 <p class="note">Quality over the seconds of training, all stages counted; measuring it was not.</p>
 """
 
-_PAGE = """<!doctype html>
+# of this page, and of that of gkfast eval
+HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -226,7 +227,11 @@ dd {{ margin: 0; }}
 @media (max-width: 40rem) {{ th, td {{ padding: .4rem; }} }}
 </style>
 </head>
-<body>
+"""
+
+_PAGE = (
+    HEAD
+    + """<body>
 <h1>{title}</h1>
 <p class="seen">{seen}</p>
 <img src="{samples}" alt="real samples beside generated ones">
@@ -247,3 +252,4 @@ held out.</p>
 </body>
 </html>
 """
+)

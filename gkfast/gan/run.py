@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import gkfast
-from gkfast.gan import checks, encoder, metrics, networks, objectives, report
+from gkfast.gan import checks, encoder, metrics, networks, objectives, report, sampler
 from gkfast.gan.checkpoint import (
     Checkpoints,
     Signals,
@@ -21,7 +21,6 @@ from gkfast.gan.checkpoint import (
     check_resumable,
     outline,
     write,
-    write_tensors,
 )
 from gkfast.gan.classifier import Classifier
 from gkfast.gan.config import Config, control, saved
@@ -87,7 +86,7 @@ def run(
         result = training.run(**shared.options(name, gan.loss, gan))
         shared.done += [{"run": gan.loss, **record} for record in result.history]
         if main:
-            write_tensors(folder / f"{name}.pt", result.average.state_dict())
+            sampler.save(folder / f"{name}.pt", sampler.of_training(result.average, data, gan.recipe.noise_dim))
             samples = draw(result, data, gan)
             found = metrics.evaluate(samples, data, fixed_sigma, gan.recipe.seed, judge)
             figures = {"seconds": result.seconds, **stages.seconds, **found}
