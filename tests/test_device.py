@@ -309,6 +309,23 @@ def test_permutation_test_is_that_of_the_cpu(estimator, launched):
         torch.testing.assert_close(here(found), exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, y: gkfast.kernel_means(x, y, [0.9, 20.0], parts="xx").xx,
+        lambda x, y: gkfast.kernel_means(x, y, [0.9, 20.0], parts=("yy", "xy")).xy,
+        lambda x, y: gkfast.row_means(x, x, [0.9, 20.0], leave_one_out=True),
+        lambda x, y: gkfast.pairwise_mmd2(x, [0, 1, 0, 1, 2, 2, 0, 1, 2], [0.9, 20.0]),
+        lambda x, y: gkfast.pairwise_mmd2(x, [0, 1, 0, 1, 2, 2, 0, 1, 2], [0.9, 20.0], estimator="biased"),
+    ],
+    ids=["xx", "xy", "rows", "groups", "groups, biased"],
+)
+def test_parts_rows_and_groups_are_those_of_the_cpu(call, launched):
+    launched.run = True
+    x, y = sample(9, 3)
+    torch.testing.assert_close(here(call(There(x), There(y))), call(x, y), rtol=1e-5, atol=1e-6)
+
+
 def test_the_imitated_device_refuses_what_a_gpu_refuses(launched):
     """Otherwise the tests above see nothing."""
     from gkfast.kernels import gpu
