@@ -51,11 +51,21 @@ def draw(parser: Any, options: argparse.Namespace) -> int:
         number, seed = _whole("-n", options.number, 1), _whole("--seed", options.seed, 0)
         generator = sampler.load(options.run)
         files.kind(options.out, generator.image)
-        files.write(generator.sample(number, seed), options.out, generator)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+        files.write(_drawn(generator, number, seed), options.out, generator)
+    except (ValueError, OSError, ImportError) as error:
         parser.error(_line(error))
     print(f"{options.out}: {number} samples of shape {generator.shape}, seed {seed}")
     return 0
+
+
+def _drawn(generator: Any, number: int, seed: int) -> Any:
+    try:
+        return generator.sample(number, seed)
+    # torch's word for memory that there is not
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(
+            f"-n must be a number of samples that fits into memory, got {number}; draw fewer, with several seeds"
+        ) from error
 
 
 def evaluate(parser: Any, options: argparse.Namespace) -> int:
@@ -72,7 +82,7 @@ def evaluate(parser: Any, options: argparse.Namespace) -> int:
         found, see = compare.compare(real, fake, named=options.features, seed=seed)
         if folder is not None:
             compare.write(folder, real, fake, found, see)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, OSError, ImportError) as error:
         parser.error(_line(error))
     print(json.dumps(found, indent=2) if options.json else "\n".join(compare.lines(found)))
     if folder is not None and not options.json:

@@ -154,6 +154,14 @@ def test_samples_are_written_as_asked(points, images, tmp_path, capsys):
         (["points.pt", "--out", "folder/"], "--out must end in .npy or .csv for samples that are no images, got"),
         (["images.pt", "--out", "full"], "--out must be a new or empty folder, got 'full'; name another one"),
         (["points.pt", "--out", "x.npy", "-n", "0"], "-n must be a whole number of at least 1, got '0'"),
+        (
+            ["points.pt", "--out", "x.npy", "-n", "1" + 15 * "0"],
+            "-n must be a number of samples that fits into memory",
+        ),
+        (
+            ["points.pt", "--out", "points.pt/x.npy"],
+            "--out must be where a folder can be made, got 'points.pt/x.npy'",
+        ),
         (["points.pt", "--out", "x.npy", "--seed", "x"], "--seed must be a whole number of at least 0, got 'x'"),
     ],
 )
@@ -307,4 +315,7 @@ def test_bad_folders_are_one_sentence(rng, tmp_path, capsys, monkeypatch):
     refused(["eval", "real.csv", "real.csv", "--out", "report"], capsys, "--out must be a new or empty folder")
     refused(
         ["eval", "real.csv", "real.csv", "--image-size", "1"], capsys, "--image-size must be a whole number of at"
+    )
+    refused(
+        ["eval", "real.csv", "real.csv", "--out", "real.csv/x"], capsys, "--out must be where a folder can be made"
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import gkfast
-from gkfast.gan import checkpoint, checks, metrics, own, pictures, report
+from gkfast.gan import checkpoint, checks, files, metrics, own, pictures, report
 from gkfast.gan.data import Data
 from gkfast.gan.files import Samples
 from gkfast.gan.networks import Channels
@@ -191,7 +191,7 @@ def write(folder: Path, real: Samples, fake: Samples, found: Mapping[str, Any], 
             pictures.witness_figure(data, generated, found["sigma"], words=str, see=witnessed)
         ),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, str(folder))
     for name, picture in drawn.items():
         checkpoint.write(folder / name, picture)
     checkpoint.write(folder / "metrics.json", (json.dumps(found, indent=2) + "\n").encode())

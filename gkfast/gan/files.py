@@ -146,7 +146,7 @@ def kind(out: str, image: bool) -> str:
 def write(samples: Tensor, out: str, sampler: Sampler) -> None:
     """Write samples (N, ...) as an array, a table or images, whole or not at all."""
     path, form, array = Path(out), kind(out, sampler.image), samples.numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, out)
     if form == "folder":
         _write_images(array, path, sampler.range)
         return
@@ -162,6 +162,16 @@ def write(samples: Tensor, out: str, sampler: Sampler) -> None:
     # nine digits give float32 back
     table.writerows([[f"{value:.9g}" for value in row] for row in rows.tolist()])
     write_bytes(path, text.getvalue().encode())
+
+
+def make_folder(folder: Path, out: str) -> None:
+    """The folder that --out asks for."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out must be where a folder can be made, got {out!r} ({error.strerror}); name another one"
+        ) from error
 
 
 def _write_images(array: np.ndarray[Any, Any], path: Path, limits: tuple[float, float]) -> None:
