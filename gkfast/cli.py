@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     train.add_argument(
         "--loss",
-        help="gan, rpgan, hinge, article, mmdgan, repulsive, bounded or smmd; mmd, gmmn, logkde or module:function; "
-        "or one of each with a plus between [what suits the data]",
+        help="gan, rpgan, hinge, article, mmdgan, repulsive, bounded or smmd; mmd, gmmn, logkde, drift, "
+        "landmarks or module:function; or one of each with a plus between [what suits the data]",
     )
     for name, (_, _, text) in _NUMBERS.items():
         train.add_argument(f"--{name}", help=text)

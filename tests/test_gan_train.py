@@ -297,7 +297,7 @@ def test_a_kernel_on_features_needs_features():
         ({"batch_size": 65}, "at most the 64 rows of y, got 65"),
         ({"x": torch.zeros(8, 3)}, "at most the 8 rows of x, got 16"),
         ({"output": "score"}, 'output must be "probability" or "logit", got \'score\''),
-        ({"loss": "wgan"}, "loss must be one of gan, .* got 'wgan'"),
+        ({"loss": "wgan"}, "loss must be an adversary .* got 'wgan'"),
         ({"y": torch.zeros(64, 5)}, r"generator must return rows of the shape of y's, \(5,\), got \(2,\)"),
         ({"D": nn.Linear(2, 3)}, r"discriminator must return one number per sample, got shape \(16, 3\) for 16"),
         (
