@@ -185,12 +185,11 @@ class TwoSampleTest:
 
     def _permuted(self, x: Array, y: Array) -> Any:
         options: dict[str, Any] = {"permutations": self.permutations, "seed": self.seed, "null_statistics": True}
-        return mmd_test(x, y, self.sigma_, weights=[1 / len(self.sigma_)] * len(self.sigma_), **options)
+        return mmd_test(x, y, self.sigma_, weights="mean", **options)
 
     def _means(self, x: Array, y: Array, parts: str) -> Any:
         x, y = (a.astype(np.float64) if isinstance(a, np.ndarray) else a.double() for a in (x, y))
-        weights = [1 / len(self.sigma_)] * len(self.sigma_)
-        return kernel_means(x, y, self.sigma_, parts=parts.split(), weights=weights)
+        return kernel_means(x, y, self.sigma_, parts=parts.split(), weights="mean")
 
     def _threshold(self, null: Array) -> float:
         """The greatest statistic that is no drift: p <= level is a statistic above it."""

@@ -138,3 +138,40 @@ def whole(name: str, value: Any, least: int) -> None:
 def kernel_of_kid(value: object) -> None:
     if not isinstance(value, str) or value not in ("polynomial", "gaussian"):
         raise ValueError(f"kernel must be polynomial or gaussian, got {value!r}; KID's own is polynomial")
+
+
+def permutation_test(estimator: object, permutations: object, seed: object, x: Array, y: Array) -> None:
+    """The arguments of a permutation test."""
+    if not isinstance(estimator, str) or estimator not in ("unbiased", "biased"):
+        raise ValueError(
+            f"estimator must be unbiased or biased for a test, got {estimator!r}; the others pair rows by their "
+            f"order, which a relabelling does not keep"
+        )
+    least = 1 if estimator == "biased" else 2
+    checks.some_rows("x", x, least, f"the {estimator} estimator")
+    checks.some_rows("y", y, least, f"the {estimator} estimator")
+    if not isinstance(permutations, int) or isinstance(permutations, bool) or permutations < 1:
+        raise ValueError(
+            f"permutations must be a whole number of at least 1, got {permutations!r}; "
+            f"1000 gives p-values down to 0.001"
+        )
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool) and seed >= 0
+    if not (seed is None or whole or isinstance(seed, np.random.Generator)):
+        raise ValueError(
+            f"seed must be a whole number not below 0, a numpy.random.Generator or None, got {seed!r}; "
+            f"None draws a fresh one"
+        )
+
+
+def variance_of_mmd2(variance: object, estimator: object, x: Array, y: Array) -> None:
+    """Which estimates of MMD^2 and of its variance, and samples that allow them."""
+    for name, value in (("estimator", estimator), ("variance", variance)):
+        checks.unbiased_or_biased(name, value)
+    least = 4 if variance == "unbiased" else 2
+    for name, sample in (("x", x), ("y", y)):
+        checks.some_rows(name, sample, least, "the variance of MMD^2")
+    if variance == "biased" and x.shape[-2] != y.shape[-2]:
+        raise ValueError(
+            f"x and y must have the same number of rows for the biased variance, got {x.shape[-2]} and "
+            f"{y.shape[-2]}; use unbiased for samples of different sizes"
+        )

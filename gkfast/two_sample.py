@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from gkfast import checks
+from gkfast import checks, sample_checks
 from gkfast.arguments import Call, prepare, under_autocast, weighted_sum
 from gkfast.checks import Array, Backend, Precision, Sigma
 from gkfast.functional import mmd2
@@ -109,7 +109,7 @@ def mmd_test(
     """
     x, y = under_autocast(x, y)
     checks.two_point_sets("x", x, "y", y)
-    checks.permutation_test(estimator, permutations, seed, x, y)
+    sample_checks.permutation_test(estimator, permutations, seed, x, y)
     checks.flag("null_statistics", null_statistics)
     x, y, sigma, weights = (checks.detached(value) for value in (x, y, sigma, weights))
     call, points, bandwidths, options = prepare({"x": x, "y": y}, sigma, weights, precision, backend)
@@ -243,7 +243,7 @@ def mmd2_and_variance(
     """
     x, y = under_autocast(x, y)
     checks.two_point_sets("x", x, "y", y)
-    checks.variance_of_mmd2(variance, estimator, x, y)
+    sample_checks.variance_of_mmd2(variance, estimator, x, y)
     call, points, (sigmas, kernel_weights), _ = prepare({"x": x, "y": y}, sigma, weights, precision, backend)
     n, m = x.shape[-2], y.shape[-2]
     x, y = map(call.double, points)
