@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ CONTROLS: dict[str, dict[str, Any]] = {
 }
 
 # where the controls are tuned as the kernel's run is: the best of what bench/results/gan_search.csv has
-_BEST = {"loss": "rpgan", "generator_rate": 4e-3, "discriminator_rate": 4e-3, "r1": 1.0, "r2": 1.0}
+_BEST = {
+    **{"loss": "rpgan", "generator_rate": 4e-3, "discriminator_rate": 4e-3, "r1": 1.0, "r2": 1.0},
+    "warmup": 0,
+}
 TUNED: dict[str, dict[str, dict[str, Any]]] = {"mnist": {"rpgan": _BEST}, "stacked-mnist": {"rpgan": _BEST}}
 _LRS = {
     f"rpgan-rate-{rate:g}": {**_BEST, "generator_rate": rate, "discriminator_rate": rate} for rate in (1e-3, 2e-3)
@@ -52,10 +56,10 @@ SWEEP: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {
         **_LRS,
         "rpgan-r-0.1": {**_BEST, "r1": 0.1, "r2": 0.1},
-        # the stages without the kernel in the last one, and its code alone
+        "rpgan-warmup": {**_BEST, "warmup": 500},
+        # the stages without the kernel in the last one, and without the density of codes
         "no-kernel-last": {"lam": 0.0},
-        "code-alone": {"compared": [-1], "ladders": [], "lam": 10.0},
-        "r-1": {"r1": 1.0, "r2": 1.0},
+        "network-of-codes": {"code_prior": "network", "code_steps": 500},
     },
     "stacked-mnist": _LRS,
 }
@@ -77,7 +81,10 @@ BARS: dict[str, dict[str, tuple[bool, float]]] = {
     "stacked-mnist": {"modes": (True, 1000), "reverse_kl": (False, 0.1)},
 }
 _COMMON = ("mmd2", "p_value", "coverage", "seconds", "steps")
-_FEATURES = ("fid", "kid", "manifold_precision", "manifold_recall", "coverage", "class_kl")
+_FEATURES = (
+    *("fid", "kid", "manifold_precision", "manifold_recall", "coverage", "class_kl"),
+    *("nearest_pixels", "nearest_features"),
+)
 FIGURES = {name: (*bars, *(_FEATURES if name == "mnist" else ()), *_COMMON) for name, bars in BARS.items()}
 # rounds of steps by which the time of a step is measured
 _ROUNDS, _STEPS = 8, 12
@@ -157,7 +164,8 @@ def equal_steps(real: Data, kernel: Config, other: Config, kind: str) -> int:
 
 def stages(config: Config) -> dict[str, int]:
     """The steps of each stage."""
-    first = {"encoder": config.encoder_steps, "codes": config.code_steps}
+    # a kernel density of codes is found in one
+    first = {"encoder": config.encoder_steps, "codes": config.code_steps or int(config.code_prior == "kernel")}
     own = config.space == "encoder" and not config.encoder
     return (first if own else {}) | {"adversary": config.recipe.steps}
 
@@ -195,11 +203,16 @@ def _stage_steps(real: Data, config: Config) -> dict[str, Callable[[], Any]]:
         compared = encoder.Encoder(encoder.autoencoder(real, config), config.compared)
         sigma = run.encoder_bandwidths(compared, real, config)
         codes = torch.randn(len(real.train), config.code)
+        density = encoder.KernelDensity(*codes.shape)
         goal = objectives.objective(config.code_loss, metrics.sigma_by_rule(codes, "median", config.ladder))
         recipe = replace(long, batch=config.code_batch)
-        steps["codes"] = train.Training(
-            run.build(real, config)[0][0], discriminator, codes, goal, recipe, sigma=[1.0]
-        ).advance
+        steps["codes"] = (
+            partial(density.fit, codes)
+            if config.code_prior == "kernel"
+            else train.Training(
+                run.build(real, config)[0][0], discriminator, codes, goal, recipe, sigma=[1.0]
+            ).advance
+        )
     goal = run.objective(config, real.train, run.bandwidths(real, config), compared, sigma)
     steps["adversary"] = train.Training(generator, discriminator, real.train, goal, long, sigma=[1.0]).advance
     return steps
@@ -302,7 +315,10 @@ def _on_quiet_seconds(
     records: list[dict[str, Any]], summary: dict[str, Any], times: dict[str, float], own: str
 ) -> list[dict[str, float]]:
     """The records of a run with the seconds that its steps take on a quiet core."""
-    first = {"encoder": summary["encoder_steps"], "codes": summary["code_steps"]}
+    first = {
+        "encoder": summary["encoder_steps"],
+        "codes": summary["code_steps"] or int(summary["code_prior"] == "kernel"),
+    }
     first = first if "encoder_seconds" in summary else {}
     spent = {stage: times[f"{own}{stage}"] * steps for stage, steps in first.items()}
     begin = {"codes": spent.get("encoder", 0.0)}

@@ -11,7 +11,7 @@ import gkfast
 from gkfast.gan import checkpoint, config, encoder, loop, networks, run
 from gkfast.gan.checkpoint import Signals, Stopped
 from gkfast.gan.config import Config
-from gkfast.gan.data import Data
+from gkfast.gan.data import Data, generate_data
 from gkfast.gan.objectives import Objective, objective
 from gkfast.gan.train import Training
 
@@ -164,6 +164,56 @@ def test_the_generator_begins_as_the_decoder_on_matched_codes(tmp_path):
             torch.testing.assert_close(value, decoder, rtol=0, atol=2e-3)
 
 
+def test_codes_of_a_kernel_density_have_the_width_that_the_other_codes_ask_for():
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randn(500, 3, generator=rng) @ torch.tensor([[1.0, 0, 0], [2.0, 0.5, 0], [0, 0, 0.1]])
+    density = encoder.KernelDensity(*codes.shape)
+    density.fit(codes)
+    torch.testing.assert_close(density.codes, codes)
+    # L from all pairs of codes, and the best h of those that are tried
+    d = torch.cdist(codes.double(), codes.double()).fill_diagonal_(torch.inf)
+    differences = (codes.double()[d.topk(10, largest=False).indices] - codes.double()[:, None]).flatten(0, 1)
+    root = torch.linalg.cholesky(differences.T @ differences / len(differences)).float()
+    h = density.spread[0, 0] / root[0, 0]
+    torch.testing.assert_close(density.spread, h * root, rtol=1e-4, atol=1e-6)
+    white = torch.linalg.solve_triangular(root, codes.T, upper=False).T.double()
+
+    def score(width):
+        return float(gkfast.log_density(white, white, width, leave_one_out=True).mean())
+
+    assert score(float(h)) > max(score(float(h) / 1.2), score(float(h) * 1.2))
+    # the last column of the noise picks a code, the others move it
+    noise = torch.tensor([[0.0, 0, 0, 0.5], [1.0, 0, 0, 0.0], [0.0, 0, 0, 0.9999]])
+    drawn = density(noise)
+    torch.testing.assert_close(drawn, codes[[250, 0, 499]] + noise[:, :3] @ density.spread.T)
+    many = density(generate_data(20_000, 3, generator=rng))
+    expected = torch.cov(codes.T, correction=0) + density.spread @ density.spread.T
+    torch.testing.assert_close(torch.cov(many.T), expected, rtol=0.05, atol=0.05)
+
+
+def test_a_run_whose_codes_come_from_a_kernel_density(tmp_path):
+    options = {"code_prior": "kernel", "code_steps": 0, "noise_dim": 3, "warmup": 3}
+    summary = made(tmp_path / "run", **options)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(line["run"] for line in lines)) == ["encoder", "rpgan+mmd", "rpgan"]
+    assert summary["code_seconds"] > 0
+    assert "kernel density of the data" in (tmp_path / "run" / "report.html").read_text()
+    # the generator can be made again, with its codes
+    generator, _ = run.build(small(), settings(**options))
+    generator.load_state_dict(torch.load(tmp_path / "run" / "generator.pt", weights_only=True))
+    state = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints" / "encoder").load()
+    net = encoder.autoencoder(small(), settings(**options))
+    net.load_state_dict(state["autoencoder"])
+    torch.testing.assert_close(generator[0].codes, networks.sample(net, small().train)[-1])
+    # a cut run goes on to the same bits
+    made(tmp_path / "cut", **options, control=False)
+    for path in (tmp_path / "cut" / "checkpoints" / "generator").glob("*8*"):
+        path.unlink()
+    made(tmp_path / "cut", **options, control=False, resume=True)
+    again = torch.load(tmp_path / "cut" / "generator.pt", weights_only=True)
+    assert all(torch.equal(value, again[key]) for key, value in generator.state_dict().items())
+
+
 @pytest.mark.parametrize("stage", [encoder.AutoencoderTraining, Training])
 @pytest.mark.parametrize("step", [4, 6])
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, stage, step):
@@ -223,6 +273,8 @@ def test_a_wrong_encoder_is_refused(options, message):
         ({"encoder": "a:b"}, "code_steps must be 0 with an encoder of your own"),
         ({"encoder_steps": 0}, "encoder_steps must be at least 1 without an encoder"),
         ({"loss": "rpgan"}, 'space must be "data" for a loss without a kernel term, got "encoder" with rpgan'),
+        ({"code_prior": "kernel"}, 'code_prior "kernel" must have an autoencoder, no code_steps and noise_dim = code'),
+        ({"code_prior": "kde"}, "code_prior must be network or kernel, got 'kde'"),
         ({"compared": []}, "compared must have a layer at least"),
         ({"ladders": [[1.0], [2.0]]}, "ladders must have one for each of the 1 compared layers, got 2"),
         ({"rules": ["widest"]}, "rules must be median, mean"),

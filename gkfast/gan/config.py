@@ -19,7 +19,7 @@ from gkfast.gan import checks, objectives
 _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
 
 # no number depends on these settings: they may change when a run is resumed
-_FREE = ("checkpoint_every", "keep", "control", "control_steps", "tensorboard")
+_FREE = ("checkpoint_every", "keep", "control", "control_steps", "control_rate", "tensorboard")
 
 
 class _Range(NamedTuple):
@@ -32,11 +32,13 @@ class _Range(NamedTuple):
 _RANGES: dict[str, _Range] = {
     **dict.fromkeys(("steps", "layers", "critic_features", "critic_steps", "code", "keep", "threads"), _Range(1)),
     **dict.fromkeys(("batch", "code_batch"), _Range(2)),
-    **dict.fromkeys(("encoder_steps", "code_steps", "control_steps", "kernel_rows", "micro_batch"), _Range(0)),
+    **dict.fromkeys(
+        ("encoder_steps", "code_steps", "control_steps", "kernel_rows", "micro_batch", "warmup"), _Range(0)
+    ),
     "code_noise": _Range(0),
     "image_size": _Range(4),
-    **dict.fromkeys(("units", "noise_dim", "lam", "clip", "checkpoint_every"), _Range(0)),
-    **dict.fromkeys(("generator_rate", "discriminator_rate"), _Range(0, above_least=True)),
+    **dict.fromkeys(("units", "noise_dim", "lam", "clip", "checkpoint_every", "control_rate"), _Range(0)),
+    **dict.fromkeys(("generator_rate", "discriminator_rate", "encoder_rate"), _Range(0, above_least=True)),
     **dict.fromkeys(("r1", "r2"), _Range(0, checks.GREATEST_PENALTY)),
     "seed": _Range(0, checks.GREATEST_SEED),
     **dict.fromkeys(("momentum", "final_rate"), _Range(0, 1)),
@@ -45,6 +47,7 @@ _RANGES: dict[str, _Range] = {
 _CHOICES = {
     "space": ("data", "features", "encoder"),
     "code_loss": ("mmd", "gmmn", "logkde"),
+    "code_prior": ("network", "kernel"),
     "network": ("mlp", "dcgan"),
     "precision": ("no", "bf16"),
     "device": ("cpu", "cuda"),
@@ -122,6 +125,8 @@ class Recipe:
     generator_rate: float = 1e-3
     discriminator_rate: float = 1e-3
     final_rate: float = 0.05
+    # steps in which the rates rise to that: a generator that is good already is not spoilt by a new discriminator
+    warmup: int = 0
     # Adam's
     beta1: float = 0.5
     beta2: float = 0.999
@@ -142,9 +147,10 @@ class Recipe:
         _check(self)
 
     def rate(self, step: int) -> float:
-        """The factor of the learning rates at a step, the first of which is 1."""
+        """The factor of the learning rates at a step."""
         wave = (1 + math.cos(math.pi * (step - 1) / self.steps)) / 2
-        return self.final_rate + (1 - self.final_rate) * wave
+        risen = min(1.0, step / self.warmup) if self.warmup else 1.0
+        return risen * (self.final_rate + (1 - self.final_rate) * wave)
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers depend on: a run is resumed with the same ones."""
@@ -174,10 +180,13 @@ class Config:
     # on the data first, in so many steps, with noise of this standard deviation on its code of so many numbers
     encoder: str = ""
     encoder_steps: int = 2000
+    encoder_rate: float = 2e-3
     code: int = 16
     code_noise: float = 0.1
-    # then steps of a kernel loss between the codes of noise and of the data, and their batch: a network from noise to
-    # codes, and the decoder behind it, are the generator. With an encoder of the user's there is no decoder: no steps
+    # the generator is the decoder behind codes of "kernel", a Gaussian kernel density of the data's codes, or of
+    # "network", one from noise to codes. Its steps of a kernel loss between the codes of noise and of the data, and
+    # their batch. With an encoder of the user's there is no decoder: no steps
+    code_prior: str = "network"
     code_loss: str = "mmd"
     code_steps: int = 0
     code_batch: int = 1000
@@ -204,6 +213,8 @@ class Config:
     control: bool = True
     # steps of that one: as many as take the time of the GAN with its encoder; 0 for as many as the GAN's
     control_steps: int = 0
+    # both of its learning rates, from the first step on; 0 for those of the GAN, which may begin with a good generator
+    control_rate: float = 0.0
     # "cpu" or "cuda"
     device: str = "cpu"
     # networks this small gain nothing from a second one, and lose all when it shares its core. torch's own sums and
@@ -232,6 +243,12 @@ class Config:
             )
         if not self.compared:
             raise ValueError("compared must have a layer at least, got none; [-1] is the last")
+        if self.code_prior == "kernel" and (self.encoder or self.code_steps or self.recipe.noise_dim != self.code):
+            raise ValueError(
+                'code_prior "kernel" must have an autoencoder, no code_steps and noise_dim = code, got '
+                f"encoder={self.encoder!r}, code_steps={self.code_steps}, noise_dim={self.recipe.noise_dim} and "
+                f"code={self.code}; correct them"
+            )
         if self.encoder and self.code_steps:
             raise ValueError(
                 f"code_steps must be 0 with an encoder of your own, which has no decoder, got {self.code_steps}; "
@@ -317,22 +334,29 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "ema": 0.99,
     },
     "mnist": {
-        # the kernel compares an autoencoder's layers: wide bandwidths of the hidden ones, narrow ones of the code
+        # decoded codes of a kernel density are good digits already: low rates, a warm-up and the kernel on an
+        # autoencoder's layers (wide bandwidths of the hidden ones, narrow ones of the code) keep and sharpen them
         "loss": "rpgan+mmd",
         "lam": 30.0,
         "space": "encoder",
-        "encoder_steps": 1000,
-        "code_steps": 500,
+        "encoder_steps": 2500,
+        "encoder_rate": 4e-3,
+        "code_noise": 0.2,
+        "code_prior": "kernel",
         "ladder": [0.125, 0.25, 0.5, 1.0],
         "compared": [0, 1, 2],
         "ladders": [[0.5, 1.0], [0.5, 1.0], [0.125, 0.25, 0.5, 1.0]],
-        "kernel_rows": 1000,
-        "generator_rate": 2e-3,
+        "kernel_rows": 256,
+        "generator_rate": 1e-3,
         "discriminator_rate": 2e-3,
-        "r1": 0.1,
-        "r2": 0.1,
+        "warmup": 500,
+        # the best of the adversary alone, and about as many steps as take the same time
+        "control_rate": 4e-3,
+        "control_steps": 3750,
+        "r1": 1.0,
+        "r2": 1.0,
         "batch": 128,
-        "steps": 2074,
+        "steps": 2050,
         "units": 512,
         "ema": 0.999,
     },
@@ -383,9 +407,11 @@ def resolve(
     defaults = DEFAULTS.get(str(chosen.get("data", "digits")), {}) if before is None else before
     if chosen.get("encoder"):
         # it has no decoder, and the bandwidths are those of the default's code
-        defaults = {**defaults, "space": "encoder", "code_steps": 0}
+        defaults = {**defaults, "space": "encoder", "code_steps": 0, "code_prior": "network"}
     if objectives.split_name(str(chosen.get("loss", defaults.get("loss", Config.loss))))[1] is None:
         defaults = {**defaults, "space": "data"}
+        if before is None:
+            defaults |= _control_rates(defaults.get("control_rate", 0.0))
     return Config.from_settings(**{**defaults, **chosen})
 
 
@@ -404,8 +430,13 @@ def saved(folder: Path) -> dict[str, Any]:
 
 def control(config: Config) -> Config:
     """The same run without the kernel and its encoder: the same noise, batches, discriminator and sizes."""
-    recipe = replace(config.recipe, steps=config.control_steps or config.recipe.steps)
+    steps = config.control_steps or config.recipe.steps
+    recipe = replace(config.recipe, steps=steps, **_control_rates(config.control_rate))
     return replace(config, recipe=recipe, loss=objectives.without_kernel(config.loss), lam=None, space="data")
+
+
+def _control_rates(rate: float) -> dict[str, Any]:
+    return {"generator_rate": rate, "discriminator_rate": rate, "warmup": 0} if rate else {}
 
 
 def as_toml(config: Config) -> str:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import gkfast
 from gkfast.gan import checks, networks, own
 from gkfast.gan.config import Config, Recipe
 from gkfast.gan.data import Data
@@ -19,6 +20,9 @@ from gkfast.gan.loop import Record, forked_random_state, is_logged
 
 # hidden units of the network from noise to codes: there are few numbers in a code
 _CODE_UNITS = 256
+# of a kernel density: neighbours of a code, and bandwidths that are tried, in units of their spread
+_NEIGHBOURS = 10
+_WIDTHS = [0.025 * 1.2**step for step in range(25)]
 
 
 class Autoencoder(nn.Module):
@@ -129,6 +133,50 @@ class AutoencoderTraining:
                 dist.broadcast(values, src=0)
 
 
+class KernelDensity(nn.Module):
+    """Noise (N, code + 1) of generate_data -> codes (N, code), drawn from a Gaussian kernel density of the data's.
+
+    .. code-block:: text
+
+        c_i + h L e        i uniform, e ~ N(0, I), L L^T the mean covariance of differences to the 10 nearest codes
+
+    Kernels are thus as wide along the data's manifold as codes lie apart there (Vincent and Bengio 2003; one
+    covariance for all), and h is the best by the log-density of each code under the others. An autoencoder with a
+    density of its codes is a generative model already (Ghosh et al. 2020, section 4).
+    """
+
+    codes: Tensor
+    spread: Tensor
+
+    def __init__(self, rows: int, code: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(rows, code))
+        self.register_buffer("spread", torch.eye(code))
+
+    @torch.no_grad()
+    def fit(self, codes: Tensor) -> None:
+        """Take these codes of the data, and find h L in float64."""
+        exact = codes.double()
+        size = min(_NEIGHBOURS, len(codes) - 1)
+        covariance = torch.zeros(codes.shape[1], codes.shape[1], dtype=exact.dtype, device=exact.device)
+        for rows in exact.split(1000):
+            # the nearest one is the code itself
+            nearest = torch.cdist(rows, exact).topk(size + 1, largest=False).indices[:, 1:]
+            differences = (exact[nearest] - rows[:, None]).flatten(0, 1)
+            covariance += differences.T @ differences / (size * len(codes))
+        ridge = 1e-6 * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+        root = torch.linalg.cholesky(covariance + ridge)
+        white = torch.linalg.solve_triangular(root, exact.T, upper=False).T.contiguous()
+        scores = gkfast.log_density(white, white, _WIDTHS, leave_one_out=True, by_bandwidth=True).mean(0)
+        self.codes.copy_(codes)
+        self.spread.copy_(_WIDTHS[int(scores.argmax())] * root)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        # the uniform column picks a code
+        picked = (noise[:, -1] * len(self.codes)).long().clamp(max=len(self.codes) - 1)
+        return self.codes[picked] + noise[:, :-1] @ self.spread.T
+
+
 class Encoder(nn.Module):
     """Samples (N, D) -> the compared outputs of a frozen network, each (N, F)."""
 
@@ -194,6 +242,8 @@ def autoencoder(data: Data, config: Config) -> Autoencoder:
 
 
 def generator(data: Data, config: Config, decoder: nn.Module) -> nn.Sequential:
-    """Noise (N, noise_dim + 1) -> codes -> samples (N, D): a small network, and a decoder."""
+    """Noise (N, noise_dim + 1) -> codes -> samples (N, D): a kernel density or a small network, and a decoder."""
+    if config.code_prior == "kernel":
+        return nn.Sequential(KernelDensity(len(data.train), config.code), decoder)
     body = networks.perceptron(config.recipe.noise_dim + 1, _CODE_UNITS, 2, data)
     return nn.Sequential(nn.Sequential(*body, nn.Linear(_CODE_UNITS, config.code)), decoder)

@@ -80,6 +80,8 @@ def evaluate(
         real, drawn = judge.features(data.test), judge.features(fake[:SAMPLES])
         result |= {"fid": fid(real, drawn)} | kid(real, drawn, subset_size=min(1000, len(real), len(drawn)))
         result |= prdc(real[:_NEIGHBOURS_OF], drawn[:_NEIGHBOURS_OF])
+        result["nearest_pixels"] = nearest(fake[:_NEIGHBOURS_OF], data.train, data.test)
+        result["nearest_features"] = nearest(drawn[:_NEIGHBOURS_OF], judge.features(data.train), real)
     else:
         result |= prdc(data.test[:_NEIGHBOURS_OF], counted[:_NEIGHBOURS_OF])
     if data.unit_range and data.train.shape[1] <= _PARZEN_DIMENSIONS:
@@ -247,6 +249,12 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
         "density": float(in_real_ball.double().sum(dim=0).mean() / k),
         "coverage": float((distance.min(dim=1).values < real_radius).double().mean()),
     }
+
+
+def nearest(fake: Tensor, train: Tensor, held_out: Tensor) -> float:
+    """The median distance of samples to the nearest training row, over that of held-out rows; 0 for copies."""
+    distances = [torch.cdist(rows, train).min(dim=1).values.median() for rows in (fake, held_out)]
+    return float(distances[0] / distances[1])
 
 
 def kid(

@@ -25,8 +25,8 @@ class TrainedGan:
     figures: dict[str, Any]
 
 
-# key in metrics.json: (name, explanation, whether smaller is better, digits)
-_METRICS: dict[str, tuple[str, str, bool, str]] = {
+# key in metrics.json: (name, explanation, whether smaller is better or neither, digits)
+_METRICS: dict[str, tuple[str, str, bool | None, str]] = {
     "fid": ("FID", "Fréchet distance to held-out data in the classifier's features", True, ".1f"),
     "kid": ("KID", "polynomial MMD² to held-out data in those features", True, ".1f"),
     "classes": ("Classes", "digits that make up more than 2 % of the samples, of 10", False, ".0f"),
@@ -49,6 +49,8 @@ _METRICS: dict[str, tuple[str, str, bool, str]] = {
     "manifold_recall": ("Manifold recall", "share of real data among the samples", False, ".3f"),
     "density": ("Density", "of real data around the samples", False, ".3f"),
     "coverage": ("Coverage", "share of real data with a sample beside them", False, ".3f"),
+    "nearest_pixels": ("Nearest", "distance to the nearest training image, over held-out ones'; 0 copies", None, ".2f"),
+    "nearest_features": ("Nearest in features", "the same of the classifier", None, ".2f"),
     "seconds": ("Seconds", "of training, all stages", True, ".1f"),
     "encoder_seconds": ("Encoder", "seconds of these that trained it", True, ".1f"),
     "code_seconds": ("Codes", "seconds of these that matched codes", True, ".1f"),
@@ -88,7 +90,8 @@ def page(summary: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
         **_encoder(summary),
         "steps": f"{summary['steps']}, batches of {summary['batch']}",
         "learning rates": f"{summary['generator_rate']:g} and {summary['discriminator_rate']:g}, cosine to "
-        f"{summary['final_rate']:g} of it",
+        f"{summary['final_rate']:g} of it"
+        + (f", risen to in {summary['warmup']} steps" if summary["warmup"] else ""),
         "seed": summary["seed"],
         "gkfast": summary["gkfast"],
     }
@@ -114,7 +117,9 @@ def _encoder(summary: Mapping[str, Any]) -> dict[str, str]:
     return {
         "the kernel compares": f"outputs of {summary['encoder'] or own}, frozen",
         "bandwidths there": "; ".join(f"layer {k}: {', '.join(f'{s:.4g}' for s in sigma)}" for k, sigma in layers),
-        "codes": f"matched by {summary['code_loss']} for {summary['code_steps']} steps of {summary['code_batch']}",
+        "codes": "drawn from a Gaussian kernel density of the data's"
+        if summary["code_prior"] == "kernel"
+        else f"matched by {summary['code_loss']} for {summary['code_steps']} steps of {summary['code_batch']}",
     }
 
 
@@ -176,7 +181,7 @@ def _table(summary: Mapping[str, Any]) -> str:
         values = [figures.get(key) for _, figures in columns[:-1]]
         known = [value for value in values if value is not None]
         best = min(known) if smaller else max(known)
-        marked = len(known) > 1 and len(set(known)) > 1
+        marked = smaller is not None and len(known) > 1 and len(set(known)) > 1
         cells = "".join(
             f"<td{' class=best' if marked and value == best else ''}>{_cell(value, form)}</td>" for value in values
         )

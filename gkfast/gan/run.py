@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -161,7 +162,10 @@ def _first_stages(shared: _Run, config: Config) -> _Stages:
         return _Stages(generator, own, encoder_bandwidths(own, data, config))
     autoencoder = encoder.autoencoder(data, config).to(config.device)
     first = encoder.AutoencoderTraining(
-        autoencoder, data.train, replace(recipe, steps=config.encoder_steps), config.code_noise
+        autoencoder,
+        data.train,
+        replace(recipe, steps=config.encoder_steps, generator_rate=config.encoder_rate, warmup=0),
+        config.code_noise,
     )
     take_steps(first, **shared.options("encoder", "encoder", config))
     first.share()
@@ -171,7 +175,11 @@ def _first_stages(shared: _Run, config: Config) -> _Stages:
     stages.seconds["encoder_seconds"] = first.seconds
     assert isinstance(generator, nn.Sequential)
     generator[1].load_state_dict(autoencoder.decode.state_dict())
-    if config.code_steps:
+    if isinstance(generator[0], encoder.KernelDensity):
+        start = time.perf_counter()
+        generator[0].fit(encoder.outputs(encoder.Encoder(autoencoder, [-1]), data.train.to(config.device))[0])
+        stages.seconds["code_seconds"] = time.perf_counter() - start
+    elif config.code_steps:
         _train_codes(shared, config, autoencoder, stages)
     return stages
 
@@ -191,7 +199,7 @@ def _train_codes(shared: _Run, config: Config, autoencoder: nn.Module, stages: _
         build(data, config)[1].to(config.device),
         train,
         objectives.objective(config.code_loss, sigma),
-        replace(config.recipe, steps=config.code_steps, batch=min(config.code_batch, len(train))),
+        replace(config.recipe, steps=config.code_steps, warmup=0, batch=min(config.code_batch, len(train))),
         sigma=sigma,
         held_out=held_out,
         quality=None
