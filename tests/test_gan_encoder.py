@@ -273,7 +273,10 @@ def test_a_wrong_encoder_is_refused(options, message):
         ({"encoder": "a:b"}, "code_steps must be 0 with an encoder of your own"),
         ({"encoder_steps": 0}, "encoder_steps must be at least 1 without an encoder"),
         ({"loss": "rpgan"}, 'space must be "data" for a loss without a kernel term, got "encoder" with rpgan'),
-        ({"code_prior": "kernel"}, 'code_prior "kernel" must have an autoencoder, no code_steps and noise_dim = code'),
+        (
+            {"code_prior": "kernel"},
+            'code_prior "kernel" must have an autoencoder, no code_steps and noise_dim = code',
+        ),
         ({"code_prior": "kde"}, "code_prior must be network or kernel, got 'kde'"),
         ({"compared": []}, "compared must have a layer at least"),
         ({"ladders": [[1.0], [2.0]]}, "ladders must have one for each of the 1 compared layers, got 2"),

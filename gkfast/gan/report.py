@@ -49,7 +49,12 @@ _METRICS: dict[str, tuple[str, str, bool | None, str]] = {
     "manifold_recall": ("Manifold recall", "share of real data among the samples", False, ".3f"),
     "density": ("Density", "of real data around the samples", False, ".3f"),
     "coverage": ("Coverage", "share of real data with a sample beside them", False, ".3f"),
-    "nearest_pixels": ("Nearest", "distance to the nearest training image, over held-out ones'; 0 copies", None, ".2f"),
+    "nearest_pixels": (
+        "Nearest",
+        "distance to the nearest training image, over held-out ones'; 0 copies",
+        None,
+        ".2f",
+    ),
     "nearest_features": ("Nearest in features", "the same of the classifier", None, ".2f"),
     "seconds": ("Seconds", "of training, all stages", True, ".1f"),
     "encoder_seconds": ("Encoder", "seconds of these that trained it", True, ".1f"),
