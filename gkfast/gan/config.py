@@ -213,7 +213,7 @@ class Config:
     control: bool = True
     # steps of that one: as many as take the time of the GAN with its encoder; 0 for as many as the GAN's
     control_steps: int = 0
-    # both of its learning rates, from the first step on; 0 for those of the GAN, which may begin with a good generator
+    # both of its learning rates, without a warm-up; 0 for those of the GAN, which may begin with a good generator
     control_rate: float = 0.0
     # "cpu" or "cuda"
     device: str = "cpu"
