@@ -47,6 +47,9 @@ def test_the_table_has_every_run_and_every_bar(tmp_path):
         assert [(row["run"], int(row["modes"])) for row in csv.DictReader(file)] == [
             (row["run"], row["modes"]) for row in made
         ]
+    # rows of other data stay when some are run again
+    assert gan_quality.before(tmp_path / "new", ["ring"]) == made
+    assert gan_quality.before(tmp_path / "new", ["stacked"]) == gan_quality.before(tmp_path, ["ring"]) == []
     text = (tmp_path / "new" / "gan_quality.md").read_text()
     assert "**stacked**, 3 seeds, mean ± standard error" in text
     assert "| mmd | 990 ± 6 | 0.1 ± 0 |" in text
