@@ -54,7 +54,7 @@ $(VENV)/.bench-ready: $(READY)
 $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gkfast needs Python 3.11 or newer; run: make PYTHON=python3.12 " + "demo")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[train,dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[train,mnist,dev]'
 	touch $(READY)
 
 # mypy and editors see gkfast.kernels through this git-ignored link

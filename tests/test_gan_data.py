@@ -395,6 +395,13 @@ def test_p_value_tells_equal_from_different():
     assert shifted["p_value"] < 0.01
 
 
+def test_copies_lie_on_the_training_data():
+    train = torch.tensor([[0.0, 0], [10.0, 0]])
+    held_out = torch.tensor([[0.0, 2], [10.0, 2], [10.0, -2]])
+    assert metrics.nearest(train, train, held_out) == 0
+    assert metrics.nearest(torch.tensor([[0.0, 1], [10, 3]]), train, held_out) == 0.5
+
+
 def test_prdc_of_known_sets():
     real = data.ring().test[:400]
     itself = metrics.prdc(real, real)

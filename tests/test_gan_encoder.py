@@ -296,8 +296,15 @@ def test_settings_of_an_encoder_on_the_command_line():
     assert chosen.ladders == [[1.0], [2.0, 3.0]]
     # what was printed is read back
     assert Config.from_settings(**config.tomllib.loads(config.as_toml(chosen))) == chosen
-    # an adversary alone needs none
-    assert config.resolve(None, {"data": "mnist", "loss": "rpgan"}, []).space == "data"
+    # an adversary alone needs none, and has the rates of the control
+    alone = config.resolve(None, {"data": "mnist", "loss": "rpgan"}, [])
+    control = config.control(config.resolve(None, {"data": "mnist"}, []))
+    for each in (alone, control):
+        recipe = each.recipe
+        assert (each.space, recipe.generator_rate, recipe.discriminator_rate, recipe.warmup) == ("data", 4e-3, 4e-3, 0)
+    assert control.recipe.steps == control.control_steps
+    given = config.resolve(None, {"data": "mnist", "loss": "rpgan"}, ["generator_rate=1e-3", "warmup=7"]).recipe
+    assert (given.generator_rate, given.discriminator_rate, given.warmup) == (1e-3, 4e-3, 7)
 
 
 def test_a_wrong_encoder_leaves_no_folder_behind(tmp_path):

@@ -257,6 +257,8 @@ def test_the_average_follows_the_generator_with_its_decay():
 def test_learning_rates_fall_along_a_cosine():
     rates = [Recipe(steps=100, batch=2, final_rate=0.2).rate(step) for step in (1, 51, 100)]
     assert rates == pytest.approx([1, 0.6, 0.2], abs=1e-3)
+    risen = [Recipe(steps=100, batch=2, final_rate=0.2, warmup=10).rate(step) for step in (1, 5, 10, 100)]
+    assert risen == pytest.approx([0.1, 0.5, 1, 0.2], abs=0.02)
 
 
 def test_the_discriminator_may_take_more_steps_and_gradients_be_clipped(monkeypatch):
@@ -434,7 +436,7 @@ def test_settings_are_one_flat_table():
     assert (config.recipe.steps, config.recipe.batch, config.data, config.ladder) == (7, 256, "ring", [1.0, 2.0])
     assert Config.from_settings(**config.settings()) == config
     # recipe and run in one table, without those that may change when a run is resumed
-    free = {"checkpoint_every", "keep", "control", "control_steps", "tensorboard"}
+    free = {"checkpoint_every", "keep", "control", "control_steps", "control_rate", "tensorboard"}
     assert config.settings().keys() - config.identity().keys() == free
     assert config.recipe.identity().items() <= config.identity().items()
     assert config.changed(seed=3, r1=0.5).settings() == config.settings() | {"seed": 3, "r1": 0.5}
