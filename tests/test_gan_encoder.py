@@ -301,7 +301,12 @@ def test_settings_of_an_encoder_on_the_command_line():
     control = config.control(config.resolve(None, {"data": "mnist"}, []))
     for each in (alone, control):
         recipe = each.recipe
-        assert (each.space, recipe.generator_rate, recipe.discriminator_rate, recipe.warmup) == ("data", 4e-3, 4e-3, 0)
+        assert (each.space, recipe.generator_rate, recipe.discriminator_rate, recipe.warmup) == (
+            "data",
+            4e-3,
+            4e-3,
+            0,
+        )
     assert control.recipe.steps == control.control_steps
     given = config.resolve(None, {"data": "mnist", "loss": "rpgan"}, ["generator_rate=1e-3", "warmup=7"]).recipe
     assert (given.generator_rate, given.discriminator_rate, given.warmup) == (1e-3, 4e-3, 7)
