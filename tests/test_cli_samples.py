@@ -78,6 +78,7 @@ def small(name, **more):
         ("digits", {}),
         ("digits", {"network": "dcgan", "units": 8}),
         ("digits", {"space": "encoder", "code": 3, "loss": "gan+mmd"}),
+        ("digits", {"space": "encoder", "code": 2, "noise_dim": 2, "code_prior": "kernel", "loss": "gan+mmd"}),
     ],
 )
 def test_every_network_of_a_run_is_one_file(name, settings, tmp_path):

@@ -200,7 +200,7 @@ def test_a_run_whose_codes_come_from_a_kernel_density(tmp_path):
     assert "kernel density of the data" in (tmp_path / "run" / "report.html").read_text()
     # the generator can be made again, with its codes
     generator, _ = run.build(small(), settings(**options))
-    generator.load_state_dict(torch.load(tmp_path / "run" / "generator.pt", weights_only=True))
+    generator.load_state_dict(torch.load(tmp_path / "run" / "generator.pt", weights_only=True)["weights"])
     state = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints" / "encoder").load()
     net = encoder.autoencoder(small(), settings(**options))
     net.load_state_dict(state["autoencoder"])
@@ -210,7 +210,7 @@ def test_a_run_whose_codes_come_from_a_kernel_density(tmp_path):
     for path in (tmp_path / "cut" / "checkpoints" / "generator").glob("*8*"):
         path.unlink()
     made(tmp_path / "cut", **options, control=False, resume=True)
-    again = torch.load(tmp_path / "cut" / "generator.pt", weights_only=True)
+    again = torch.load(tmp_path / "cut" / "generator.pt", weights_only=True)["weights"]
     assert all(torch.equal(value, again[key]) for key, value in generator.state_dict().items())
 
 

@@ -150,6 +150,7 @@ class KernelDensity(nn.Module):
 
     def __init__(self, rows: int, code: int) -> None:
         super().__init__()
+        self.rows, self.code = rows, code
         self.register_buffer("codes", torch.zeros(rows, code))
         self.register_buffer("spread", torch.eye(code))
 
@@ -173,7 +174,7 @@ class KernelDensity(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         # the uniform column picks a code
-        picked = (noise[:, -1] * len(self.codes)).long().clamp(max=len(self.codes) - 1)
+        picked = (noise[:, -1] * self.rows).long().clamp(max=self.rows - 1)
         return self.codes[picked] + noise[:, :-1] @ self.spread.T
 
 

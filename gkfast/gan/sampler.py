@@ -16,6 +16,7 @@ import gkfast
 from gkfast.gan import checks
 from gkfast.gan.checkpoint import write_tensors
 from gkfast.gan.data import Data, generate_data
+from gkfast.gan.encoder import KernelDensity
 from gkfast.gan.networks import Affine, Channels, sample
 
 # the arguments of each layer that a generator may have, which are its attributes too
@@ -27,6 +28,7 @@ _LAYERS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "LeakyReLU": (nn.LeakyReLU, ("negative_slope",)),
     "Tanh": (nn.Tanh, ()),
     "Sigmoid": (nn.Sigmoid, ()),
+    "KernelDensity": (KernelDensity, ("rows", "code")),
 }
 # rows that go through the network at a time
 _ROWS = 2000
