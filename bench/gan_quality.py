@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / "runs" / "gan_quality"
 
 # the loss of each run, beside the data's own; R1 and R2 are what the second cannot do without (Huang et al. 2024)
-_RATES = {"generator_rate": 1e-3, "discriminator_rate": 1e-3, "final_rate": 0.05}
+_RATES = {"generator_rate": 1e-3, "discriminator_rate": 1e-3, "final_rate": 0.05, "warmup": 0}
 CONTROLS: dict[str, dict[str, Any]] = {
     "gan": {"loss": "gan", "r1": 0.0, "r2": 0.0, **_RATES},
     "rpgan": {"loss": "rpgan", "r1": 0.1, "r2": 0.1, **_RATES},

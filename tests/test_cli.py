@@ -63,6 +63,7 @@ def png_size(path):
 
 def test_digits_run_is_complete(tmp_path, capsys):
     arguments = ["--data", "digits", "--loss", "gan+mmd", "--steps", "6", "--batch", "32", "--seed", "5"]
+    arguments += ["--set", "space=data", "--set", "control_steps=0"]
     assert main(["train", *arguments]) == 0
     folder = tmp_path / "runs" / "digits-001"
     assert names(folder) == sorted([*FILES, "control.pt"])
