@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from gkfast.gan import checks, objectives
+from gkfast.gan import checks, objectives, own
 
 # for sigma = "median" or "mean": wide bandwidths guide from afar, narrow ones sharpen
 _LADDER = [1 / 8, 1 / 4, 1 / 2, 1.0, 2.0]
@@ -419,7 +419,9 @@ def resolve(
     if chosen.get("encoder"):
         # it has no decoder, and the bandwidths are those of the default's code
         defaults = {**defaults, "space": "encoder", "code_steps": 0, "code_prior": "network"}
-    if objectives.split_name(str(chosen.get("loss", defaults.get("loss", Config.loss))))[1] is None:
+    kernel = objectives.split_name(str(chosen.get("loss", defaults.get("loss", Config.loss))))[1]
+    # a function of the user's takes rows, unless an encoder is asked for
+    if kernel is None or (own.is_name(kernel) and not chosen.get("encoder")):
         defaults = {**defaults, "space": "data"}
         if before is None:
             defaults |= _control_rates(defaults.get("control_rate", 0.0))
