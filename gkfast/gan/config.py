@@ -326,7 +326,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "discriminator_rate": 1e-3,
         "warmup": 500,
         "control_rate": 1e-3,
-        "control_steps": 3000,
+        "control_steps": 3400,
         "r1": 0.1,
         "r2": 0.1,
         "steps": 2000,
