@@ -18,7 +18,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .arrays import MEMORY, emit_memory, emit_release, release, type_of, within
-from .compiled import compiled, inner
+from .compiled import compiled, compiling, inner
 from .memory import acquire_arena, release_arena
 from .threads import thread_team
 from .vector import emit_flush_subnormals
@@ -54,15 +54,22 @@ def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = _entry_of(function)
         unused = (0,) * (_POINTERS - len(loops))
-        pointers = cache(lambda dtype: (*(loop.pointer(dtype) for loop in loops), *unused))
+        pointers: dict[np.dtype, tuple[int, ...]] = {}
+
+        def compile_all(dtype: np.dtype, *arguments: Any) -> None:
+            with compiling():
+                start(dtype, *loops)
+                dispatcher.compile((typeof(EXAMPLE_RUN), typeof(arguments)))
+                pointers[dtype] = (*(loop.pointer(dtype) for loop in loops), *unused)
 
         def call(dtype: np.dtype, work: int, *arguments: Any) -> Any:
-            arena = acquire_arena()
-            run = pointers(dtype), thread_team(work), arena
-            if getattr(_own, "only_compiling", False):
-                dispatcher.compile((typeof(run), typeof(arguments)))
+            only_compiling = getattr(_own, "only_compiling", False)
+            if dtype not in pointers or only_compiling:
+                compile_all(dtype, *arguments)
+            if only_compiling:
                 return None
-            result = dispatcher(run, arguments)
+            arena = acquire_arena()
+            result = dispatcher((pointers[dtype], thread_team(work), arena), arguments)
             release_arena(arena)
             return result
 
@@ -88,12 +95,26 @@ def _kinds_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(type_of(typeof(argument)) for argument in arguments)
 
 
-def _pointer_to(dispatcher: Any, *arguments: Any) -> int:
-    """The address of the dispatcher's code for arguments of these types, compiled or loaded if need be."""
-    signature = _kinds_of(arguments)
-    dispatcher.compile(signature)
-    code = dispatcher.overloads[signature]
-    return int(code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
+def start(dtype: Any, *codes: Any) -> None:
+    """Compiles or loads what has a pointer, within `compiling`: all of it before anyone waits for a pointer."""
+    for code in codes:
+        code.compiled(dtype)
+
+
+def _find(code: Any, dispatcher: Any, example: Callable[[Any], tuple[Any, ...]]) -> None:
+    """Gives the code its pointer(dtype), and the compiled(dtype) that it belongs to: for arguments like the example."""
+
+    @cache
+    def compiled_for(dtype: Any) -> Any:
+        signature = _kinds_of(example(dtype))
+        dispatcher.compile(signature)
+        return dispatcher.overloads[signature]
+
+    def pointer(dtype: Any) -> int:
+        made = compiled_for(dtype)
+        return int(made.library.get_pointer_to_function(made.fndesc.llvm_func_name))
+
+    code.compiled, code.pointer = compiled_for, cache(pointer)
 
 
 # arguments of a function for a dtype: it is compiled for their types
@@ -106,7 +127,7 @@ def by_pointer(example: Example) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = compiled(function, no_cpython_wrapper=True)
         call = _call_of(lambda kinds: _result(dispatcher, kinds))
-        call.pointer = cache(lambda dtype: _pointer_to(dispatcher, *example(dtype)))
+        _find(call, dispatcher, example)
         return call
 
     return decorate
@@ -117,7 +138,7 @@ class Step:
 
     def __init__(self, example: Example, function: Callable[..., Any]) -> None:
         dispatcher = compiled(function, no_cpython_wrapper=True)
-        self.pointer = cache(lambda dtype: _pointer_to(dispatcher, *example(dtype)))
+        _find(self, dispatcher, example)
 
 
 def call_of_step(example: Example) -> Any:
@@ -143,7 +164,7 @@ def parallel_for(example: Example, flush_subnormals: bool = False) -> Callable[[
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = compiled(function, no_cpython_wrapper=True)
         loop = _loop_of(dispatcher, flush_subnormals)
-        loop.pointer = cache(lambda dtype: _pointer_to(dispatcher, _NO_MEMORY, 0, 0, *example(dtype)))
+        _find(loop, dispatcher, lambda dtype: (_NO_MEMORY, 0, 0, *example(dtype)))
         return loop
 
     return decorate

@@ -15,7 +15,7 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 
 from . import disk
-from .library import late_code
+from .library import in_background, late_code
 from .passes import Compiler
 
 if config.DISABLE_JIT:
@@ -25,7 +25,7 @@ if config.DISABLE_JIT:
     )
 
 _this_process = threading.RLock()
-_depth = 0
+_busy = False
 _told = False
 _dispatchers: list[Any] = []
 
@@ -52,9 +52,9 @@ def compiled(function: Callable[..., Any], named: Callable[..., Any] | None = No
     compile_one = dispatcher.compile
 
     def compile_alone(signature: Any) -> Any:
-        with _alone(), _lightly():
+        with compiling():
             code = compile_one(signature)
-            dispatcher.overloads[signature].library.make_code()
+            dispatcher.overloads[signature].library.start()
         _tell_once()
         return code
 
@@ -88,7 +88,7 @@ def compiled_here() -> int:
 def _tell_once() -> None:
     """Logs once why the first call takes long, after the first compilation."""
     global _told
-    if not _told and not _depth and compiled_here():
+    if not _told and not _busy and compiled_here():
         _told = True
         logging.getLogger("gkfast").warning(
             "gkfast compiles its CPU kernels for this machine, 2 to 7 s for an operation, and keeps them %s",
@@ -99,18 +99,24 @@ def _tell_once() -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """This thread alone compiles; what it compiles within another compilation does not wait for that."""
-    global _depth
+def compiling() -> Iterator[None]:
+    """What is compiled meanwhile has machine code, and is on disk, when this ends: LLVM goes on beside Python.
+
+    This thread alone compiles; a block within another one is part of it.
+    """
+    global _busy
     with _this_process:
-        depth = _depth
-        try:
-            _depth = depth + 1
+        if _busy:
             yield
+            return
+        _busy = True
+        try:
+            with _lightly(), in_background():
+                yield
+                disk.keep()
         finally:
-            _depth = depth
-            if not depth:
-                disk.release()
+            _busy = False
+            disk.release()
 
 
 @contextmanager

@@ -284,6 +284,11 @@ class Code(_Cache):
         return None if found is None else CompileResult._rebuild(target_context, *pickle.loads(found))
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        _unkept.append((self, sig, data))
+
+    def keep(self, sig: Any, data: Any) -> None:
+        """Waits for the machine code, and writes it."""
+        data.library.make_code()
         place, _ = writing()
         if place is None or data.library.has_dynamic_globals or any(not part.can_cache for part in data.lifted):
             return
@@ -320,6 +325,18 @@ def _find(place: Place, name: str, digest: bytes) -> bytes | None:
         if content[:size] == digest and content[size : 2 * size] == hashlib.sha256(content[2 * size :]).digest():
             return content[2 * size :]
     return None
+
+
+# what is compiled, and not written yet
+_unkept: list[tuple[Code, Any, Any]] = []
+
+
+def keep() -> None:
+    """Writes what has been compiled."""
+    while _unkept:
+        code, signature, data = _unkept[0]
+        code.keep(signature, data)
+        del _unkept[0]
 
 
 # the lock, as an open file
