@@ -3,6 +3,7 @@
 Two methods of Numba's dispatchers are replaced, get_call_template and compile: see `compiled`.
 """
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from . import disk
 from .library import in_background, late_code
-from .passes import Compiler
+from .passes import Compiler, known_calls
 
 if config.DISABLE_JIT:
     raise RuntimeError(
@@ -111,7 +112,7 @@ def compiling() -> Iterator[None]:
             return
         _busy = True
         try:
-            with _lightly(), in_background():
+            with _lightly(), known_calls(), in_background():
                 yield
                 disk.keep()
         finally:
@@ -124,9 +125,13 @@ def _lightly() -> Iterator[None]:
     """At LLVM's first level: less time, and code as fast, since tiles are written in LLVM's own terms."""
     # the setting is Numba's, for all: nobody else compiles meanwhile
     with global_compiler_lock, late_code():
-        usual = config.OPT
+        usual, collects = config.OPT, gc.isenabled()
         try:
             config.OPT = type(usual)(min(1, usual))
+            # there is little garbage, and much to look through
+            gc.disable()
             yield
         finally:
             config.OPT = usual
+            if collects:
+                gc.enable()

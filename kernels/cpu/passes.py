@@ -1,13 +1,16 @@
 """How Numba goes through a function of this folder: what it does for the sake of other functions is left out."""
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from numba import types
-from numba.core import ir
+from numba.core import cgutils, ir
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
 from numba.core.lowering import Lower
+from numba.core.registry import cpu_target
 from numba.core.typed_passes import NativeLowering
 from numba.extending import intrinsic
 
@@ -81,6 +84,10 @@ class _Lower(Lower):
         else:
             self.builder.store(value, self.getvar(name))
 
+    def alloca_lltype(self, name: str, lltype: Any, datamodel: Any = None) -> Any:
+        # Numba asks LLVM for the size, for a debugger
+        return cgutils.alloca_once(self.builder, lltype, name=name)
+
     def delvar(self, name: str) -> None:
         if name not in self._blk_local_varmap and not self._disable_sroa_like_opt:
             self._singly_assigned_vars.discard(name)
@@ -107,3 +114,28 @@ class Compiler(CompilerBase):
                 passes.add_pass(_Lowering if kind is NativeLowering else kind, name)
         passes.finalize()
         return [passes]
+
+
+@contextmanager
+def known_calls() -> Iterator[None]:
+    """What a call returns is found once for its function and types; Numba tries all that might take them, each time."""
+    context = cpu_target.typing_context
+    find, known = context.resolve_function_type, {}
+
+    def find_once(function: Any, arguments: Any, keywords: Any) -> Any:
+        # "static_getitem" is of no type, and a slice that it takes has no hash
+        if keywords or not isinstance(function, types.Type):
+            return find(function, arguments, keywords)
+        call = function, tuple(arguments)
+        if call not in known:
+            found = find(function, arguments, keywords)
+            if found is None:
+                return None
+            known[call] = found
+        return known[call]
+
+    context.resolve_function_type = find_once
+    try:
+        yield
+    finally:
+        del context.resolve_function_type
