@@ -249,6 +249,12 @@ def places() -> list[str]:
     return words
 
 
+@cache
+def _processor(codegen: Any) -> Any:
+    # LLVM may be at work, and would be waited for
+    return codegen.magic_tuple()
+
+
 class Code(_Cache):
     """The compiled code of one function: what Numba looks for before it compiles, and gives away to be kept."""
 
@@ -267,7 +273,7 @@ class Code(_Cache):
 
     def _file(self, place: Place, signature: Any, codegen: Any) -> tuple[str, bytes]:
         """Its name, and the digest that it begins with."""
-        system, *processor = codegen.magic_tuple()
+        system, *processor = _processor(codegen)
         kind = repr((*self._identity, signature, (system, *([place.level] if place.level else processor))))
         name = f"{self._name}-{hashlib.sha256(kind.encode()).hexdigest()[:16]}{_SUFFIX}"
         return name, hashlib.sha256(repr((kind, self._content)).encode()).digest()

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from llvmlite import binding
+from llvmlite import binding, ir
 from numba.core.cgutils import normalize_ir_text
 from numba.core.codegen import CPUCodeLibrary, JITCodeLibrary
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
+
+_TRIPLE = binding.get_process_triple()
 
 
 class Library(JITCodeLibrary):
@@ -33,12 +35,17 @@ class Library(JITCodeLibrary):
         self._has_code = False
 
     def _empty(self) -> Any:
-        module = binding.parse_assembly(str(self._codegen._create_empty_module(self.name)))
+        module = binding.parse_assembly(str(self.create_ir_module(self.name)))
         module.name = normalize_ir_text(self.name)
         return module
 
     # what Numba looks at before there is code
     _final_module = cached_property(_empty)
+
+    def create_ir_module(self, name: str) -> Any:
+        module = ir.Module(normalize_ir_text(name))
+        module.triple, module.data_layout = _TRIPLE, self._codegen._data_layout
+        return module
 
     def add_linking_library(self, library: Any) -> None:
         self._linking_libraries.append(library)

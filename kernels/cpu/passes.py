@@ -3,15 +3,15 @@
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from numba import types
-from numba.core import cgutils, ir
+from numba.core import cgutils, ir, typed_passes
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
 from numba.core.lowering import Lower
 from numba.core.registry import cpu_target
-from numba.core.typed_passes import NativeLowering
 from numba.extending import intrinsic
 
 # what is for closures, object mode, literals as types, and expressions of whole arrays
@@ -94,7 +94,7 @@ class _Lower(Lower):
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class _Lowering(NativeLowering):
+class _Lowering(typed_passes.NativeLowering):
     _name = "gkfast_lowering"
 
     @property
@@ -111,9 +111,20 @@ class Compiler(CompilerBase):
             if kind.__name__ == "NopythonTypeInference":
                 passes.add_pass(_OwnBuiltins, "min and max")
             if kind.__name__ not in _UNUSED:
-                passes.add_pass(_Lowering if kind is NativeLowering else kind, name)
+                passes.add_pass(_Lowering if kind is typed_passes.NativeLowering else kind, name)
         passes.finalize()
         return [passes]
+
+
+@contextmanager
+def without_statistics() -> Iterator[None]:
+    """Numba asks LLVM, which may be at work, how many counts of references it has left out: none are made here."""
+    usual, none = typed_passes.llvm, SimpleNamespace(dump_refprune_stats=int)
+    typed_passes.llvm = SimpleNamespace(newpassmanagers=none, passmanagers=none)
+    try:
+        yield
+    finally:
+        typed_passes.llvm = usual
 
 
 @contextmanager
