@@ -5,7 +5,7 @@ and as an argument the pointer does not end up in the cache on disk.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -58,9 +58,9 @@ def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
 
         def compile_all(dtype: np.dtype, *arguments: Any) -> None:
             with compiling():
-                start(dtype, *loops)
+                _start(dtype, loops)
                 dispatcher.compile((typeof(EXAMPLE_RUN), typeof(arguments)))
-                pointers[dtype] = (*(loop.pointer(dtype) for loop in loops), *unused)
+                pointers[dtype] = (*pointers_of(dtype, *loops), *unused)
 
         def call(dtype: np.dtype, work: int, *arguments: Any) -> Any:
             only_compiling = getattr(_own, "only_compiling", False)
@@ -95,10 +95,18 @@ def _kinds_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(type_of(typeof(argument)) for argument in arguments)
 
 
-def start(dtype: Any, *codes: Any) -> None:
-    """Compiles or loads what has a pointer, within `compiling`: all of it before anyone waits for a pointer."""
+def _start(dtype: Any, codes: Iterable[Any]) -> None:
     for code in codes:
-        code.compiled(dtype)
+        if code is not None:
+            code.compiled(dtype)
+
+
+@cache
+def pointers_of(dtype: Any, *codes: Any) -> tuple[int, ...]:
+    """Of all codes that have a pointer, 0 for None; compiled or loaded if need be, before anyone waits for one."""
+    with compiling():
+        _start(dtype, codes)
+        return tuple(0 if code is None else code.pointer(dtype) for code in codes)
 
 
 def _find(code: Any, dispatcher: Any, example: Callable[[Any], tuple[Any, ...]]) -> None:

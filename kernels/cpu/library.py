@@ -31,7 +31,7 @@ class Library(JITCodeLibrary):
         self._shared_module = None
         self._texts: list[str] = []
         self._defined: list[str] = []
-        self._job: Future[bytes] | None = None
+        self._job: Future[None] | None = None
         self._has_code = False
 
     def _empty(self) -> Any:
@@ -97,37 +97,35 @@ class Library(JITCodeLibrary):
         module.verify()
         return module
 
-    def _emit(self) -> bytes:
-        """The machine code; leaves the optimised module."""
+    def _make(self) -> None:
         module = self._linked()
         for function in module.functions:
             if not function.is_declaration and function.name not in self._defined:
                 function.linkage = "internal"
         self._final_module = module
         self._optimize_final_module()
-        return self._codegen._tm.emit_object(module)
+        # the engine asks for the code of this module, and forgets it
+        code = self._compiled_object = self._codegen._tm.emit_object(module)
+        self._finalize_final_module()
+        self._compiled_object = code
 
     def start(self) -> None:
-        """Has the machine code made meanwhile, within `in_background`."""
+        """Has machine code made meanwhile, within `in_background`."""
         if not self._has_code and (self._job is None or _has_failed(self._job)):
-            self._job = _begin(self._emit)
+            self._job = _begin(self._make)
 
     def make_code(self) -> None:
         """Returns when there is machine code."""
         if self._has_code:
             return
         if self._job is None or _has_failed(self._job):
-            self._job = Future()
-            self._job.set_result(self._emit())
-        # the engine asks for the code of this module, and forgets it
-        code = self._compiled_object = self._job.result()
-        self._finalize_final_module()
-        self._compiled_object = code
-        self._job = None
+            self._make()
+        else:
+            self._job.result()
 
     def _finalize_final_module(self) -> None:
-        self._has_code = True
         super()._finalize_final_module()
+        self._has_code = True
 
     def _get_module_for_linking(self) -> Any:
         # for a caller that is compiled by Numba itself
@@ -159,32 +157,39 @@ def _for_linking(module: Any) -> Any:
     return module
 
 
-def _has_failed(job: "Future[bytes]") -> bool:
-    """Whether it was cancelled, or has raised: by Ctrl-C, or for want of memory."""
+def _has_failed(job: "Future[None]") -> bool:
+    """Whether it was dropped, or has raised."""
     return job.cancelled() or (job.done() and job.exception() is not None)
 
 
 _worker: ThreadPoolExecutor | None = None
 
 
-def _begin(work: Callable[[], bytes]) -> "Future[bytes] | None":
-    """None where no thread can be started: whoever needs the code then makes it."""
-    try:
-        return None if _worker is None else _worker.submit(work)
-    except RuntimeError:
-        return None
-
-
 @contextmanager
 def in_background() -> Iterator[None]:
-    """What is started meanwhile is done by a thread, which is gone in the end; what it has not begun is dropped."""
+    """What is started meanwhile is done by a thread, which is gone in the end. What it has not begun is dropped."""
     global _worker
     _worker = ThreadPoolExecutor(1, "gkfast compiles")
     try:
         yield
     finally:
-        worker, _worker = _worker, None
+        _dismiss()
+
+
+def _dismiss() -> None:
+    global _worker
+    worker, _worker = _worker, None
+    if worker is not None:
         worker.shutdown(cancel_futures=True)
+
+
+def _begin(work: Callable[[], None]) -> "Future[None] | None":
+    """None where no thread can be started: who needs the code then makes it."""
+    try:
+        return None if _worker is None else _worker.submit(work)
+    except RuntimeError:
+        _dismiss()
+        return None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .calls import only_compiling
+from .calls import only_compiling, pointers_of
 from .drift import drift
 from .gradients import adding, pulling
 from .kernel_sums import kernel_sums_with_gradients
@@ -34,8 +34,8 @@ def compile_everything() -> Iterator[str]:
 
 def _parts(dtype: np.dtype) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield from _operations(dtype).items()
-    for step in dict.fromkeys([pulling, adding, make_coefficients, reading, *MIXING.values(), BY_BANDWIDTH]):
-        yield "a step of sweeps", partial(step.pointer, dtype)
+    steps = dict.fromkeys([pulling, adding, make_coefficients, reading, *MIXING.values(), BY_BANDWIDTH])
+    yield "steps of sweeps", partial(pointers_of, dtype, *steps)
 
 
 def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
