@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from llvmlite import binding
 from numba.core import config, typed_passes
+from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 
 from gkfast.kernels.cpu import calls, disk, library
@@ -138,9 +139,13 @@ def test_an_error_while_python_lowers_leaves_the_rest(place, codes):
     def wrong(x):
         return x.no_such_attribute
 
-    with pytest.raises(Exception, match="no_such_attribute"), compiling():
-        add.compiled(np.dtype(np.float64))
-        wrong(1.0)
+    def compile_both():
+        with compiling():
+            add.compiled(np.dtype(np.float64))
+            wrong(1.0)
+
+    with pytest.raises(TypingError, match="no_such_attribute"):
+        compile_both()
     assert_as_before(level)
     assert add.pointer(np.dtype(np.float64))
     # the next who compiles writes what was compiled before

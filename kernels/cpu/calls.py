@@ -109,8 +109,8 @@ def pointers_of(dtype: Any, *codes: Any) -> tuple[int, ...]:
         return tuple(0 if code is None else code.pointer(dtype) for code in codes)
 
 
-def _find(code: Any, dispatcher: Any, example: Callable[[Any], tuple[Any, ...]]) -> None:
-    """Gives the code its pointer(dtype), and the compiled(dtype) that it belongs to: for arguments like the example."""
+def _give_pointer(code: Any, dispatcher: Any, example: Callable[[Any], tuple[Any, ...]]) -> None:
+    """code.pointer(dtype), for arguments like the example, and code.compiled(dtype), which does not wait for LLVM."""
 
     @cache
     def compiled_for(dtype: Any) -> Any:
@@ -118,11 +118,12 @@ def _find(code: Any, dispatcher: Any, example: Callable[[Any], tuple[Any, ...]])
         dispatcher.compile(signature)
         return dispatcher.overloads[signature]
 
+    @cache
     def pointer(dtype: Any) -> int:
         made = compiled_for(dtype)
         return int(made.library.get_pointer_to_function(made.fndesc.llvm_func_name))
 
-    code.compiled, code.pointer = compiled_for, cache(pointer)
+    code.compiled, code.pointer = compiled_for, pointer
 
 
 # arguments of a function for a dtype: it is compiled for their types
@@ -135,7 +136,7 @@ def by_pointer(example: Example) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = compiled(function, no_cpython_wrapper=True)
         call = _call_of(lambda kinds: _result(dispatcher, kinds))
-        _find(call, dispatcher, example)
+        _give_pointer(call, dispatcher, example)
         return call
 
     return decorate
@@ -146,7 +147,7 @@ class Step:
 
     def __init__(self, example: Example, function: Callable[..., Any]) -> None:
         dispatcher = compiled(function, no_cpython_wrapper=True)
-        _find(self, dispatcher, example)
+        _give_pointer(self, dispatcher, example)
 
 
 def call_of_step(example: Example) -> Any:
@@ -172,7 +173,7 @@ def parallel_for(example: Example, flush_subnormals: bool = False) -> Callable[[
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = compiled(function, no_cpython_wrapper=True)
         loop = _loop_of(dispatcher, flush_subnormals)
-        _find(loop, dispatcher, lambda dtype: (_NO_MEMORY, 0, 0, *example(dtype)))
+        _give_pointer(loop, dispatcher, lambda dtype: (_NO_MEMORY, 0, 0, *example(dtype)))
         return loop
 
     return decorate

@@ -17,7 +17,7 @@ from numba.core.compiler_lock import global_compiler_lock
 
 from . import disk
 from .library import in_background, late_code
-from .passes import Compiler, known_calls, without_statistics
+from .passes import Compiler, shortcuts
 
 if config.DISABLE_JIT:
     raise RuntimeError(
@@ -112,7 +112,7 @@ def compiling() -> Iterator[None]:
             return
         _busy = True
         try:
-            with _lightly(), known_calls(), without_statistics(), in_background():
+            with _lightly(), shortcuts(), in_background():
                 yield
                 disk.keep()
         finally:

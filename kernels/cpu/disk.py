@@ -341,7 +341,12 @@ def keep() -> None:
     """Writes what has been compiled."""
     while _unkept:
         code, signature, data = _unkept[0]
-        code.keep(signature, data)
+        try:
+            code.keep(signature, data)
+        except Exception:
+            # raised once; Ctrl-C leaves it to the next
+            del _unkept[0]
+            raise
         del _unkept[0]
 
 

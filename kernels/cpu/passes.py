@@ -117,20 +117,13 @@ class Compiler(CompilerBase):
 
 
 @contextmanager
-def without_statistics() -> Iterator[None]:
-    """Numba asks LLVM, which may be at work, how many counts of references it has left out: none are made here."""
-    usual, none = typed_passes.llvm, SimpleNamespace(dump_refprune_stats=int)
-    typed_passes.llvm = SimpleNamespace(newpassmanagers=none, passmanagers=none)
-    try:
-        yield
-    finally:
-        typed_passes.llvm = usual
+def shortcuts() -> Iterator[None]:
+    """Spares Numba what it would do again and again.
 
-
-@contextmanager
-def known_calls() -> Iterator[None]:
-    """What a call returns is found once for its function and types; Numba tries all that might take them, each time."""
-    context = cpu_target.typing_context
+    Of a function and types of arguments it tries all that may be meant, at each call. And it asks LLVM, which may be
+    at work, how many counts of references were left out, where none are made.
+    """
+    context, usual = cpu_target.typing_context, typed_passes.llvm
     find, known = context.resolve_function_type, {}
 
     def find_once(function: Any, arguments: Any, keywords: Any) -> Any:
@@ -138,15 +131,15 @@ def known_calls() -> Iterator[None]:
         if keywords or not isinstance(function, types.Type):
             return find(function, arguments, keywords)
         call = function, tuple(arguments)
-        if call not in known:
-            found = find(function, arguments, keywords)
-            if found is None:
-                return None
-            known[call] = found
+        if known.get(call) is None:
+            known[call] = find(function, arguments, keywords)
         return known[call]
 
+    none = SimpleNamespace(dump_refprune_stats=int)
     context.resolve_function_type = find_once
+    typed_passes.llvm = SimpleNamespace(newpassmanagers=none, passmanagers=none)
     try:
         yield
     finally:
         del context.resolve_function_type
+        typed_passes.llvm = usual
