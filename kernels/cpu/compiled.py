@@ -56,7 +56,6 @@ def compiled(function: Callable[..., Any], named: Callable[..., Any] | None = No
         with compiling():
             code = compile_one(signature)
             dispatcher.overloads[signature].library.start()
-        _tell_once()
         return code
 
     dispatcher.compile = compile_alone
@@ -89,7 +88,7 @@ def compiled_here() -> int:
 def _tell_once() -> None:
     """Logs once why the first call takes long, after the first compilation."""
     global _told
-    if not _told and not _busy and compiled_here():
+    if not _told and compiled_here():
         _told = True
         logging.getLogger("gkfast").warning(
             "gkfast compiles its CPU kernels for this machine, 2 to 7 s for an operation, and keeps them %s",
@@ -118,6 +117,7 @@ def compiling() -> Iterator[None]:
         finally:
             _busy = False
             disk.release()
+    _tell_once()
 
 
 @contextmanager
