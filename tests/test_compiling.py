@@ -67,6 +67,7 @@ def files(place):
 def assert_as_before(level):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("gkfast")]
     assert gc.isenabled()
+    assert sys.getswitchinterval() == 0.005
     assert level == config.OPT
     assert typed_passes.llvm is binding
     codegen = cpu_target.target_context.codegen()

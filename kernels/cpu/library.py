@@ -6,6 +6,7 @@ on a thread of its own, without the GIL, while Python lowers what is next. LLVM 
 here calls LLVM before that: a lowered function is kept as text.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -169,11 +170,15 @@ _worker: ThreadPoolExecutor | None = None
 def in_background() -> Iterator[None]:
     """What is started meanwhile is done by a thread, which is gone in the end. What it has not begun is dropped."""
     global _worker
-    _worker = ThreadPoolExecutor(1, "gkfast compiles")
+    usual = sys.getswitchinterval()
     try:
+        # between two long calls of LLVM are hundreds of short ones, after each of which it waits for the GIL
+        sys.setswitchinterval(min(usual, 1e-4))
+        _worker = ThreadPoolExecutor(1, "gkfast compiles")
         yield
     finally:
         _dismiss()
+        sys.setswitchinterval(usual)
 
 
 def _dismiss() -> None:
