@@ -111,7 +111,7 @@ def compiling() -> Iterator[None]:
             return
         _busy = True
         try:
-            with _lightly(), shortcuts(), in_background():
+            with _uncollected(), _lightly(), shortcuts(), in_background():
                 yield
                 disk.keep()
         finally:
@@ -125,13 +125,25 @@ def _lightly() -> Iterator[None]:
     """At LLVM's first level: less time, and code as fast, since tiles are written in LLVM's own terms."""
     # the setting is Numba's, for all: nobody else compiles meanwhile
     with global_compiler_lock, late_code():
-        usual, collects = config.OPT, gc.isenabled()
+        usual = config.OPT
         try:
             config.OPT = type(usual)(min(1, usual))
-            # there is little garbage, and much to look through
-            gc.disable()
             yield
         finally:
             config.OPT = usual
-            if collects:
-                gc.enable()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Numba makes a million objects, few of them garbage: they are not looked through again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            if not gc.get_freeze_count():
+                # nor at once: from now on they count as old
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()
