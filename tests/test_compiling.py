@@ -97,7 +97,7 @@ def test_nobody_waits_before_all_is_lowered(place, codes, monkeypatch):
 
     monkeypatch.setattr(library.Library, "_make", waits)
     with compiling():
-        calls._start(np.dtype(np.float32), loops)
+        calls.start(np.dtype(np.float32), *loops)
         assert files(place) == []
         lowered.set()
     assert len(files(place)) == 2

@@ -5,7 +5,7 @@ and as an argument the pointer does not end up in the cache on disk.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -57,17 +57,16 @@ def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
         pointers: dict[np.dtype, tuple[int, ...]] = {}
 
         def compile_all(dtype: np.dtype, *arguments: Any) -> None:
-            with compiling():
-                _start(dtype, loops)
-                dispatcher.compile((typeof(EXAMPLE_RUN), typeof(arguments)))
-                pointers[dtype] = (*pointers_of(dtype, *loops), *unused)
+            start(dtype, *loops)
+            dispatcher.compile((typeof(EXAMPLE_RUN), typeof(arguments)))
 
         def call(dtype: np.dtype, work: int, *arguments: Any) -> Any:
-            only_compiling = getattr(_own, "only_compiling", False)
-            if dtype not in pointers or only_compiling:
-                compile_all(dtype, *arguments)
-            if only_compiling:
-                return None
+            if getattr(_own, "only_compiling", False):
+                return compile_all(dtype, *arguments)
+            if dtype not in pointers:
+                with compiling():
+                    compile_all(dtype, *arguments)
+                    pointers[dtype] = (*pointers_of(dtype, *loops), *unused)
             arena = acquire_arena()
             result = dispatcher((pointers[dtype], thread_team(work), arena), arguments)
             release_arena(arena)
@@ -95,7 +94,8 @@ def _kinds_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(type_of(typeof(argument)) for argument in arguments)
 
 
-def _start(dtype: Any, codes: Iterable[Any]) -> None:
+def start(dtype: Any, *codes: Any) -> None:
+    """Compiles or loads what has a pointer, and is not None; within `compiling` nobody waits for machine code."""
     for code in codes:
         if code is not None:
             code.compiled(dtype)
@@ -105,7 +105,7 @@ def _start(dtype: Any, codes: Iterable[Any]) -> None:
 def pointers_of(dtype: Any, *codes: Any) -> tuple[int, ...]:
     """Of all codes that have a pointer, 0 for None; compiled or loaded if need be, before anyone waits for one."""
     with compiling():
-        _start(dtype, codes)
+        start(dtype, *codes)
         return tuple(0 if code is None else code.pointer(dtype) for code in codes)
 
 

@@ -91,7 +91,7 @@ def _tell_once() -> None:
     if not _told and compiled_here():
         _told = True
         logging.getLogger("gkfast").warning(
-            "gkfast compiles its CPU kernels for this machine, 2 to 7 s for an operation, and keeps them %s",
+            "gkfast compiles its CPU kernels for this machine, 2 to 5 s for an operation, and keeps them %s",
             f"in {folder()}; the command `gkfast compile` does it beforehand"
             if folder()
             else "nowhere, as no folder can be written; set NUMBA_CACHE_DIR to one",
