@@ -16,6 +16,7 @@ is kept apart for every chunk of rows, and the chunks, whose number depends on t
 order: any number of threads gives the same bits.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -191,6 +192,7 @@ def steps_of(
     )
 
 
+@cache
 def parts_of(dtype: np.dtype, *sweeps: tuple[Step | None, ...]) -> tuple[Parts, ...]:
     """For each sweep's `steps_of`: compiled or loaded if need be."""
     pointers = pointers_of(dtype, *(step for steps in sweeps for step in steps))
