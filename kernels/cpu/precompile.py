@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .baselines import baselines
 from .calls import only_compiling, pointers_of
 from .drift import drift
 from .gradients import adding, pulling
@@ -51,6 +52,7 @@ def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
     return {
         "rbf": lambda: rbf(x, None, one, one),
         "rbf_matmul": lambda: rbf_matmul(x, x, v, one, one),
+        "baselines": lambda: baselines(x, x, one),
         "mmd2": lambda: kernel_sums_with_gradients(
             scale, x, x, u, u, one, one, drop=1, wants=yes, less_baselines=True
         ),
