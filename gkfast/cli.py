@@ -151,7 +151,7 @@ def _compile(parser: _Parser, options: argparse.Namespace) -> int:
     log = logging.getLogger("gkfast")
     level = log.level
     log.setLevel(logging.ERROR)
-    print("compiling takes 20 to 40 s where nothing is on disk yet, and a second where all is", flush=True)
+    print("compiling takes 20 to 30 s where nothing is on disk yet, and a second where all is", flush=True)
     try:
         _show(precompile.compile_everything(), len(precompile.parts()))
     finally:

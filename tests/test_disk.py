@@ -28,7 +28,7 @@ as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another u
 
 # Python itself may lie where only root can read: what it needs is loaded before it becomes another user
 CHILD = """
-import argparse, os, sys, numpy, numba
+import argparse, concurrent.futures.thread, os, sys, numpy, numba
 from importlib.metadata import version
 version("numba")
 numba.njit(lambda x: numpy.zeros(x).sum())(3)
