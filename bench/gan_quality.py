@@ -21,14 +21,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gkfast.gan import checkpoint, data, encoder, metrics, objectives, pictures, run, train
+from gkfast.gan import checkpoint, data, metrics, objectives, pictures, run
 from gkfast.gan.config import DEFAULTS, Config, saved
 from gkfast.gan.data import Data
 from gkfast.gan.sampler import load
@@ -163,18 +161,20 @@ def equal_steps(real: Data, kernel: Config, other: Config, kind: str) -> int:
 
 
 def stages(config: Config) -> dict[str, int]:
-    """The steps of each stage."""
-    # a kernel density of codes is found in one
-    first = {"encoder": config.encoder_steps, "codes": config.code_steps or int(config.code_prior == "kernel")}
-    own = config.space == "encoder" and not config.encoder
-    return (first if own else {}) | {"adversary": config.recipe.steps}
+    """The steps of each stage, the last of which is "adversary"."""
+    return {"adversary" if name == config.loss else name: steps for name, steps in run.stages(config).items()}
+
+
+def stage_steps(real: Data, config: Config) -> dict[str, Callable[[], Any]]:
+    found = run.stage_steps(real, config)
+    return {"adversary" if name == config.loss else name: step for name, step in found.items()}
 
 
 def step_times(real: Data, kernel: Config, other: Config, kind: str) -> dict[str, float]:
     """The median processor seconds of a step of each stage of the kernel's run and of the other, one thread each."""
     path = RUNS / f"{kernel.data}-{kind}-step_times.json"
     if not path.is_file():
-        advance = _stage_steps(real, kernel) | {f"own {k}": step for k, step in _stage_steps(real, other).items()}
+        advance = stage_steps(real, kernel) | {f"own {k}": step for k, step in stage_steps(real, other).items()}
         taken: dict[str, list[float]] = {name: [] for name in advance}
         for _ in range(_ROUNDS):
             for name, step in advance.items():
@@ -188,34 +188,6 @@ def step_times(real: Data, kernel: Config, other: Config, kind: str) -> dict[str
         checkpoint.write(path, (json.dumps(found) + "\n").encode())
     measured: dict[str, float] = json.loads(path.read_text())
     return measured
-
-
-def _stage_steps(real: Data, config: Config) -> dict[str, Callable[[], Any]]:
-    """A function for each stage that takes one of its steps, of untrained networks."""
-    # many steps: none of the few that are taken is logged or a snapshot
-    long = replace(config.recipe, steps=10**6)
-    generator, discriminator = run.build(real, config)
-    steps: dict[str, Callable[[], Any]] = {}
-    compared, sigma = None, [[1.0]]
-    if "encoder" in stages(config):
-        net = encoder.autoencoder(real, config)
-        steps["encoder"] = encoder.AutoencoderTraining(net, real.train, long, config.code_noise).advance
-        compared = encoder.Encoder(encoder.autoencoder(real, config), config.compared)
-        sigma = run.encoder_bandwidths(compared, real, config)
-        codes = torch.randn(len(real.train), config.code)
-        density = encoder.KernelDensity(*codes.shape)
-        goal = objectives.objective(config.code_loss, metrics.sigma_by_rule(codes, "median", config.ladder))
-        recipe = replace(long, batch=config.code_batch)
-        steps["codes"] = (
-            partial(density.fit, codes)
-            if config.code_prior == "kernel"
-            else train.Training(
-                run.build(real, config)[0][0], discriminator, codes, goal, recipe, sigma=[1.0]
-            ).advance
-        )
-    goal = run.objective(config, real.train, run.bandwidths(real, config), compared, sigma)
-    steps["adversary"] = train.Training(generator, discriminator, real.train, goal, long, sigma=[1.0]).advance
-    return steps
 
 
 def row(kind: str, config: Config, found: dict[str, Any]) -> dict[str, Any]:

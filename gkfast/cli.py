@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     train.add_argument(
         "--data",
-        help="ring, grid, spiral, digits, stacked, mnist, stacked-mnist, a .npy, .npz or .pt file (N, D...), or a "
-        "folder of images [digits]",
+        help="ring, grid, spiral, digits, stacked, mnist, stacked-mnist, a .npy, .npz or .pt file (N, D...), a .csv "
+        "or .parquet table with a header, or a folder of images and folders of them [digits]",
     )
     train.add_argument(
         "--loss",
@@ -67,11 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train.add_argument(f"--{name}", help=text)
         if name == "batch":
             train.add_argument(
-                "--sigma", help="median or mean distance, times a ladder; or numbers like 0.5,1,2 [median]"
+                "--sigma", nargs="+", help="median or mean distance, times a ladder; or numbers: 0.5 1 2 [median]"
             )
     train.add_argument(
         "--encoder",
         help="module:function that returns a torch module: the kernel compares what this makes of samples",
+    )
+    train.add_argument(
+        "--features",
+        help="module:function that returns a torch module: FID, KID and precision are of what this makes of samples",
     )
     train.add_argument("--device", help="cpu or cuda [cpu]")
     train.add_argument("--config", help="a TOML file of settings; the command line's own come after it")
@@ -83,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="any setting, as in the file; --dry-run lists them all",
     )
     train.add_argument("--out", help="the run folder, new or empty unless resumed [the next free runs/DATA-001]")
-    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in --out [the newest run]"
+    )
     train.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
     train.add_argument(
         "--kernel-off", action="store_true", help="train the control alone: the same, without the kernel"
@@ -145,7 +151,7 @@ def _compile(parser: _Parser, options: argparse.Namespace) -> int:
     log = logging.getLogger("gkfast")
     level = log.level
     log.setLevel(logging.ERROR)
-    print("compiling takes 20 to 40 s where nothing is on disk yet, and a second where all is", flush=True)
+    print("compiling takes 20 to 30 s where nothing is on disk yet, and a second where all is", flush=True)
     try:
         _show(precompile.compile_everything(), len(precompile.parts()))
     finally:
@@ -188,8 +194,14 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
             raise ValueError("device must be one that torch finds, got 'cuda'; train on the cpu")
         _check_folder(options)
         real = data.load(settings.data, settings.image_size)
+        if settings.data not in data.NAMES and real.is_image:
+            # the recipe of what is most like them
+            settings = _settings(options, like="mnist" if min(real.shape[:2]) >= 16 else "digits")
         settings = _fitted(settings, real, options)
         objectives.try_own(settings.loss, real.train if settings.space == "data" else None)
+        # refused before a folder is made
+        runs.own_encoder(real, settings)
+        runs.own_features(real, settings)
         if options.dry_run:
             torch.set_num_threads(settings.threads)
             print(config.as_toml(settings) + "\n".join(f"# {line}" for line in runs.preview(real, settings)))
@@ -227,25 +239,29 @@ def _train(parser: _Parser, options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(options: argparse.Namespace) -> "Config":
-    """The settings of the folder to resume, the defaults, --config, the options and --set, each after the other."""
+def _settings(options: argparse.Namespace, like: str = "") -> "Config":
+    """The settings of the folder to resume, the defaults, --config, the options and --set, each after the other.
+
+    `like` names the data whose defaults are taken for those of a file or folder.
+    """
     from gkfast.gan import config
 
-    given: dict[str, Any] = {name: getattr(options, name) for name in ("data", "loss", "encoder", "device")}
+    given: dict[str, Any] = {
+        name: getattr(options, name) for name in ("data", "loss", "encoder", "features", "device")
+    }
     for name, (setting, example, _) in _NUMBERS.items():
         text = getattr(options, name)
         given[setting] = None if text is None else config.number(f"--{name}", text, setting, example)
     given["discriminator_rate"] = given["generator_rate"]
     if options.sigma is not None:
-        given["sigma"] = _sigma(options.sigma)
+        given["sigma"] = _sigma(" ".join(options.sigma))
     if options.no_control:
         given["control"] = False
     before = None
     if options.resume:
-        if options.out is None:
-            raise ValueError("--out must be the folder to resume, got none; name it")
+        options.out = _newest_run() if options.out is None else options.out
         before = config.saved(Path(options.out))
-    settings = config.resolve(options.config, given, options.set, before)
+    settings = config.resolve(options.config, given, options.set, before, like)
     return config.control(settings).changed(control=False) if options.kernel_off else settings
 
 
@@ -264,28 +280,46 @@ def _fitted(settings: "Config", real: "Data", options: argparse.Namespace) -> "C
 
 
 def _sigma(text: str) -> str | list[float]:
-    """A rule, or positive numbers with commas between."""
+    """A rule, or positive numbers with spaces or commas between."""
     if text in ("median", "mean"):
         return text
     try:
-        numbers = [float(number) for number in text.split(",")]
+        numbers = [float(number) for number in text.replace(",", " ").split()]
     except ValueError:
         numbers = []
     if not numbers or not all(0 < s < math.inf for s in numbers):
         raise ValueError(
-            f"--sigma must be median, mean, or positive numbers with commas between, got {text!r}; "
-            "for example --sigma 0.5,1,2"
+            f"--sigma must be median, mean, or positive numbers, got {text!r}; for example --sigma 0.5 1 2"
         )
     return numbers
 
 
-def _check_folder(options: argparse.Namespace) -> None:
+def _newest_run() -> str:
+    """The run in the folder runs/ that was begun or went on last."""
+    if _processes() > 1:
+        raise ValueError(f"--out must be given to {_processes()} processes, got none; name the folder to resume")
+    begun = list(Path("runs").glob("*/config.json"))
+    if not begun:
+        raise ValueError("--out must be the folder to resume, got none, and runs/ holds no run; name it")
+    newest = str(max(begun, key=lambda path: path.stat().st_mtime).parent)
+    print(f"gkfast train: going on with {newest}, the newest run", file=sys.stderr)
+    return newest
+
+
+def _rank() -> int:
     # torchrun and accelerate launch set these
-    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    if processes > 1 and options.out is None and not options.dry_run:
-        raise ValueError(f"--out must be given to {processes} processes, got none; name the folder of the run")
+    return int(os.environ.get("RANK", "0"))
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _check_folder(options: argparse.Namespace) -> None:
+    if _processes() > 1 and options.out is None and not options.dry_run:
+        raise ValueError(f"--out must be given to {_processes()} processes, got none; name the folder of the run")
     # the first process has checked the folder, and may have written to it
-    if options.out is None or options.resume or rank > 0:
+    if options.out is None or options.resume or _rank() > 0:
         return
     folder = Path(options.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

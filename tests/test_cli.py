@@ -15,11 +15,13 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import gkfast
 from gkfast.cli import main
-from gkfast.gan import metrics
+from gkfast.gan import encoder, metrics
 from gkfast.gan.checkpoint import Checkpoints, Signals
+from gkfast.gan.config import DEFAULTS
 from gkfast.gan.train import Training
 from gkfast.kernels.cpu import compiled
 
@@ -40,8 +42,10 @@ FILES = [
 
 
 @pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
+def in_empty_folder(tmp_path, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(encoder, "_JUDGE", (20, 16, 8, 4))
     # measuring takes most of so short a run
     for name, size in (("SAMPLES", 500), ("COUNTED", 200), ("_TESTED", 100), ("_PERMUTATIONS", 20)):
         monkeypatch.setattr(metrics, name, size)
@@ -110,14 +114,16 @@ def test_next_free_folder_and_no_control(tmp_path):
     assert summary.keys() >= {"modes", "strict_modes", "high_quality", "reverse_kl", "mmd2"}
 
 
-@pytest.mark.parametrize("shape", [(40, 1), (40, 5), (40, 6, 6), (40, 4, 4, 3)])
+@pytest.mark.parametrize("shape", [(40, 1), (40, 5), (40, 6, 6), (40, 4, 4, 3), (20, 3), (20, 6, 6)])
 def test_file_run_is_complete(tmp_path, shape):
     np.save("mine.npy", np.random.default_rng(0).normal(3, 2, shape))
     (tmp_path / "out").mkdir()
-    # a batch larger than the 28 rows to train on is cut to them where it was not asked for
+    # a batch larger than the rows to train on is cut to them where it was not asked for
     assert main(["train", "--data", "mine.npy", "--steps", "2", "--out", "out", "--no-control"]) == 0
-    assert names(tmp_path / "out") == FILES
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["batch"] == 28
+    # FID is followed where images have no labels
+    images = len(shape) > 2
+    assert names(tmp_path / "out") == sorted([*FILES, *["quality.png"] * images])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["batch"] == 0.7 * shape[0]
 
 
 def test_title_is_escaped(tmp_path):
@@ -129,7 +135,10 @@ def test_title_is_escaped(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "none.npy"], "a folder of images or an existing .npy, .npz or .pt file, got 'none.npy'"),
+        (
+            ["--data", "none.npy"],
+            "a folder of images or an existing .npy, .npz, .pt, .csv, .parquet file, got 'none.npy'",
+        ),
         (["--data", "flat.npy"], "flat.npy must hold an array of shape (N, D...), got shape (40,)"),
         (["--out", "full"], "--out must be a new or empty folder, got 'full'"),
         (["--out", "flat.npy"], "--out must be a new or empty folder, got 'flat.npy'"),
@@ -142,7 +151,8 @@ def test_title_is_escaped(tmp_path):
         (["--lr", "0"], "--lr must be a positive finite number, got '0'"),
         (["--lam", "-1"], "--lam must be a finite number of at least 0, got '-1'"),
         (["--seed", "-1"], "--seed must be a whole number of at least 0, got '-1'"),
-        (["--sigma", "0,1"], "--sigma must be median, mean, or positive numbers with commas between, got '0,1'"),
+        (["--sigma", "0,1"], "--sigma must be median, mean, or positive numbers, got '0,1'"),
+        (["--sigma", "1", "x"], "--sigma must be median, mean, or positive numbers, got '1 x'; for example"),
         (["--loss", "wgan"], "loss must be an adversary or critic (gan, rpgan, hinge, article, mmdgan, repulsive, "),
         (["--loss", "wgan"], "or one of each as in gan+mmd, got 'wgan'; did you mean gan?"),
         (["--loss", "gan+gan"], "or one of each as in gan+mmd, got 'gan+gan'; choose among them"),
@@ -168,7 +178,12 @@ def test_title_is_escaped(tmp_path):
         (["--data", "ring", "--set", "network=dcgan"], 'network must be "mlp" for data that are no images'),
         (["--config", "none.toml"], "--config must be a TOML file of settings, got 'none.toml'"),
         (["--config", "flat.npy"], "--config must be a TOML file of settings, got 'flat.npy'"),
-        (["--resume"], "--out must be the folder to resume, got none"),
+        (["--resume"], "--out must be the folder to resume, got none, and runs/ holds no run; name it"),
+        (["--data", "text.csv"], "text.csv must hold numbers, got 'x' in row 1 of column 'b'; give each category"),
+        (["--data", "full"], "full must hold at least 20 images (png, jpg, ...), got 0; give more"),
+        (["--data", "bad/<script>.npy"], "bad/<script>.npy must hold an array of shape (N, D...), got shape (40,)"),
+        (["--set", "image_size=3"], "image_size must be 0 or at least 4, got 3"),
+        (["--features", "nowhere:x"], "--features must be module:function, a function that Python can import"),
         (["--set", "tensorboard=true"], "tensorboard=true needs tensorboard, which is not installed"),
         (["--resume", "--out", "full"], "--out must be a run folder with a config.json to resume, got 'full'"),
     ],
@@ -176,6 +191,9 @@ def test_title_is_escaped(tmp_path):
 def test_refusal_is_one_sentence_and_writes_nothing(tmp_path, capsys, monkeypatch, arguments, message):
     np.save("flat.npy", np.arange(40.0))
     (tmp_path / "full").mkdir()
+    (tmp_path / "bad").mkdir()
+    np.save("bad/<script>.npy", np.arange(40.0))
+    (tmp_path / "text.csv").write_text("a,b\n" + "1,x\n" * 30)
     (tmp_path / "full" / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setitem(sys.modules, "tensorboard", None)
@@ -189,11 +207,54 @@ def test_refusal_is_one_sentence_and_writes_nothing(tmp_path, capsys, monkeypatc
     assert message in said.err
 
 
+def test_folders_of_images_have_their_recipe(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("cats", "<script>alert(1)"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k in range(15):
+            Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(tmp_path / "photos" / name / f"{k}.png")
+    assert main(["train", "--data", "photos", "--dry-run", "--steps", "20", "--set", "encoder_steps=2"]) == 0
+    said = capsys.readouterr().out
+    settings = tomllib.loads(said)
+    assert settings.items() >= {"loss": DEFAULTS["mnist"]["loss"], "ema": 0.999, "steps": 20, "image_size": 0}.items()
+    assert "60 x 40 pixels, of which the middle square is resized to 32 x 32; --set image_size=64 gives" in said
+    short = ["--steps", "2", "--set", "encoder_steps=2", "--set", "code_steps=0", "--no-control", "--set", "units=8"]
+    assert main(["train", "--data", "photos", *short, "--out", "out"]) == 0
+    summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    # the folders are classes
+    assert summary["judged_by"].startswith("a classifier of the real labels")
+    assert summary["real"].keys() >= {"classes", "fid", "raw_precision"}
+    assert "<script" not in (tmp_path / "out" / "report.html").read_text()
+    assert "photos: 30 colour images" in capsys.readouterr().err
+
+
+def test_numbers_of_sigma_may_stand_apart(tmp_path):
+    common = ["train", "--data", "ring", "--dry-run", "--steps", "5"]
+    for given in (["0.5", "1"], ["0.5,1"], ["0.5,", "1"]):
+        assert main([*common, "--sigma", *given]) == 0
+
+
+def test_resume_finds_the_newest_run_and_says_when_it_was_finished(tmp_path, capsys):
+    common = ["train", "--data", "ring", "--batch", "16", "--no-control", "--steps", "2"]
+    assert main(common) == 0
+    assert main([*common, "--seed", "7"]) == 0
+    os.utime("runs/ring-001/config.json", (0, 0))
+    capsys.readouterr()
+    assert main(["train", "--resume"]) == 0
+    said = capsys.readouterr()
+    assert "going on with runs/ring-002, the newest run" in said.err
+    assert "runs/ring-002 was finished before, with all 2 steps: nothing is left to train" in said.err
+    assert "runs/ring-002: report.html" in said.out
+
+
 def test_many_processes_want_one_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
         main(["train", "--data", "ring", "--steps", "1"])
     assert "--out must be given to 2 processes, got none; name the folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--resume"])
+    assert "--out must be given to 2 processes, got none; name the folder to resume" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -441,9 +502,9 @@ def test_after_compile_no_call_compiles(capsys):
     assert main(["compile"]) == 0
     assert logging.getLogger("gkfast").level == level
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("compiling takes 20 to 40 s where nothing is on disk yet")
-    assert len(said) == 40
-    assert "1/38  rbf, float32" in said[1]
+    assert said[0].startswith("compiling takes 20 to 30 s where nothing is on disk yet")
+    assert len(said) == 24
+    assert "1/22  rbf, float32" in said[1]
     assert said[-1] == f"kept in {compiled.folder()}"
     before = compiled.compiled_here()
     for dtype in (torch.float32, torch.float64):

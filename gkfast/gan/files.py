@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gkfast.gan import checks, data, own
+from gkfast.gan import checks, data, sources
 from gkfast.gan.checkpoint import write as write_bytes
 from gkfast.gan.sampler import Sampler
-
-_TABLES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows (N, D) float32 of a file, a folder of images or a named data set, in the order of `data.load`."""
+    """Rows (N, D) float32 of a file, a folder of images or a named data set, in their order."""
 
     name: str
     rows: Tensor
@@ -49,81 +47,14 @@ def read(option: str, source: str, image_size: int | None = None) -> Samples:
             f"{option} must be an existing .npy, .npz, .pt, .csv or .parquet file, a folder of images, or one of "
             f"{', '.join(data.NAMES)}, got {source!r}; check the path"
         )
-    try:
-        if path.suffix.lower() in _TABLES and path.is_file():
-            return _table(path)
-        found = data.load(source, 32 if image_size is None else image_size)
-    except (ValueError, OSError, ImportError):
-        raise
-    # Pillow's refusal of a picture that would fill the memory
-    except Exception as error:
-        raise ValueError(
-            f"{option} must hold what can be read, got {source!r} ({own.reason(error)}); remove what cannot"
-        ) from error
-    # training has seen the others
-    rows = found.test if source in data.NAMES else torch.cat([found.train, found.validation, found.test])
-    return Samples(source if source in data.NAMES else path.name, rows, found.shape, found.is_image, found.unit_range)
-
-
-def _table(path: Path) -> Samples:
-    """The numbers of a CSV file, with or without a line of names, or of a Parquet file."""
-    names, columns = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
-    if len(columns) < data._MIN_ROWS:
-        raise ValueError(
-            f"{str(path)!r} must hold at least {data._MIN_ROWS} rows, got {len(columns)}; give more samples"
-        )
-    with np.errstate(over="ignore"):
-        rows = columns.astype(np.float32)
-    data._check_rows(path, rows)
-    return Samples(path.name, torch.from_numpy(rows), rows.shape[1:], columns=tuple(names))
-
-
-def _csv(path: Path) -> tuple[list[str], np.ndarray[Any, Any]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file) if line]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{str(path)!r} must be a CSV file, got bytes that are none; save it as UTF-8") from error
-    names: list[str] = []
-    if lines and not all(map(_is_number, lines[0])):
-        names, lines = [name.strip() for name in lines[0]], lines[1:]
-    width = len(names or (lines[0] if lines else []))
-    for number, line in enumerate(lines, 1 + bool(names)):
-        if len(line) != width:
-            raise ValueError(
-                f"{str(path)!r} must have {width} columns in each line, got {len(line)} in line {number}; mend it"
-            )
-        wrong = next((k for k, text in enumerate(line) if not _is_number(text)), None)
-        if wrong is not None:
-            column = repr(names[wrong]) if names else str(wrong + 1)
-            raise ValueError(
-                f"{str(path)!r} must hold numbers, got {line[wrong][:40]!r} in line {number}, column {column}; "
-                "leave the column out, or write numbers"
-            )
-    return names, np.array([[float(text) for text in line] for line in lines]).reshape(len(lines), width)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _parquet(path: Path) -> tuple[list[str], np.ndarray[Any, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError("a .parquet file needs pyarrow, which is not installed; run pip install pyarrow") from error
-    try:
-        table = parquet.read_table(path)
-        return table.column_names, np.stack([np.asarray(column, float) for column in table.columns], 1)
-    # Arrow raises its own for foreign bytes, and NumPy for text
-    except Exception as error:
-        raise ValueError(
-            f"{str(path)!r} must be a Parquet file of numbers, got {own.reason(error)[:120]}; leave other columns out"
-        ) from error
+    if source in data.NAMES:
+        found = data.load(source)
+        # training has seen the others
+        return Samples(source, found.test, found.shape, found.is_image, found.unit_range)
+    held = sources.read(path, 32 if image_size is None else image_size)
+    rows = torch.from_numpy(held.rows.reshape(len(held.rows), -1).astype(np.float32))
+    shape = held.rows.shape[1:]
+    return Samples(path.name, rows, shape, sources.is_image(shape), held.unit_range, tuple(held.names))
 
 
 def kind(out: str, image: bool) -> str:

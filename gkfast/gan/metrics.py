@@ -1,13 +1,16 @@
 """How good generated samples are, by numbers that training did not minimise and on data that it did not see."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import gkfast
-from gkfast.gan import checks, classifier
+from gkfast.gan import checks, classifier, encoder
 from gkfast.gan.classifier import Classifier
 from gkfast.gan.data import Data, spiral_curve
 from gkfast.nn import mean_weights
@@ -23,6 +26,8 @@ _LADDER = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 _TESTED = 1_000
 _PERMUTATIONS = 500
 _NEIGHBOURS_OF = 1_000
+# of a bootstrap
+_RESAMPLES = 20
 # with more dimensions a density of pixels says nothing
 _PARZEN_DIMENSIONS = 1_000
 
@@ -52,46 +57,117 @@ def sigma_by_rule(rows: Tensor, rule: str, ladder: Sequence[float]) -> list[floa
     return [distance * step for step in ladder]
 
 
-def judge(data: Data) -> Classifier | None:
-    """The classifier that judges images of this data, where there is one; training it takes half a minute, once."""
-    return classifier.load(data) if classifier.applies(data) else None
+class Judge(NamedTuple):
+    """What images are compared by: features (N, F) of samples (N, D), and their classes, if it knows any."""
+
+    # in words, for the report
+    name: str
+    features: Callable[[Tensor], Tensor]
+    classes: Callable[[Tensor], Tensor] | None = None
+
+
+def judge(data: Data, own: encoder.Encoder | None = None, name: str = "") -> Judge | None:
+    """What judges images of this data: the user's encoder, a classifier of their labels, or an autoencoder's code.
+
+    Data that are no images have none, and labelled images too small for the classifier only the user's; training
+    takes half a minute, once.
+    """
+    classified = classifier.load(data) if classifier.applies(data) else None
+    if own is not None:
+        return Judge(name, partial(_features, own), None if classified is None else classified.classes)
+    if classified is not None:
+        right = accuracy(classified, data)
+        return Judge(
+            f"a classifier of the real labels ({right:.1%} of held-out images are right)",
+            classified.features,
+            classified.classes,
+        )
+    if data.is_image and data.train_labels is None and data.glyphs is None:
+        return Judge("the code of an autoencoder of the real images", partial(_features, encoder.judge(data)))
+    return None
+
+
+def _features(network: encoder.Encoder, rows: Tensor) -> Tensor:
+    return torch.cat(encoder.outputs(network, rows), dim=1).float()
 
 
 def evaluate(
-    fake: Tensor, data: Data, sigma: Sequence[float], seed: int = 0, judge: Classifier | None = None
-) -> dict[str, float]:
+    fake: Tensor, data: Data, sigma: Sequence[float], seed: int = 0, judge: Judge | None = None
+) -> dict[str, Any]:
     """The metrics of the data that `fake` imitates: MMD^2 with its p-value, PRDC, and those of each kind of data.
 
     `sigma` are the bandwidths of fixed_sigma(data), `seed` is of the permutations, and `judge` is that of the data.
+    "errors" are standard errors of the metrics for which there is an estimate: of MMD^2 by its variance, of shares by
+    the binomial one, of the rest by the bootstrap, over samples or, for the Parzen density, over real rows.
     """
     counted = fake[:COUNTED]
-    result = two_sample(counted, data.test, sigma, seed)
+    result: dict[str, Any] = two_sample(counted, data.test, sigma, seed)
+    errors: dict[str, float] = {}
+    rng = torch.Generator().manual_seed(seed)
+    # functions of rows that were generated
+    by_rows: list[tuple[Callable[[Tensor], dict[str, float]], Tensor]] = []
     if data.centres is not None:
-        result |= mode_metrics(counted, data.centres, data.std)
+        by_rows.append((partial(mode_metrics, centres=data.centres, std=data.std), counted))
     if data.plane is not None:
-        result |= spiral_metrics(counted @ data.plane)
+        by_rows.append((spiral_metrics, counted @ data.plane))
+    known = None if judge is None else judge.classes
     if data.glyphs is not None:
-        labels = data.glyphs[1]
-        result |= stacked_metrics(fake, judge.classes if judge is not None else _machine(*data.glyphs), labels)
+        classify = known or _machine(*data.glyphs)
+        by_rows.append((partial(_stacked_figures, labels=data.glyphs[1]), _stacked_numbers(fake, classify)))
     if data.train_labels is not None:
-        classify = judge.classes if judge is not None else _machine(data.train, data.train_labels)
-        result |= class_metrics(classify(counted), data.train_labels)
+        classify = known or _machine(data.train, data.train_labels)
+        by_rows.append((partial(class_metrics, labels=data.train_labels), classify(counted)))
+    for figures, rows in by_rows:
+        result |= figures(rows)
+        errors |= _bootstrap(figures, rows, rng)
+    raw = data.test[:_NEIGHBOURS_OF], counted[:_NEIGHBOURS_OF]
+    # a few rows have fewer neighbours
+    k = min(5, *(len(rows) - 1 for rows in raw))
     if judge is not None and data.glyphs is None:
         real, drawn = judge.features(data.test), judge.features(fake[:SAMPLES])
-        result |= {"fid": fid(real, drawn)} | kid(real, drawn, subset_size=min(1000, len(real), len(drawn)))
-        result |= prdc(real[:_NEIGHBOURS_OF], drawn[:_NEIGHBOURS_OF])
-        result["nearest_pixels"] = nearest(fake[:_NEIGHBOURS_OF], data.train, data.test)
-        result["nearest_features"] = nearest(drawn[:_NEIGHBOURS_OF], judge.features(data.train), real)
+        # halves, so that their spread says how sure the mean is
+        size = min(1000, len(real) // 2, len(drawn) // 2)
+        result |= {"fid": fid(real, drawn)} | kid(real, drawn, subset_size=size)
+        errors |= {"fid": _fid_error(real, drawn, rng), "kid": result["kid_std"]}
+        near, near_errors = _prdc(real[:_NEIGHBOURS_OF], drawn[:_NEIGHBOURS_OF], k)
+        values, raw_errors = _prdc(*raw, k)
+        for key in ("precision", "recall"):
+            result[f"raw_{key}"] = values[f"manifold_{key}"]
+            errors[f"raw_{key}"] = raw_errors[f"manifold_{key}"]
+        result["nearest_pixels"] = nearest(raw[1], data.train, raw[0])
+        result["nearest_features"] = nearest(
+            drawn[:_NEIGHBOURS_OF], judge.features(data.train), real[:_NEIGHBOURS_OF]
+        )
     else:
-        result |= prdc(data.test[:_NEIGHBOURS_OF], counted[:_NEIGHBOURS_OF])
+        near, near_errors = _prdc(*raw, k)
+    result |= near
+    errors |= near_errors
     if data.unit_range and data.train.shape[1] <= _PARZEN_DIMENSIONS:
         result |= parzen(fake[:SAMPLES], data.validation, data.test)
-    return result
+    errors |= {name.removesuffix("_error"): result.pop(name) for name in [*result] if name.endswith("_error")}
+    return {**result, "errors": errors}
 
 
-def quality(fake: Tensor, data: Data, judge: Classifier) -> dict[str, float]:
+def _bootstrap(figures: Callable[[Tensor], dict[str, float]], rows: Tensor, rng: torch.Generator) -> dict[str, float]:
+    """Standard errors of figures of rows, from samples of them with replacement."""
+    drawn = [figures(rows[torch.randint(len(rows), (len(rows),), generator=rng)]) for _ in range(_RESAMPLES)]
+    return {name: float(np.std([each[name] for each in drawn], ddof=1)) for name in drawn[0]}
+
+
+def _fid_error(real: Tensor, fake: Tensor, rng: torch.Generator) -> float:
+    """The bootstrap's, over both sets."""
+    values = []
+    # the time of a root goes with the third power of the features
+    for _ in range(_RESAMPLES if real.shape[1] <= 256 else 5):
+        picked = (rows[torch.randint(len(rows), (len(rows),), generator=rng)] for rows in (real, fake))
+        values.append(fid(*picked))
+    return float(np.std(values, ddof=1))
+
+
+def quality(fake: Tensor, data: Data, judge: Judge) -> dict[str, float]:
     """The figures that are followed while training: FID, or modes and KL of stacked images."""
     if data.glyphs is not None:
+        assert judge.classes is not None
         return stacked_metrics(fake, judge.classes, data.glyphs[1])
     return {"fid": fid(judge.features(data.test), judge.features(fake))}
 
@@ -104,7 +180,7 @@ def accuracy(judge: Classifier, data: Data) -> float:
 
 
 def two_sample(fake: Tensor, real: Tensor, sigma: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """MMD^2 to held-out data and the p-value of a permutation test with it (gkfast.mmd_test)."""
+    """MMD^2 to held-out data with its standard error (gkfast.mmd2_and_variance), and a p-value (gkfast.mmd_test)."""
     test = gkfast.mmd_test(
         fake[:_TESTED],
         real[:_TESTED],
@@ -113,7 +189,12 @@ def two_sample(fake: Tensor, real: Tensor, sigma: Sequence[float], seed: int = 0
         permutations=_PERMUTATIONS,
         seed=seed,
     )
-    return {"mmd2": held_out_mmd2(fake, real, sigma), "p_value": float(test.p_value)}
+    found: dict[str, float] = {"mmd2": held_out_mmd2(fake, real, sigma), "p_value": float(test.p_value)}
+    # the estimate of a variance needs four rows, and may fall below 0
+    if min(len(fake), len(real)) >= 4:
+        spread = gkfast.mmd2_and_variance(fake.double(), real.double(), list(sigma), weights=mean_weights(sigma))
+        found["mmd2_error"] = math.sqrt(max(float(spread.variance), 0.0))
+    return found
 
 
 def held_out_mmd2(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> float:
@@ -167,9 +248,16 @@ def stacked_metrics(fake: Tensor, classify: Callable[[Tensor], Tensor], labels: 
     `modes` are the different numbers from 000 to 999 that were drawn, and `reverse_kl` is KL(generated || real) over
     them, in nats; `labels` are those of the single digits. With 26 000 samples even perfect ones score 0.02.
     """
+    return _stacked_figures(_stacked_numbers(fake, classify), labels)
+
+
+def _stacked_numbers(fake: Tensor, classify: Callable[[Tensor], Tensor]) -> Tensor:
+    """The numbers from 0 to 999 that stacks show."""
     channels = fake.reshape(len(fake), -1, 3).movedim(2, 1).reshape(3 * len(fake), -1)
-    digits = classify(channels).reshape(-1, 3)
-    numbers = (digits * torch.tensor([100, 10, 1])).sum(1)
+    return (classify(channels).reshape(-1, 3) * torch.tensor([100, 10, 1])).sum(1)
+
+
+def _stacked_figures(numbers: Tensor, labels: Tensor) -> dict[str, float]:
     share = torch.bincount(labels, minlength=10).double() / len(labels)
     counts = torch.bincount(numbers, minlength=1000)
     return {
@@ -190,7 +278,9 @@ def parzen(fake: Tensor, validation: Tensor, test: Tensor) -> dict[str, float]:
     sigmas = np.geomspace(0.1, 0.5, 10).tolist()
     scores = gkfast.log_density(validation, fake, sigmas, by_bandwidth=True).mean(0)
     sigma = sigmas[int(scores.argmax())]
-    return {"parzen": float(gkfast.log_density(test, fake, sigma).mean()), "parzen_sigma": sigma}
+    densities = gkfast.log_density(test, fake, sigma)
+    error = float(densities.std()) / math.sqrt(len(test))
+    return {"parzen": float(densities.mean()), "parzen_sigma": sigma, "parzen_error": error}
 
 
 def class_metrics(drawn: Tensor, labels: Tensor) -> dict[str, float]:
@@ -238,17 +328,24 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
         raise ValueError(
             f"k must be at least 1 and below the number of rows, {rows}, got {k}; 5 is usual, with more rows"
         )
+    return _prdc(real, fake, k)[0]
+
+
+def _prdc(real: Tensor, fake: Tensor, k: int = 5) -> tuple[dict[str, float], dict[str, float]]:
+    """Those, and their standard errors, as if samples were counted one by one."""
     # the first neighbour of a sample is itself
     real_radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values
     fake_radius = torch.cdist(fake, fake).kthvalue(k + 1, dim=1).values
     distance = torch.cdist(real, fake)
     in_real_ball = distance < real_radius[:, None]
-    return {
-        "manifold_precision": float(in_real_ball.any(dim=0).double().mean()),
-        "manifold_recall": float((distance < fake_radius).any(dim=1).double().mean()),
-        "density": float(in_real_ball.double().sum(dim=0).mean() / k),
-        "coverage": float((distance.min(dim=1).values < real_radius).double().mean()),
+    counts = {
+        "manifold_precision": in_real_ball.any(dim=0).double(),
+        "manifold_recall": (distance < fake_radius).any(dim=1).double(),
+        "density": in_real_ball.double().sum(dim=0) / k,
+        "coverage": (distance.min(dim=1).values < real_radius).double(),
     }
+    values = {name: float(each.mean()) for name, each in counts.items()}
+    return values, {name: float(each.std()) / math.sqrt(len(each)) for name, each in counts.items()}
 
 
 def nearest(fake: Tensor, train: Tensor, held_out: Tensor) -> float:

@@ -25,6 +25,8 @@ _REAL, _KERNEL, _CONTROL, _OTHER = "#4a5560", "#0b7285", "#d9480f", "#7048a8"
 
 # samples on each side of the witness function
 _WITNESSES = 2500
+# an MMD^2 so near to 0 is drawn on a linear axis
+_LINEAR = 1e-4
 
 
 def heading(loss: str) -> str:
@@ -51,16 +53,18 @@ def samples_figure(
     return figure
 
 
-def curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
-    """Held-out MMD^2 and the losses of each run over the steps, and the kernel means of the first."""
+def curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]], rows: tuple[int, int]) -> "Figure":
+    """Held-out MMD^2 and the losses of each run over the steps, and the kernel means of the first.
+
+    MMD^2 is of so many samples against so many held-out rows. Its axis is logarithmic, and linear around 0, as far
+    as the unbiased estimate falls below it.
+    """
     figure = _figure(width=12.6, height=3.6)
     distance, losses, means = figure.subplots(1, 3)
     settled: list[float] = []
     for (name, history), colour in zip(histories.items(), (_KERNEL, _CONTROL), strict=False):
         steps = [record["step"] for record in history]
-        # the unbiased estimate may fall below zero, which a logarithmic axis cannot show
-        mmd2 = [max(record["mmd2"], 1e-5) for record in history]
-        distance.plot(steps, mmd2, color=colour, label=heading(name), linewidth=1.6)
+        distance.plot(steps, [record["mmd2"] for record in history], color=colour, label=heading(name), linewidth=1.6)
         for key, label, dash in (("d_loss", "D", "-"), ("g_loss", "G", ":")):
             if key in history[-1]:
                 values = [record[key] for record in history]
@@ -74,17 +78,21 @@ def curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fi
     ):
         steps = [record["step"] for record in first]
         means.plot(steps, [record[key] for record in first], dash, color=colour, label=label, linewidth=1.4)
-    distance.set_yscale("log")
+    lowest = min(record["mmd2"] for history in histories.values() for record in history)
+    linear = float(f"{max(_LINEAR, -lowest):.0e}")
+    distance.set_yscale("symlog", linthresh=linear)
+    distance.axhline(0, color="#c5ccd3", linewidth=0.8)
     # the first steps, far from the data, would flatten all that follows
     low, high = min(0.0, *settled), max(0.0, *settled)
     losses.set_ylim(1.1 * low, 1.1 * high if high > low else 1.0)
-    for axis, words in (
-        (distance, "MMD² to held-out data"),
-        (losses, "Losses"),
-        (means, f"Mean kernel values, {next(iter(histories))}"),
+    for axis, words, unit in (
+        (distance, "MMD² to held-out data", f"{rows[0]} samples, {rows[1]} real rows; linear below {linear:g}"),
+        (losses, "Losses", "loss of a batch"),
+        (means, f"Mean kernel values, {next(iter(histories))}", "mean kernel value"),
     ):
         axis.set_title(words, loc="left", fontsize=11, color=_INK)
         axis.set_xlabel("step", color=_GREY)
+        axis.set_ylabel(unit, color=_GREY, fontsize=8.5)
         axis.grid(axis="y", color="#e6e9ed", linewidth=0.8)
         _hide(axis, "top", "right", "left")
         axis.tick_params(which="minor", length=0)
@@ -99,6 +107,7 @@ def quality_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) 
     A line for each of a loss's runs, and a thick one of their means where there are several.
     """
     names = {"fid": "FID", "modes": "Modes of 1000", "reverse_kl": "KL to the real modes"}
+    units = {"fid": "in the judge's features", "modes": "of 1000", "reverse_kl": "nats"}
     shown = [name for name in names if all(name in rows[0] for runs in curves.values() for rows in runs)]
     figure = _figure(width=6.3 * len(shown), height=3.6)
     for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
@@ -112,6 +121,7 @@ def quality_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) 
             axis.set_yscale("log")
         axis.set_title(names[name], loc="left", fontsize=11, color=_INK)
         axis.set_xlabel("seconds of training, all stages counted", color=_GREY)
+        axis.set_ylabel(units[name], color=_GREY, fontsize=8.5)
         axis.set_xlim(left=0)
         axis.grid(axis="y", which="both", color="#e6e9ed", linewidth=0.8)
         _hide(axis, "top", "right", "left")
@@ -184,8 +194,11 @@ def _witness_plane(subfigure: Any, data: Data, x: Tensor, witness: Witness) -> N
     axis.set_xlim(low[0], high[0])
     axis.set_ylim(low[1], high[1])
     _hide(axis, "top", "right", "left", "bottom")
+    _name_axes(axis, data)
     axis.set_title("orange: too many generated, purple: too few", loc="left", fontsize=9, color=_GREY)
-    subfigure.colorbar(shown, ax=axis, shrink=0.8, format="%.1e").ax.tick_params(labelsize=7, colors=_GREY)
+    bar = subfigure.colorbar(shown, ax=axis, shrink=0.8, format="%.1e")
+    bar.set_label("witness", color=_GREY, fontsize=8.5)
+    bar.ax.tick_params(labelsize=7, colors=_GREY)
 
 
 def _witness_line(subfigure: Any, data: Data, x: Tensor, witness: Witness) -> None:
@@ -194,6 +207,7 @@ def _witness_line(subfigure: Any, data: Data, x: Tensor, witness: Witness) -> No
     values = witness(spots, x, data.test)
     axis.fill_between(spots[:, 0].numpy(), values, color=_KERNEL, alpha=0.4, linewidth=0)
     axis.axhline(0, color=_GREY, linewidth=0.8)
+    _name_axes(axis, data, "witness")
     axis.set_title("above 0: too many generated, below: too few", loc="left", fontsize=9, color=_GREY)
 
 
@@ -268,6 +282,7 @@ def _draw_points(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: str,
     axis.set_ylim(low[1], high[1])
     axis.set_aspect("equal")
     _hide(axis, "top", "right", "left", "bottom")
+    _name_axes(axis, data)
     axis.grid(color="#eef1f4", linewidth=0.8)
     axis.set_axisbelow(True)
 
@@ -276,6 +291,21 @@ def _draw_histogram(axis: "Axes", x: np.ndarray[Any, Any], data: Data, colour: s
     low, high = float(data.train.min()), float(data.train.max())
     axis.hist(x[:, 0].clip(low, high), bins=60, range=(low, high), density=True, color=colour)
     _hide(axis, "top", "right", "left")
+    _name_axes(axis, data, "density")
+
+
+def _name_axes(axis: "Axes", data: Data, second: str = "") -> None:
+    """The names of a table's columns, or what else the axes are; columns are scaled."""
+    if data.train.shape[1] > 2:
+        names = ["first direction", "second direction"] if data.plane is not None else ["widest direction", "second"]
+        names = [f"{name}, of scaled columns" if data.columns is not None else name for name in names]
+    elif data.columns is not None:
+        # a dollar would begin a formula
+        names = [f"{name:.40}, scaled".replace("$", r"\$") for name in data.columns.names]
+    else:
+        names = ["x", "y"]
+    axis.set_xlabel(names[0], color=_GREY, fontsize=8.5)
+    axis.set_ylabel(second or names[1], color=_GREY, fontsize=8.5)
 
 
 def _hide(axis: "Axes", *sides: str) -> None:
@@ -292,6 +322,13 @@ def _figure(width: float, height: float) -> "Figure":
     # wider than the default, which sets sheets of images almost side by side
     layout = ConstrainedLayoutEngine(wspace=0.06, w_pad=0.1, h_pad=0.1)
     return Figure(figsize=(width, height), layout=layout, facecolor="white")
+
+
+def pixels(drawn: bytes) -> np.ndarray[Any, Any]:
+    """A picture in PNG as bytes of shape (H, W, 3)."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB"))
 
 
 def png(figure: "Figure") -> bytes:

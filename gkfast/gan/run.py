@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,25 +15,28 @@ import torch
 from torch import Tensor, nn
 
 import gkfast
-from gkfast.gan import checks, encoder, metrics, networks, objectives, report, sampler
+from gkfast.gan import checks, columns, encoder, metrics, networks, objectives, report, sampler
 from gkfast.gan.checkpoint import (
     Checkpoints,
     Signals,
     check_identity,
     check_resumable,
+    other_data,
     outline,
     write,
 )
-from gkfast.gan.classifier import Classifier
 from gkfast.gan.config import Config, control, saved
 from gkfast.gan.data import Data, generate_data
 from gkfast.gan.loop import Record, forked_random_state, take_steps
 from gkfast.gan.networks import sample
 from gkfast.gan.report import TrainedGan
+from gkfast.gan.shown import Shown, duration
 from gkfast.gan.train import Result, Training, check_processes
 
 # with a smaller mean kernel value, a batch of a few hundred has not one close pair
 _LEAST_MEAN_KERNEL = 1e-5
+# steps by which the time of a training is estimated
+_TRIED = 10
 
 
 def run(
@@ -46,8 +50,9 @@ def run(
 ) -> dict[str, Any]:
     """Train, measure and report into `folder`; returns the contents of metrics.json.
 
-    The folder holds config.json, metrics.jsonl (a record per logged step, as it goes), checkpoints/, generator.pt,
-    metrics.json, pictures and report.html. An interruption leaves whole files, and a run with `resume` goes on from
+    The folder holds config.json (the settings, and a table's columns), metrics.jsonl (a record per logged step, as it
+    goes), checkpoints/, generator.pt, metrics.json, pictures and report.html; progress.png comes and grows while
+    training. An interruption leaves whole files, and a run with `resume` goes on from
     the newest checkpoint, to the same bits on a CPU.
     """
     checks.require("accelerate", "training", "accelerate")
@@ -56,60 +61,179 @@ def run(
     sigma, fixed_sigma = bandwidths(data, config), metrics.fixed_sigma(data)
     processes = PartialState(cpu=config.device == "cpu")
     main: bool = processes.is_main_process
-    configs = {"generator": config}
-    if config.control and objectives.without_kernel(config.loss) != config.loss:
-        configs["control"] = control(config)
+    configs = parts(config)
     checkpoints = {name: Checkpoints(folder / "checkpoints" / name, config.keep) for name in configs}
     # every refusal comes before the first write
-    own = own_encoder(data, config)
+    own, features = own_encoder(data, config), own_features(data, config)
     check_processes(config.recipe.batch, processes.num_processes)
     if resume:
         _check_resumable(data, folder, configs, checkpoints)
+    expected: dict[str, float] = {}
     if main:
         _warn_of_narrow(data, config, sigma)
-        _write_json(folder / "config.json", {"gkfast": gkfast.__version__, **config.settings()})
-    judge = metrics.judge(data)
-    shared = _Run(data, folder, own, judge, resume, signals, progress, main)
+        table = {} if data.columns is None else {"columns": data.columns.as_dict()}
+        _write_json(folder / "config.json", {"gkfast": gkfast.__version__, **table, **config.settings()})
+        finished = resume and all(
+            checkpoints[name].steps()[-1:] == [gan.recipe.steps] for name, gan in configs.items()
+        )
+        if finished and progress:
+            print(
+                f"gkfast train: {folder} was finished before, with all {config.recipe.steps} steps: nothing is left "
+                "to train, the report is written anew",
+                file=sys.stderr,
+            )
+        elif progress:
+            # many processes would have to take these steps together
+            expected = estimate(data, config) if processes.num_processes == 1 and not resume else {}
+            note = [f"{data.name}: {data.note}"] if data.note else []
+            print("\n".join([*note, *_sizes(data, config, expected)]), file=sys.stderr)
+    # the others measure nothing
+    judge = metrics.judge(data, features, config.features) if main else None
     gans: list[TrainedGan] = []
+    labels = [label for gan in configs.values() for label in stages(gan)]
+    shown = Shown(data, folder, labels, expected, config.tensorboard)
+    shared = _Run(data, folder, own, judge, resume, signals, progress, main, shown)
     for name, gan in configs.items():
-        stages = _first_stages(shared, gan)
+        first = _first_stages(shared, gan)
         training = Training(
-            stages.generator,
+            first.generator,
             build(data, gan)[1].to(gan.device),
             data.train,
-            objective(gan, data.train, sigma, stages.encoder, stages.sigma),
+            objective(gan, data.train, sigma, first.encoder, first.sigma),
             gan.recipe,
             sigma=fixed_sigma,
             held_out=data.validation,
-            quality=partial(_quality, data, gan, judge) if judge is not None else None,
-            seconds=sum(stages.seconds.values()),
+            quality=partial(_quality, data, gan, shared.follows) if shared.follows else None,
+            seconds=sum(first.seconds.values()),
+            on_snapshot=partial(shown.draw, gan.loss),
         )
         result = training.run(**shared.options(name, gan.loss, gan))
-        shared.done += [{"run": gan.loss, **record} for record in result.history]
+        shown.end(gan.loss, result.history)
         if main:
             sampler.save(folder / f"{name}.pt", sampler.of_training(result.average, data, gan.recipe.noise_dim))
             samples = draw(result, data, gan)
             found = metrics.evaluate(samples, data, fixed_sigma, gan.recipe.seed, judge)
-            figures = {"seconds": result.seconds, **stages.seconds, **found}
-            quality = stages.quality + [{"stage": gan.loss, **record} for record in result.quality]
+            figures = {"seconds": result.seconds, **first.seconds, **found}
+            quality = first.quality + [{"stage": gan.loss, **record} for record in result.quality]
             gans.append(TrainedGan(gan.loss, samples, result.history, result.snapshots, quality, figures))
             if name == "generator":
-                encoder_sigma = stages.sigma
+                encoder_sigma = first.sigma
     if not main:
         return {}
     summary = _summary(config, sigma, encoder_sigma, gans)
+    summary |= {"note": data.note, "judged_by": None if judge is None else judge.name}
     # the same metrics of the real training data: the best that can be hoped for
     summary["real"] = metrics.evaluate(data.train, data, fixed_sigma, config.recipe.seed, judge)
-    if judge is not None:
-        summary["classifier_accuracy"] = metrics.accuracy(judge, data)
+    summary["rows"] = {
+        "curves": [len(gans[0].snapshots[0][1]), len(data.validation)],
+        "metrics": [min(metrics.COUNTED, len(gans[0].samples)), len(data.test)],
+    }
+    if data.columns is not None:
+        _compare_columns(data, gans, summary)
     _write_json(folder / "metrics.json", summary)
     report.write(folder, data, gans, summary)
     return summary
 
 
+def parts(config: Config) -> dict[str, Config]:
+    """The GANs of a run by the names of their files: the one that is asked for, and its control, if there is one."""
+    if not config.control or objectives.without_kernel(config.loss) == config.loss:
+        return {"generator": config}
+    return {"generator": config, "control": control(config)}
+
+
+def stages(config: Config) -> dict[str, int]:
+    """The stages of a GAN's training, the last of which is named by its loss, and their steps."""
+    own = config.space == "encoder" and not config.encoder
+    # a kernel density of codes is found in one
+    codes = config.code_steps or int(config.code_prior == "kernel")
+    first = {"encoder": config.encoder_steps, "codes": codes} if own else {}
+    return {name: steps for name, steps in first.items() if steps} | {config.loss: config.recipe.steps}
+
+
+def stage_steps(data: Data, config: Config) -> dict[str, Callable[[], Any]]:
+    """A function for each stage that takes one of its steps, with untrained networks of its own."""
+    # many steps: of the few that are taken the first alone is logged
+    long = replace(config.recipe, steps=10**6)
+    generator, discriminator = (network.to(config.device) for network in build(data, config))
+    found: dict[str, Callable[[], Any]] = {}
+    compared, sigma = own_encoder(data, config), [[1.0]] * len(config.compared)
+    if "encoder" in stages(config):
+        net = encoder.autoencoder(data, config).to(config.device)
+        found["encoder"] = encoder.AutoencoderTraining(net, data.train, long, config.code_noise).advance
+        compared = encoder.Encoder(encoder.autoencoder(data, config), config.compared)
+    if "codes" in stages(config):
+        codes = torch.randn(len(data.train), config.code)
+        goal = objectives.objective(config.code_loss, metrics.sigma_by_rule(codes, "median", config.ladder))
+        recipe = replace(long, batch=min(config.code_batch, len(codes)))
+        whole = build(data, config)[0].to(config.device)
+        assert isinstance(whole, nn.Sequential)
+        first = whole[0]
+        if isinstance(first, encoder.KernelDensity):
+            found["codes"] = partial(first.fit, codes.to(config.device))
+        else:
+            found["codes"] = Training(first, discriminator, codes, goal, recipe, sigma=[1.0]).advance
+    if compared is not None:
+        compared = compared.to(config.device)
+        sigma = encoder_bandwidths(compared, data, config)
+    goal = objective(config, data.train, bandwidths(data, config), compared, sigma)
+    found[config.loss] = Training(generator, discriminator, data.train, goal, long, sigma=[1.0]).advance
+    return found
+
+
+def estimate(data: Data, config: Config) -> dict[str, float]:
+    """The seconds of each stage, by the time of ten real steps; stages that would not take a hundred are left out."""
+    seconds: dict[str, float] = {}
+    with forked_random_state(torch.device(config.device)):
+        for gan in parts(config).values():
+            if max(stages(gan).values()) < 10 * _TRIED:
+                continue
+            for label, advance in stage_steps(data, gan).items():
+                taken = []
+                for _ in range(2 + _TRIED):
+                    start = time.perf_counter()
+                    advance()
+                    if config.device == "cuda":
+                        torch.cuda.synchronize()
+                    taken.append(time.perf_counter() - start)
+                # the first two compile and warm up
+                seconds[label] = statistics.median(taken[2:]) * stages(gan)[label]
+    return seconds
+
+
+def _sizes(data: Data, config: Config, expected: dict[str, float]) -> list[str]:
+    """How large the networks are, and how long the training will take."""
+    generator, discriminator = (networks.parameters(network) for network in build(data, config))
+    words = f"generator: {generator:,} weights, discriminator: {discriminator:,} weights"
+    if expected:
+        each = ", ".join(f"{label} {duration(seconds)}" for label, seconds in expected.items())
+        words += f"; about {duration(sum(expected.values()))} by the time of {_TRIED} steps: {each}"
+    return [words]
+
+
+def _compare_columns(data: Data, gans: Sequence[TrainedGan], summary: dict[str, Any]) -> None:
+    """Add what there is to say about each column of a table, and the worst of it to the metrics."""
+    assert data.columns is not None
+    real, train = (data.columns.restore(rows) for rows in (data.test, data.train))
+    truth = columns.compare(data.columns, real, real)
+    summary["columns"] = {"real": truth}
+    summary["real"] |= columns.worst(columns.compare(data.columns, real, train), truth)
+    for gan, figures in zip(gans, [summary, *([summary["control"]] if "control" in summary else [])], strict=True):
+        found = columns.compare(data.columns, real, data.columns.restore(gan.samples))
+        summary["columns"][gan.loss] = found
+        figures.update(columns.worst(found, truth))
+        figures["errors"] |= columns.errors(data.columns, real, data.columns.restore(gan.samples), summary["seed"])
+
+
 def own_encoder(data: Data, config: Config) -> encoder.Encoder | None:
     """The user's encoder, if the kernel compares its outputs."""
-    return encoder.load(config, data) if config.space == "encoder" and config.encoder else None
+    used = config.space == "encoder" and config.encoder
+    return encoder.load("--encoder", config.encoder, data, config.compared) if used else None
+
+
+def own_features(data: Data, config: Config) -> encoder.Encoder | None:
+    """What the user judges samples by, if anything."""
+    return encoder.load("--features", config.features, data, [-1]) if config.features else None
 
 
 @dataclass
@@ -120,23 +244,29 @@ class _Run:
     folder: Path
     # the user's
     encoder: encoder.Encoder | None
-    judge: Classifier | None
+    judge: metrics.Judge | None
     resume: bool
     signals: Signals | None
     progress: bool
     main: bool
-    # the records of the stages that are over
-    done: list[dict[str, Any]] = field(default_factory=list)
+    shown: Shown
+
+    @property
+    def follows(self) -> metrics.Judge | None:
+        """What judges samples while training: stacks are read, and need classes."""
+        reads = self.judge is not None and self.judge.classes is not None
+        return self.judge if self.data.glyphs is None or reads else None
 
     def options(self, name: str, label: str, config: Config) -> dict[str, Any]:
-        """Those of take_steps, for the stage whose checkpoints are in the folder `name`."""
+        """Those of take_steps, for the stage whose checkpoints are in the folder `name`; called once for each."""
+        words = self.shown.begin(label)
         return {
             "checkpoints": Checkpoints(self.folder / "checkpoints" / name, config.keep),
             "resume": self.resume,
             "identity": config.identity(),
             "signals": self.signals,
-            "progress": label if self.progress else None,
-            "on_record": _log(self.folder, self.done, label, config) if self.main else None,
+            "progress": words if self.progress else None,
+            "on_record": self.shown.log(label) if self.main else None,
         }
 
 
@@ -169,7 +299,7 @@ def _first_stages(shared: _Run, config: Config) -> _Stages:
     )
     take_steps(first, **shared.options("encoder", "encoder", config))
     first.share()
-    shared.done += [{"run": "encoder", **record} for record in first.history]
+    shared.shown.end("encoder", first.history)
     compared = encoder.Encoder(autoencoder, config.compared)
     stages = _Stages(generator, compared, encoder_bandwidths(compared, data, config))
     stages.seconds["encoder_seconds"] = first.seconds
@@ -191,7 +321,7 @@ def _train_codes(shared: _Run, config: Config, autoencoder: nn.Module, stages: _
     network, decoder = stages.generator
     codes = encoder.Encoder(autoencoder, [-1])
     train, held_out = (encoder.outputs(codes, rows.to(config.device))[0] for rows in (data.train, data.validation))
-    judge = shared.judge
+    judge = shared.follows
     sigma = metrics.sigma_by_rule(train, "mean" if config.sigma == "mean" else "median", config.ladder)
     second = Training(
         network,
@@ -208,7 +338,7 @@ def _train_codes(shared: _Run, config: Config, autoencoder: nn.Module, stages: _
         seconds=sum(stages.seconds.values()),
     )
     result = second.run(**shared.options("codes", "codes", config))
-    shared.done += [{"run": "codes", **record} for record in result.history]
+    shared.shown.end("codes", result.history)
     network.load_state_dict(result.average.state_dict())
     stages.seconds["code_seconds"] = result.seconds - sum(stages.seconds.values())
     stages.quality += [{"stage": "codes", **record} for record in result.quality]
@@ -226,7 +356,7 @@ def encoder_bandwidths(compared: encoder.Encoder, data: Data, config: Config) ->
     ]
 
 
-def _quality(data: Data, config: Config, judge: Classifier, generator: nn.Module) -> Record:
+def _quality(data: Data, config: Config, judge: metrics.Judge, generator: nn.Module) -> Record:
     """The figures that are followed while training, of a few thousand samples."""
     noise = _noise(config, metrics.followed(data)).to(config.device)
     return metrics.quality(sample(generator, noise).flatten(1).cpu(), data, judge)
@@ -247,8 +377,17 @@ def _check_resumable(
         if state is not None:
             path = checkpoints[name].path(state["step"])
             check_resumable(path, state, outline(data.train), configs[name].identity())
+            # scaled columns look alike
+            _check_columns(path, data, folder)
     if not any(states.values()) and (folder / "config.json").is_file():
         check_identity(folder / "config.json", saved(folder), configs["generator"].identity())
+
+
+def _check_columns(path: Path, data: Data, folder: Path) -> None:
+    """A table has the columns of the run that it goes on with."""
+    before = columns.saved(folder / "config.json")
+    if data.columns is not None and before is not None and not data.columns.alike(before):
+        raise other_data(path)
 
 
 def _warn_of_narrow(data: Data, config: Config, sigma: list[float]) -> None:
@@ -321,23 +460,23 @@ def bandwidths(data: Data, config: Config) -> list[float]:
 def draw(result: Result, data: Data, config: Config) -> Tensor:
     """The samples that are measured, on the CPU."""
     noise = _noise(config, metrics.samples_of(data)).to(config.device)
-    return torch.cat([sample(result.average, rows).flatten(1).cpu() for rows in noise.split(2000)])
+    samples = torch.cat([sample(result.average, rows).flatten(1).cpu() for rows in noise.split(2000)])
+    # a table's in the range and kind of its columns
+    return samples if data.columns is None else data.columns.as_given(samples)
 
 
 def preview(data: Data, config: Config) -> list[str]:
     """A run before it begins: data, networks, bandwidths and their mean kernel values."""
-    # refused before it is needed
-    own_encoder(data, config)
     sigma = bandwidths(data, config)
-    generator, discriminator = build(data, config)
+    generator = build(data, config)[0]
     rng = torch.Generator().manual_seed(config.recipe.seed)
     fake = sample(generator, generate_data(500, config.recipe.noise_dim, generator=rng)).flatten(1)
     means = metrics.mean_kernels(fake, data.validation[:500], sigma)
     return [
         f"{data.name}: {len(data.train)} samples of {data.train.shape[1]} numbers to train on, "
         f"{len(data.validation)} and {len(data.test)} held out",
-        f"generator: {networks.parameters(generator)} parameters, "
-        f"discriminator: {networks.parameters(discriminator)}",
+        *([data.note] if data.note else []),
+        *_sizes(data, config, estimate(data, config)),
         f"bandwidths on the data: {', '.join(f'{s:.4g}' for s in sigma)}",
         "mean kernel values before training: generated {k_xx:.3g}, real {k_yy:.3g}, between them {k_xy:.3g}".format(
             **means
@@ -352,40 +491,6 @@ def require_extra(config: Config) -> None:
             raise checks.missing("training", module)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ImportError("tensorboard=true needs tensorboard, which is not installed; run pip install tensorboard")
-
-
-def _log(
-    folder: Path, before: Sequence[dict[str, Any]], label: str, config: Config
-) -> Callable[[list[Record]], None]:
-    """Writes metrics.jsonl anew when a part begins or is resumed, and appends to it from then on.
-
-    This removes the lines that a killed run had logged after its last checkpoint.
-    """
-    path, written = folder / "metrics.jsonl", -1
-    board: Any = None
-    if config.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(str(folder / "tensorboard" / label))
-
-    def lines(history: Sequence[Record]) -> str:
-        return "".join(json.dumps({"run": label, **record}) + "\n" for record in history)
-
-    def log(history: list[Record]) -> None:
-        nonlocal written
-        if written < 0:
-            write(path, ("".join(json.dumps(record) + "\n" for record in before) + lines(history)).encode())
-        else:
-            with open(path, "a") as file:
-                file.write(lines(history[written:]))
-        if board is not None:
-            for record in history[max(written, 0) :]:
-                for name, value in record.items():
-                    board.add_scalar(name, value, int(record["step"]))
-            board.flush()
-        written = len(history)
-
-    return log
 
 
 def _summary(

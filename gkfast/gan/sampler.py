@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import gkfast
 from gkfast.gan import checks
 from gkfast.gan.checkpoint import write_tensors
+from gkfast.gan.columns import Columns
 from gkfast.gan.data import Data, generate_data
 from gkfast.gan.encoder import KernelDensity
 from gkfast.gan.networks import Affine, Channels, sample
@@ -49,7 +50,9 @@ class Sampler(nn.Module):
         The least and the greatest value of the training data; (0, 1) where all values lie in it by their nature.
     image : bool
     columns : list of str
-        Their names, where the data were a table with names; else empty.
+        Their names, where the data were a table; else empty.
+    table : Columns or None
+        The scales and kinds of a table's columns: the network's numbers are scaled, and `sample` gives the table's.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Sampler(nn.Module):
         range: Sequence[float] = (0.0, 1.0),
         image: bool = False,
         columns: Sequence[str] = (),
+        table: Columns | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
@@ -73,7 +77,7 @@ class Sampler(nn.Module):
             )
         self.shape = tuple(checks.whole("shape", size, 1, "pass that of a sample") for size in shape)
         self.range = float(range[0]), float(range[1])
-        self.image, self.columns = image, list(columns)
+        self.image, self.columns, self.table = image, list(columns), table
 
     def forward(self, noise: Tensor) -> Tensor:
         rows: Tensor = self.network(noise)
@@ -89,7 +93,8 @@ class Sampler(nn.Module):
         noise = generate_data(n, self.noise_dim, generator=torch.Generator().manual_seed(seed))
         device = next(iter(self.network.state_dict().values()), noise).device
         parts = [sample(self, rows.to(device)) for rows in noise.split(_ROWS)]
-        return torch.cat(parts) if n else noise.new_empty(0, *self.shape, device=device)
+        rows = torch.cat(parts) if n else noise.new_empty(0, *self.shape, device=device)
+        return rows if self.table is None else torch.from_numpy(self.table.restore(rows)).to(rows)
 
     def extra_repr(self) -> str:
         return f"noise_dim={self.noise_dim}, shape={self.shape}, range={self.range}"
@@ -98,9 +103,8 @@ class Sampler(nn.Module):
 def of_training(network: nn.Module, data: Data, noise_dim: int) -> Sampler:
     """The sampler of a generator that was trained on the data."""
     low, high = (0.0, 1.0) if data.unit_range else (float(data.train.min()), float(data.train.max()))
-    # tables have names of columns
-    columns = getattr(data, "columns", None) or ()
-    return Sampler(network, noise_dim, data.shape, (low, high), data.is_image, columns)
+    names = () if data.columns is None else data.columns.names
+    return Sampler(network, noise_dim, data.shape, (low, high), data.is_image, names, data.columns)
 
 
 def save(path: Path, sampler: Sampler) -> None:
@@ -117,6 +121,7 @@ def save(path: Path, sampler: Sampler) -> None:
             "range": list(sampler.range),
             "image": sampler.image,
             "columns": sampler.columns,
+            "table": None if sampler.table is None else sampler.table.as_dict(),
         },
     )
 
@@ -169,7 +174,8 @@ def load(run: str | Path) -> Sampler:
             network = _built(held["layers"])
         network.load_state_dict(held["weights"], assign=True)
         options = {name: held[name] for name in ("noise_dim", "shape", "range", "image", "columns")}
-        sampler = Sampler(network, **options).eval().requires_grad_(False)
+        table = None if held["table"] is None else Columns(**held["table"])
+        sampler = Sampler(network, **options, table=table).eval().requires_grad_(False)
         sampler.sample(2)
     # torch raises anything for foreign bytes, truncated archives, and pickles that would run code
     except Exception as error:

@@ -89,6 +89,8 @@ class Training:
         Figures of the averaged generator, asked at each snapshot; its time is not counted.
     seconds : float
         What earlier stages took.
+    on_snapshot : callable, optional
+        Called by the main process with the snapshots as soon as there is one more; its time is not counted.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Training:
         probabilities: bool = False,
         quality: Callable[[nn.Module], Record] | None = None,
         seconds: float = 0.0,
+        on_snapshot: Callable[[list[tuple[int, Tensor]]], None] | None = None,
     ) -> None:
         checks.require("accelerate", "training", "accelerate")
         from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -162,7 +165,7 @@ class Training:
         self.step = 0
         self.history: list[Record] = []
         self.snapshots: list[tuple[int, Tensor]] = []
-        self.measure_quality = quality
+        self.measure_quality, self.on_snapshot = quality, on_snapshot
         self.quality: list[Record] = []
         # the time of the steps, without records and checkpoints
         self.seconds = self._seconds_at_record = seconds
@@ -385,6 +388,8 @@ class Training:
         if self.measure_quality is not None and self.main:
             figures = self.measure_quality(self.average)
             self.quality.append({"step": self.step, "seconds": self.seconds} | figures)
+        if self.on_snapshot is not None and self.main:
+            self.on_snapshot(self.snapshots)
 
     @torch.no_grad()
     def _seen_by_the_kernel(self, samples: Tensor) -> Tensor | list[Tensor]:

@@ -11,6 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_getattr, models, register_model
+from numba.np.numpy_support import as_dtype
 
 _INT, _BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
 _LINE = 64
@@ -120,7 +121,7 @@ def _size(context, builder, array, value):
 
 @lower_getattr(Array, "itemsize")
 def _itemsize(context, builder, array, value):
-    return _INT(_bytes_of(context, array.dtype))
+    return _INT(_bytes_of(array.dtype))
 
 
 @lower_getattr(Array, "dtype")
@@ -128,8 +129,8 @@ def _dtype(context, builder, array, value):
     return context.get_dummy_value()
 
 
-def _bytes_of(context, dtype):
-    return context.get_abi_sizeof(context.get_data_type(dtype))
+def _bytes_of(dtype):
+    return as_dtype(dtype).itemsize
 
 
 def _indexed(array, index):
@@ -221,7 +222,7 @@ def copy(typing_context, source, target):
 
     def generate(context, builder, signature, arguments):
         view, out = (View(builder, kind, value) for kind, value in zip((source, target), arguments, strict=True))
-        bytes_ = builder.mul(view.size(), _INT(_bytes_of(context, source.dtype)))
+        bytes_ = builder.mul(view.size(), _INT(_bytes_of(source.dtype)))
         cgutils.raw_memcpy(builder, out.data, view.data, bytes_, 1)
         return context.get_dummy_value()
 
@@ -280,7 +281,7 @@ def _new(memory, shape, dtype, start):
         block, taken = (
             View(builder, *item) for item in zip(MEMORY, cgutils.unpack_tuple(builder, memory_), strict=True)
         )
-        size = _INT(_bytes_of(context, result.dtype))
+        size = _INT(_bytes_of(result.dtype))
         for length in shape_:
             size = builder.mul(size, length)
         place = builder.call(_allocate(builder.module), [block.data, block.shape[0], taken.data, size])

@@ -40,6 +40,7 @@ def find_baselines(memory, x, y, sigma, out):
         count = x.shape[1] + y.shape[1]
         mean_square = 0.0
         for k in range(dims):
-            mean_square += 2 * (squares[k] / count - (sums[k] / count) ** 2)
+            mean = sums[k] / count
+            mean_square += 2 * (squares[k] / count - mean * mean)
         for s in range(sigma.shape[1]):
             out[b, s] = 1.0 if mean_square <= sigma[b, s] * sigma[b, s] else 0.0

@@ -116,7 +116,9 @@ def block_size(n, m, width, products):
     """Rows and columns of a block."""
     block_rows = _MANY_ROWS if products else _FEW_ROWS
     # a block of rows lies within one block of columns
-    unit = block_rows * width // math.gcd(block_rows, width)
+    unit = block_rows
+    while unit % width:
+        unit += block_rows
     block_columns = max(1, _COLUMNS // unit) * unit
     if n <= block_rows and m <= block_columns:
         # one block: no more memory than it takes

@@ -18,7 +18,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .arrays import MEMORY, emit_memory, emit_release, release, type_of, within
-from .compiled import compiled, inner
+from .compiled import compiled, compiling, inner
 from .memory import acquire_arena, release_arena
 from .threads import thread_team
 from .vector import emit_flush_subnormals
@@ -54,15 +54,21 @@ def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = _entry_of(function)
         unused = (0,) * (_POINTERS - len(loops))
-        pointers = cache(lambda dtype: (*(loop.pointer(dtype) for loop in loops), *unused))
+        pointers: dict[np.dtype, tuple[int, ...]] = {}
+
+        def compile_all(dtype: np.dtype, *arguments: Any) -> None:
+            start(dtype, *loops)
+            dispatcher.compile((typeof(EXAMPLE_RUN), typeof(arguments)))
 
         def call(dtype: np.dtype, work: int, *arguments: Any) -> Any:
-            arena = acquire_arena()
-            run = pointers(dtype), thread_team(work), arena
             if getattr(_own, "only_compiling", False):
-                dispatcher.compile((typeof(run), typeof(arguments)))
-                return None
-            result = dispatcher(run, arguments)
+                return compile_all(dtype, *arguments)
+            if dtype not in pointers:
+                with compiling():
+                    compile_all(dtype, *arguments)
+                    pointers[dtype] = (*pointers_of(dtype, *loops), *unused)
+            arena = acquire_arena()
+            result = dispatcher((pointers[dtype], thread_team(work), arena), arguments)
             release_arena(arena)
             return result
 
@@ -88,12 +94,36 @@ def _kinds_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(type_of(typeof(argument)) for argument in arguments)
 
 
-def _pointer_to(dispatcher: Any, *arguments: Any) -> int:
-    """The address of the dispatcher's code for arguments of these types, compiled or loaded if need be."""
-    signature = _kinds_of(arguments)
-    dispatcher.compile(signature)
-    code = dispatcher.overloads[signature]
-    return int(code.library.get_pointer_to_function(code.fndesc.llvm_func_name))
+def start(dtype: Any, *codes: Any) -> None:
+    """Compiles or loads what has a pointer, and is not None; within `compiling` nobody waits for machine code."""
+    for code in codes:
+        if code is not None:
+            code.compiled(dtype)
+
+
+@cache
+def pointers_of(dtype: Any, *codes: Any) -> tuple[int, ...]:
+    """Of all codes that have a pointer, 0 for None; compiled or loaded if need be, before anyone waits for one."""
+    with compiling():
+        start(dtype, *codes)
+        return tuple(0 if code is None else code.pointer(dtype) for code in codes)
+
+
+def _give_pointer(code: Any, dispatcher: Any, example: Callable[[Any], tuple[Any, ...]]) -> None:
+    """code.pointer(dtype), for arguments like the example, and code.compiled(dtype), which does not wait for LLVM."""
+
+    @cache
+    def compiled_for(dtype: Any) -> Any:
+        signature = _kinds_of(example(dtype))
+        dispatcher.compile(signature)
+        return dispatcher.overloads[signature]
+
+    @cache
+    def pointer(dtype: Any) -> int:
+        made = compiled_for(dtype)
+        return int(made.library.get_pointer_to_function(made.fndesc.llvm_func_name))
+
+    code.compiled, code.pointer = compiled_for, pointer
 
 
 # arguments of a function for a dtype: it is compiled for their types
@@ -106,7 +136,7 @@ def by_pointer(example: Example) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = compiled(function, no_cpython_wrapper=True)
         call = _call_of(lambda kinds: _result(dispatcher, kinds))
-        call.pointer = cache(lambda dtype: _pointer_to(dispatcher, *example(dtype)))
+        _give_pointer(call, dispatcher, example)
         return call
 
     return decorate
@@ -117,7 +147,7 @@ class Step:
 
     def __init__(self, example: Example, function: Callable[..., Any]) -> None:
         dispatcher = compiled(function, no_cpython_wrapper=True)
-        self.pointer = cache(lambda dtype: _pointer_to(dispatcher, *example(dtype)))
+        _give_pointer(self, dispatcher, example)
 
 
 def call_of_step(example: Example) -> Any:
@@ -143,7 +173,7 @@ def parallel_for(example: Example, flush_subnormals: bool = False) -> Callable[[
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = compiled(function, no_cpython_wrapper=True)
         loop = _loop_of(dispatcher, flush_subnormals)
-        loop.pointer = cache(lambda dtype: _pointer_to(dispatcher, _NO_MEMORY, 0, 0, *example(dtype)))
+        _give_pointer(loop, dispatcher, lambda dtype: (_NO_MEMORY, 0, 0, *example(dtype)))
         return loop
 
     return decorate

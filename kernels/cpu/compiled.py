@@ -3,6 +3,7 @@
 Two methods of Numba's dispatchers are replaced, get_call_template and compile: see `compiled`.
 """
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 
 from . import disk
-from .library import late_code
-from .passes import Compiler
+from .library import in_background, late_code
+from .passes import Compiler, shortcuts
 
 if config.DISABLE_JIT:
     raise RuntimeError(
@@ -25,7 +26,7 @@ if config.DISABLE_JIT:
     )
 
 _this_process = threading.RLock()
-_depth = 0
+_busy = False
 _told = False
 _dispatchers: list[Any] = []
 
@@ -52,10 +53,9 @@ def compiled(function: Callable[..., Any], named: Callable[..., Any] | None = No
     compile_one = dispatcher.compile
 
     def compile_alone(signature: Any) -> Any:
-        with _alone(), _lightly():
+        with compiling():
             code = compile_one(signature)
-            dispatcher.overloads[signature].library.make_code()
-        _tell_once()
+            dispatcher.overloads[signature].library.start()
         return code
 
     dispatcher.compile = compile_alone
@@ -88,10 +88,10 @@ def compiled_here() -> int:
 def _tell_once() -> None:
     """Logs once why the first call takes long, after the first compilation."""
     global _told
-    if not _told and not _depth and compiled_here():
+    if not _told and compiled_here():
         _told = True
         logging.getLogger("gkfast").warning(
-            "gkfast compiles its CPU kernels for this machine, 2 to 7 s for an operation, and keeps them %s",
+            "gkfast compiles its CPU kernels for this machine, 2 to 5 s for an operation, and keeps them %s",
             f"in {folder()}; the command `gkfast compile` does it beforehand"
             if folder()
             else "nowhere, as no folder can be written; set NUMBA_CACHE_DIR to one",
@@ -99,18 +99,25 @@ def _tell_once() -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """This thread alone compiles; what it compiles within another compilation does not wait for that."""
-    global _depth
+def compiling() -> Iterator[None]:
+    """What is compiled meanwhile has machine code, and is on disk, when this ends: LLVM goes on beside Python.
+
+    This thread alone compiles; a block within another one is part of it.
+    """
+    global _busy
     with _this_process:
-        depth = _depth
-        try:
-            _depth = depth + 1
+        if _busy:
             yield
+            return
+        _busy = True
+        try:
+            with _uncollected(), _lightly(), shortcuts(), in_background():
+                yield
+                disk.keep()
         finally:
-            _depth = depth
-            if not depth:
-                disk.release()
+            _busy = False
+            disk.release()
+    _tell_once()
 
 
 @contextmanager
@@ -124,3 +131,19 @@ def _lightly() -> Iterator[None]:
             yield
         finally:
             config.OPT = usual
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Numba makes a million objects, few of them garbage: they are not looked through again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            if not gc.get_freeze_count():
+                # nor at once: from now on they count as old
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()

@@ -249,6 +249,12 @@ def places() -> list[str]:
     return words
 
 
+@cache
+def _processor(codegen: Any) -> Any:
+    # LLVM may be at work, and would be waited for
+    return codegen.magic_tuple()
+
+
 class Code(_Cache):
     """The compiled code of one function: what Numba looks for before it compiles, and gives away to be kept."""
 
@@ -267,7 +273,7 @@ class Code(_Cache):
 
     def _file(self, place: Place, signature: Any, codegen: Any) -> tuple[str, bytes]:
         """Its name, and the digest that it begins with."""
-        system, *processor = codegen.magic_tuple()
+        system, *processor = _processor(codegen)
         kind = repr((*self._identity, signature, (system, *([place.level] if place.level else processor))))
         name = f"{self._name}-{hashlib.sha256(kind.encode()).hexdigest()[:16]}{_SUFFIX}"
         return name, hashlib.sha256(repr((kind, self._content)).encode()).digest()
@@ -284,6 +290,11 @@ class Code(_Cache):
         return None if found is None else CompileResult._rebuild(target_context, *pickle.loads(found))
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        _unkept.append((self, sig, data))
+
+    def keep(self, sig: Any, data: Any) -> None:
+        """Waits for the machine code, and writes it."""
+        data.library.make_code()
         place, _ = writing()
         if place is None or data.library.has_dynamic_globals or any(not part.can_cache for part in data.lifted):
             return
@@ -320,6 +331,23 @@ def _find(place: Place, name: str, digest: bytes) -> bytes | None:
         if content[:size] == digest and content[size : 2 * size] == hashlib.sha256(content[2 * size :]).digest():
             return content[2 * size :]
     return None
+
+
+# what is compiled, and not written yet
+_unkept: list[tuple[Code, Any, Any]] = []
+
+
+def keep() -> None:
+    """Writes what has been compiled."""
+    while _unkept:
+        code, signature, data = _unkept[0]
+        try:
+            code.keep(signature, data)
+        except Exception:
+            # raised once; Ctrl-C leaves it to the next
+            del _unkept[0]
+            raise
+        del _unkept[0]
 
 
 # the lock, as an open file

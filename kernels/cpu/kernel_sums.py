@@ -13,7 +13,7 @@ from .compiled import inner
 from .memory import as_contiguous, new_result
 from .points import as_points
 from .small_sets import are_small, small_kernel_sums
-from .sweep import add_chunks, make_task, parameters_of, parts_of, sum_rows
+from .sweep import add_chunks, make_task, parameters_of, parts_of, steps_of, sum_rows
 
 # for gradients to points or not, to bandwidths or not
 _TOLERANCES = {
@@ -131,8 +131,8 @@ def _of_sweeps(dtype, wanted, less_baseline, by_bandwidth):
         Wants(want_sums or want_b, want_b, want_y, want_y, want_parameters),
         Wants(want_sums or want_a, want_b, want_x, want_y, want_parameters),
     )
-    parts = (parts_of(dtype, wants, less_baseline, by_bandwidth=by_bandwidth) for wants in sweeps)
-    return sweeps, tuple(parts)
+    steps = (steps_of(wants, less_baseline, by_bandwidth=by_bandwidth) for wants in sweeps)
+    return sweeps, parts_of(dtype, *steps)
 
 
 @inner

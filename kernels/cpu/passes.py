@@ -1,14 +1,17 @@
 """How Numba goes through a function of this folder: what it does for the sake of other functions is left out."""
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from numba import types
-from numba.core import ir
+from numba.core import cgutils, ir, typed_passes
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import FunctionPass, PassManager, register_pass
 from numba.core.lowering import Lower
-from numba.core.typed_passes import NativeLowering
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 # what is for closures, object mode, literals as types, and expressions of whole arrays
@@ -81,13 +84,17 @@ class _Lower(Lower):
         else:
             self.builder.store(value, self.getvar(name))
 
+    def alloca_lltype(self, name: str, lltype: Any, datamodel: Any = None) -> Any:
+        # Numba asks LLVM for the size, for a debugger
+        return cgutils.alloca_once(self.builder, lltype, name=name)
+
     def delvar(self, name: str) -> None:
         if name not in self._blk_local_varmap and not self._disable_sroa_like_opt:
             self._singly_assigned_vars.discard(name)
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class _Lowering(NativeLowering):
+class _Lowering(typed_passes.NativeLowering):
     _name = "gkfast_lowering"
 
     @property
@@ -104,6 +111,35 @@ class Compiler(CompilerBase):
             if kind.__name__ == "NopythonTypeInference":
                 passes.add_pass(_OwnBuiltins, "min and max")
             if kind.__name__ not in _UNUSED:
-                passes.add_pass(_Lowering if kind is NativeLowering else kind, name)
+                passes.add_pass(_Lowering if kind is typed_passes.NativeLowering else kind, name)
         passes.finalize()
         return [passes]
+
+
+@contextmanager
+def shortcuts() -> Iterator[None]:
+    """Spares Numba what it would do again and again.
+
+    Of a function and types of arguments it tries all that may be meant, at each call. And it asks LLVM, which may be
+    at work, how many counts of references were left out, where none are made.
+    """
+    context, usual = cpu_target.typing_context, typed_passes.llvm
+    find, known = context.resolve_function_type, {}
+
+    def find_once(function: Any, arguments: Any, keywords: Any) -> Any:
+        # "static_getitem" is of no type, and a slice that it takes has no hash
+        if keywords or not isinstance(function, types.Type):
+            return find(function, arguments, keywords)
+        call = function, tuple(arguments)
+        if known.get(call) is None:
+            known[call] = find(function, arguments, keywords)
+        return known[call]
+
+    none = SimpleNamespace(dump_refprune_stats=int)
+    context.resolve_function_type = find_once
+    typed_passes.llvm = SimpleNamespace(newpassmanagers=none, passmanagers=none)
+    try:
+        yield
+    finally:
+        del context.resolve_function_type
+        typed_passes.llvm = usual

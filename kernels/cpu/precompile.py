@@ -1,12 +1,14 @@
 """Everything compiled beforehand, so that no later call waits for it: `gkfast compile`."""
 
+import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .calls import only_compiling
+from .baselines import baselines
+from .calls import only_compiling, pointers_of
 from .drift import drift
 from .gradients import adding, pulling
 from .kernel_sums import kernel_sums_with_gradients
@@ -27,15 +29,18 @@ def compile_everything() -> Iterator[str]:
     """Compiles part by part, and says which has been done."""
     # without the calls, Python goes on with results of undefined content
     with only_compiling(), np.errstate(all="ignore"):
-        for name, part in parts():
+        for number, (name, part) in enumerate(parts()):
             part()
+            if number % 4 == 3:
+                # `compiling` leaves the garbage: looking for it takes a quarter of a second
+                gc.collect()
             yield name
 
 
 def _parts(dtype: np.dtype) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield from _operations(dtype).items()
-    for step in dict.fromkeys([pulling, adding, make_coefficients, reading, *MIXING.values(), BY_BANDWIDTH]):
-        yield "a step of sweeps", partial(step.pointer, dtype)
+    steps = dict.fromkeys([pulling, adding, make_coefficients, reading, *MIXING.values(), BY_BANDWIDTH])
+    yield "steps of sweeps", partial(pointers_of, dtype, *steps)
 
 
 def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
@@ -47,6 +52,7 @@ def _operations(dtype: np.dtype) -> dict[str, Callable[[], Any]]:
     return {
         "rbf": lambda: rbf(x, None, one, one),
         "rbf_matmul": lambda: rbf_matmul(x, x, v, one, one),
+        "baselines": lambda: baselines(x, x, one),
         "mmd2": lambda: kernel_sums_with_gradients(
             scale, x, x, u, u, one, one, drop=1, wants=yes, less_baselines=True
         ),

@@ -16,6 +16,7 @@ is kept apart for every chunk of rows, and the chunks, whose number depends on t
 order: any number of threads gives the same bits.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ from .blocks import (
     leave_out,
     make_values,
 )
-from .calls import operation, parallel_for
+from .calls import Step, operation, parallel_for, pointers_of
 from .compiled import inner
 from .gradients import FEW_VALUES, add_block_values, adding, pull_block, pulling, subtract_self
 from .memory import as_contiguous
@@ -170,8 +171,7 @@ def make_steps(wants, columns, shifts, pairs):
     return Steps(general, coefficients, outer, keep_totals, wants.value, pull, wants.parameters)
 
 
-def parts_of(
-    dtype: np.dtype,
+def steps_of(
     wants: Wants,
     less_baseline: bool,
     columns: int = 1,
@@ -179,18 +179,25 @@ def parts_of(
     pairs: Any = None,
     kernels: Any = None,
     by_bandwidth: bool = False,
-) -> Parts:
-    """The steps of a sweep with these Wants, compiled or loaded if need be."""
+) -> tuple[Step | None, ...]:
+    """What a sweep with these Wants calls by a pointer, for each field of Parts."""
     some_pairs = pairs is not None and pairs.shape[1] > 0
     steps = make_steps.py_func(wants, columns, shifts > 0, some_pairs)
-    mix = BY_BANDWIDTH if by_bandwidth else MIXING[steps.general, less_baseline, steps.pull]
-    return Parts(
-        mix.pointer(dtype),
-        make_coefficients.pointer(dtype) if steps.coefficients and not steps.outer else 0,
-        reading.pointer(dtype) if kernels is not None and kernels.shape[1] else 0,
-        adding.pointer(dtype) if steps.keep_totals else 0,
-        pulling.pointer(dtype) if steps.pull else 0,
+    return (
+        BY_BANDWIDTH if by_bandwidth else MIXING[steps.general, less_baseline, steps.pull],
+        make_coefficients if steps.coefficients and not steps.outer else None,
+        reading if kernels is not None and kernels.shape[1] else None,
+        adding if steps.keep_totals else None,
+        pulling if steps.pull else None,
     )
+
+
+@cache
+def parts_of(dtype: np.dtype, *sweeps: tuple[Step | None, ...]) -> tuple[Parts, ...]:
+    """For each sweep's `steps_of`: compiled or loaded if need be."""
+    pointers = pointers_of(dtype, *(step for steps in sweeps for step in steps))
+    count = len(Parts._fields)
+    return tuple(Parts(*pointers[k * count : (k + 1) * count]) for k in range(len(sweeps)))
 
 
 @inner
@@ -375,7 +382,8 @@ def sweep(
     order, parameters = np.zeros(sigma.shape, np.int64), np.zeros((batch, 1, 2 * count * want_parameters))
     wanted = (want_value, want_column_value, *pulls, want_parameters)
     results = (value, column_value, dx, dy, order, parameters)
-    parts = parts_of(x.dtype, Wants(*wanted), baseline.shape[1] > 0, columns, shift.shape[1], pairs, kernels)
+    steps = steps_of(Wants(*wanted), baseline.shape[1] > 0, columns, shift.shape[1], pairs, kernels)
+    (parts,) = parts_of(x.dtype, steps)
     options = (same, skip_diagonal, parts)
     _sweep(x.dtype, work, points, bandwidths, limit, given, options, wanted, results)
     if same:

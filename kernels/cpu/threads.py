@@ -30,6 +30,8 @@ _WORTH = 30
 _MULTIPLY_ADDS = 1.5e9 * BYTES / 4
 # whatever was measured; other processes may have had the cores
 _LEAST_SERIAL, _MOST_SERIAL = 1 << 20, 1 << 23
+# seconds after which no more is measured
+_ENOUGH = 0.02
 
 _forked = False
 
@@ -85,8 +87,11 @@ def serial_work(team: int, threads: int) -> int:
         call(nothing, None, threads, 0)
         return time.perf_counter() - start
 
-    found = _WORTH * _MULTIPLY_ADDS * min(seconds() for _ in range(20))
-    return int(min(max(found, _LEAST_SERIAL), _MOST_SERIAL))
+    tries: list[float] = []
+    # on cores that are busy with something else each takes milliseconds
+    while len(tries) < 20 and sum(tries) < _ENOUGH:
+        tries.append(seconds())
+    return int(min(max(_WORTH * _MULTIPLY_ADDS * min(tries), _LEAST_SERIAL), _MOST_SERIAL))
 
 
 def _parallel() -> int:
