@@ -269,7 +269,8 @@ def test_missing_extra_is_named_before_anything_is_written(tmp_path, capsys, mon
 
 
 def test_divergence_is_one_sentence(tmp_path, capsys):
-    assert main(["train", "--steps", "50", "--batch", "16", "--lr", "1e30", "--out", "out"]) == 1
+    arguments = ["--steps", "50", "--batch", "16", "--lr", "1e30", "--set", "space=data", "--out", "out"]
+    assert main(["train", *arguments]) == 1
     # the progress line comes first
     assert "finite, got" in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / "out" / "metrics.jsonl").is_file()

@@ -160,7 +160,8 @@ def stage_steps(data: Data, config: Config) -> dict[str, Callable[[], Any]]:
     compared, sigma = own_encoder(data, config), [[1.0]] * len(config.compared)
     if "encoder" in stages(config):
         net = encoder.autoencoder(data, config).to(config.device)
-        found["encoder"] = encoder.AutoencoderTraining(net, data.train, long, config.code_noise).advance
+        own_rate = replace(long, generator_rate=config.encoder_rate, warmup=0)
+        found["encoder"] = encoder.AutoencoderTraining(net, data.train, own_rate, config.code_noise).advance
         compared = encoder.Encoder(encoder.autoencoder(data, config), config.compared)
     if "codes" in stages(config):
         codes = torch.randn(len(data.train), config.code)
