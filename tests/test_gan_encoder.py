@@ -358,3 +358,11 @@ def test_an_encoder_returns_a_list():
 def test_an_encoder_must_be_a_module():
     with pytest.raises(TypeError, match=r"encoder must be a torch.nn.Module or None, got"):
         Objective(encoder=lambda x: [x])
+
+
+def test_an_encoder_that_diverges_is_told(tmp_path):
+    message = (
+        "training must keep reconstruction finite, got (nan|inf) at step [0-9]+ of the encoder; lower encoder_rate"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        made(tmp_path / "run", encoder_rate=1e30)

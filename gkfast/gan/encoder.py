@@ -3,6 +3,7 @@
 The autoencoder is trained on the data first. Its decoder behind a small network from noise to codes is the generator.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -99,7 +100,13 @@ class AutoencoderTraining:
             group["lr"] = recipe.generator_rate * recipe.rate(self.step)
         picked = torch.randint(len(self.real), (recipe.batch,), generator=self.rng)
         noise = self.code_noise * torch.randn(recipe.batch, self.autoencoder.size, generator=self.rng)
-        loss = self.autoencoder.train().reconstruction_loss(self.real[picked.to(self.device)], noise.to(self.device))
+        rows = self.real[picked.to(self.device)]
+        try:
+            loss = self.autoencoder.train().reconstruction_loss(rows, noise.to(self.device))
+        except RuntimeError:
+            # the cross-entropy refuses what is no number
+            self._check_finite(sum(float(w.detach().sum()) for w in self.autoencoder.parameters()))
+            raise
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -109,11 +116,18 @@ class AutoencoderTraining:
         self.seconds += time.perf_counter() - start
         if value is None:
             return None
+        self._check_finite(value)
         speed = self._steps_since / max(self.seconds - self._seconds_at_record, 1e-9)
         self._seconds_at_record, self._steps_since = self.seconds, 0
         record = {"step": self.step, "seconds": self.seconds, "steps_per_second": speed, "reconstruction": value}
         self.history.append(record)
         return record
+
+    def _check_finite(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"training must keep the autoencoder finite, got {value} at its step {self.step}; lower encoder_rate"
+            )
 
     def state(self) -> dict[str, Any]:
         return {
