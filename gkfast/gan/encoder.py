@@ -105,7 +105,7 @@ class AutoencoderTraining:
             loss = self.autoencoder.train().reconstruction_loss(rows, noise.to(self.device))
         except RuntimeError:
             # the cross-entropy refuses what is no number
-            self._check_finite(float(self.autoencoder.decode(self.autoencoder(rows)[-1]).sum()))
+            self._check_finite(float(self.autoencoder.decode(self.autoencoder(rows)[-1]).detach().sum()))
             raise
         self.optimizer.zero_grad()
         loss.backward()
