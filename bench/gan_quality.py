@@ -66,12 +66,12 @@ SWEEP: dict[str, dict[str, dict[str, Any]]] = {
 BARS: dict[str, dict[str, tuple[bool, float]]] = {
     "ring": {
         "strict_modes": (True, 8),
-        "high_quality": (True, 0.80),
-        "reverse_kl": (False, 0.03),
+        "high_quality": (True, 0.95),
+        "reverse_kl": (False, 0.002),
         "mmd2": (False, 0.003),
     },
-    "grid": {"modes": (True, 24), "high_quality": (True, 0.50), "reverse_kl": (False, 0.05)},
-    "spiral": {"recall": (True, 1.0), "median_distance": (False, 0.022)},
+    "grid": {"modes": (True, 24), "high_quality": (True, 0.94), "reverse_kl": (False, 0.003)},
+    "spiral": {"recall": (True, 1.0), "median_distance": (False, 0.018)},
     "digits": {"classes": (True, 10), "class_kl": (False, 0.01), "parzen": (True, 23)},
     "stacked": {"modes": (True, 950), "reverse_kl": (False, 0.2)},
     # and what `reached` asks in comparison with the controls

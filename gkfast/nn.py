@@ -142,7 +142,7 @@ class MMDLoss(torch.nn.Module):
     ----------
     sigma : float, sequence of floats, "median" or "mean"
         Bandwidths in the units of the samples; or the rule that finds one in the data of each training step
-        (`gkfast.median_sigma`, `gkfast.mean_sigma` of both samples together), detached.
+        (`gkfast.median_sigma` of 512 rows at most, `gkfast.mean_sigma`, of both samples together), detached.
     scales : sequence of floats
         What a rule's bandwidth is multiplied with, one kernel for each; of no effect on given bandwidths.
         A bandwidth that is found moves to the device of the samples.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence, Sized
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -39,6 +40,8 @@ def _kept(move: Move) -> Move:
     return moved
 
 
+# rows that a rule looks at in each training step: the median of all pairs would take longer than the loss
+_MOST_ROWS = 512
 # how bandwidths were found, by their number in a saved state
 _RULES = ("given", "median", "mean")
 
@@ -102,7 +105,7 @@ class _Bandwidth(torch.nn.Module):
         return self.running * self.factors
 
     def _found(self, x: Tensor, y: Tensor) -> Tensor:
-        rule = gkfast.median_sigma if self.rule == "median" else gkfast.mean_sigma
+        rule = partial(gkfast.median_sigma, max_points=_MOST_ROWS) if self.rule == "median" else gkfast.mean_sigma
         # under autocast one sample may be in half precision and the other not
         wide = (t.float() if t.dtype.itemsize == 2 else t for t in (x.detach(), y.detach()))
         distance = rule(*wide).double().reshape(1)

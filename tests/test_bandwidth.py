@@ -6,6 +6,7 @@ import torch
 from scipy.spatial.distance import pdist
 
 import gkfast
+from gkfast import bandwidth
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -145,3 +146,31 @@ def test_magnitudes_whose_squares_leave_float32(rng, library, scale):
     for function in (gkfast.mean_sigma, gkfast.median_sigma):
         found = function(library((x * scale).astype(np.float32)))
         assert float(found) == pytest.approx(float(function(x)) * scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("n", [2, 3, 40, 301])
+def test_median_of_products_and_of_differences(library, n):
+    """Products of matrices find the pair in the middle, unless they would lose its digits."""
+    rng = np.random.default_rng(n)
+    near = rng.normal(size=(n, 20))
+    # most pairs lie within clusters that are very far apart
+    apart = near + 1e9 * (np.arange(n)[:, None] < 0.3 * n)
+    equal = np.repeat(near[:1], n, 0)
+    for points, by_products in ((near, True), (near + 1e6, None), (apart, None), (equal, None)):
+        distances = pdist(points)
+        found = gkfast.median_sigma(library(points))
+        assert float(found) == pytest.approx(float(np.median(distances)), rel=1e-9, abs=1e-300)
+        if by_products:
+            assert bandwidth._middle_pairs_by_products(points) is not None
+    if n > 3:
+        assert bandwidth._middle_pairs_by_products(apart) is None
+    near[0, 0] = np.nan
+    assert bandwidth._middle_pairs_by_products(near) is None
+
+
+def test_rules_of_modules_look_at_512_rows():
+    x, y = torch.randn(400, 3), torch.randn(400, 3)
+    loss = gkfast.nn.MMDLoss("median", scales=(1.0,))
+    loss(x, y)
+    assert loss.bandwidth.running.item() == pytest.approx(gkfast.median_sigma(x, y, max_points=512).item(), rel=1e-6)

@@ -304,8 +304,8 @@ _MIXTURE = {
     "ema": 0.999,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "ring": _MIXTURE | {"steps": 12000},
-    "grid": _MIXTURE | {"steps": 20000},
+    "ring": _MIXTURE | {"steps": 24000},
+    "grid": _MIXTURE | {"steps": 40000},
     "spiral": {
         "loss": "gan+mmd",
         "ladder": [0.1, 0.2, 0.4, 0.8, 1.6],
