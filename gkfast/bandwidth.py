@@ -220,9 +220,9 @@ def _middle_pairs(z: Any) -> tuple[Any, Any]:
     count = n * (n - 1) // 2
     if eager_place([z]) == "cpu" and z.dtype == torch.float64:
         with np.errstate(invalid="ignore", over="ignore"):
-            found = _middle_pairs_by_products(z.numpy())
-        if found is not None:
-            pairs = torch.from_numpy(found)
+            by_products = _middle_pairs_by_products(z.numpy())
+        if by_products is not None:
+            pairs = torch.from_numpy(by_products)
             return torch.linalg.vector_norm(z[pairs // n] - z[pairs % n], dim=-1), pairs
     # differences, not the matrix-product form, which loses far-away neighbours; NaN, which is the last in order,
     # where a pair would count twice
