@@ -1,6 +1,8 @@
 """What all tests share: one oracle, one table of tolerances."""
 
 import os
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -130,3 +132,16 @@ def as_numpy(value):
 @pytest.fixture
 def numpy_of():
     return as_numpy
+
+
+@pytest.fixture
+def browser():
+    """A function: the page of a file, as Chromium has it."""
+    if shutil.which("chromium") is None:
+        pytest.skip("no browser")
+
+    def page(path):
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{path}"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    return page

@@ -236,6 +236,17 @@ def test_arrays_and_folders_are_compared(rng, capsys, tmp_path):
     assert figures(["real.npy", "fake"], capsys)["mmd2"] == pytest.approx(folders["mmd2"], abs=1e-3)
 
 
+def test_a_browser_shows_a_comparison(rng, capsys, tmp_path, browser):
+    x = rng.normal(size=(200, 2))
+    table("<b>real.csv", x[:100], ("<i>a", "b"))
+    table("fake.csv", x[100:] + 3, ("<i>a", "b"))
+    assert main(["eval", "<b>real.csv", "fake.csv", "--out", "page"]) == 0
+    seen = browser(tmp_path / "page" / "report.html")
+    assert "The two are told apart" in seen
+    assert not re.search("<script|<b>real|<i>a", seen)
+    assert len(re.findall("<img", seen)) == 2
+
+
 def test_features_of_ones_own(rng, capsys, tmp_path):
     (tmp_path / "seen.py").write_text(
         "import torch\n"
