@@ -271,7 +271,7 @@ def test_features_of_ones_own(rng, capsys, tmp_path):
         ("odd", "--features must give a row of finite numbers for each sample, got NaN or infinity"),
         ("wrong", "--features must give a row of finite numbers for each sample, got shape (1, 1, 8, 8)"),
         ("broken", "got RuntimeError: no luck from 'seen:broken'"),
-        ("number", "--features must be a function of a batch, got 'seen:number', 3"),
+        ("number", "--features must be a function of a batch, or return a torch.nn.Module, got 'seen:number', 3"),
         ("none", "--features must be module:function, a function that Python can import, got 'seen:none'"),
     ):
         refused(["eval", "a.npy", "b.npy", "--features", f"seen:{name}"], capsys, message)

@@ -66,6 +66,11 @@ def no_module():
     return 3
 
 
+def halves(images):
+    """No module: a function of a batch."""
+    return images[:, :, :3].flatten(1), images[:, :, 3:].flatten(1)
+
+
 def of_all_rows():
     class Mean(nn.Module):
         def forward(self, x):
@@ -277,6 +282,12 @@ def test_features_of_ones_own_are_named_in_the_report(tmp_path):
     assert not list((tmp_path / "other").iterdir())
 
 
+def test_an_encoder_may_be_a_function_of_a_batch():
+    found = encoder.load("--encoder", f"{__name__}:halves", small(), [0, -1])
+    first, second = encoder.outputs(found, ROWS)
+    assert torch.equal(torch.cat([first, second], 1), ROWS)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -286,7 +297,10 @@ def test_features_of_ones_own_are_named_in_the_report(tmp_path):
         ),
         ({"encoder": f"{__name__}:none"}, "--encoder must be module:function"),
         ({"encoder": "json"}, "--encoder must be module:function"),
-        ({"encoder": f"{__name__}:no_module"}, "--encoder must return a torch.nn.Module, got 3"),
+        (
+            {"encoder": f"{__name__}:no_module"},
+            "--encoder must be a function of a batch, or return a torch.nn.Module, got .*, 3",
+        ),
         ({"encoder": f"{__name__}:pyramid", "compared": [2]}, r"list of tensors that has the layers \[2\]"),
         ({"encoder": f"{__name__}:of_all_rows"}, "must return a row of floating-point numbers for each sample"),
     ],

@@ -47,14 +47,7 @@ def features(text: str, real: Samples) -> See:
 
     It gets images as (N, C, H, W) and other samples as (N, D).
     """
-    function = own.named("--features", text)
-    if callable(function) and not own.takes_arguments(function):
-        function = own.made("--features", text, function)
-    if not callable(function):
-        raise ValueError(
-            f"--features must be a function of a batch, got {text!r}, {checks.shown(function)}; change it"
-        )
-    network: Any = function.eval() if isinstance(function, nn.Module) else function
+    network = own.network("--features", text).eval()
     shaped: Any = Channels(real.shape) if real.image else nn.Identity()
 
     @torch.no_grad()

@@ -234,9 +234,7 @@ def load(option: str, name: str, data: Data, compared: Sequence[int]) -> Encoder
     ValueError
         If there is no such function, or what it returns is no torch module that takes the data.
     """
-    network = own.made(option, name, own.named(option, name))
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"{option} must return a torch.nn.Module, got {checks.shown(network)}; wrap it in a module")
+    network = own.network(option, name)
     if data.is_image:
         network = nn.Sequential(networks.Channels(data.shape), network)
     encoder = Encoder(network, compared)

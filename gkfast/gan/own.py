@@ -3,11 +3,14 @@
 import os
 import re
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
 from torch import nn
+
+from gkfast.gan import checks
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -51,6 +54,30 @@ def made(option: str, text: str, function: Any) -> Any:
             f"{option} must be a function that can be called without arguments, got {text!r} ({reason(error)}); "
             "mend it"
         ) from error
+
+
+class Called(nn.Module):
+    """A function of a batch as a module."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, batch: Any) -> Any:
+        return self.function(batch)
+
+
+def network(option: str, text: str) -> nn.Module:
+    """What module:function makes of samples: a module or a function of a batch, or one that returns it."""
+    found = named(option, text)
+    if callable(found) and not takes_arguments(found):
+        found = made(option, text, found)
+    if not callable(found):
+        raise ValueError(
+            f"{option} must be a function of a batch, or return a torch.nn.Module, got {text!r}, "
+            f"{checks.shown(found)}; change it"
+        )
+    return found if isinstance(found, nn.Module) else Called(found)
 
 
 def takes_arguments(function: Any) -> bool:
