@@ -378,19 +378,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "ema": 0.999,
     },
     "stacked-mnist": {
-        # codes are matched in a fraction of the time that an adversary takes
+        # a kernel density of codes has all modes at once, before an adversary has found them
         "loss": "mmd",
         "space": "encoder",
-        "encoder_steps": 2500,
+        "encoder_steps": 3500,
+        "encoder_rate": 4e-3,
         "code": 48,
-        "code_steps": 2500,
+        "code_noise": 0.2,
+        "code_prior": "kernel",
         "ladder": [0.125, 0.25, 0.5, 1.0],
-        "generator_rate": 2e-3,
+        "generator_rate": 2e-4,
         "discriminator_rate": 2e-3,
         "batch": 128,
-        "steps": 200,
+        "steps": 100,
         "units": 512,
-        "noise_dim": 32,
+        "noise_dim": 48,
         "ema": 0.999,
     },
 }
