@@ -175,15 +175,17 @@ def step_times(real: Data, kernel: Config, other: Config, kind: str) -> dict[str
     path = RUNS / f"{kernel.data}-{kind}-step_times.json"
     if not path.is_file():
         advance = stage_steps(real, kernel) | {f"own {k}": step for k, step in stage_steps(real, other).items()}
+        counts = stages(kernel) | {f"own {name}": count for name, count in stages(other).items()}
         taken: dict[str, list[float]] = {name: [] for name in advance}
         for _ in range(_ROUNDS):
             for name, step in advance.items():
-                for _ in range(_STEPS):
+                # some stages have a single step
+                for _ in range(min(_STEPS, counts[name])):
                     before = time.process_time()
                     step()
                     taken[name].append(time.process_time() - before)
         # the first round compiles and warms up
-        found = {name: statistics.median(seconds[_STEPS:]) for name, seconds in taken.items()}
+        found = {name: statistics.median(seconds[len(seconds) // _ROUNDS :]) for name, seconds in taken.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write(path, (json.dumps(found) + "\n").encode())
     measured: dict[str, float] = json.loads(path.read_text())
