@@ -305,7 +305,7 @@ _MIXTURE = {
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ring": _MIXTURE | {"steps": 24000},
-    "grid": _MIXTURE | {"steps": 40000},
+    "grid": _MIXTURE | {"steps": 20000},
     "spiral": {
         "loss": "gan+mmd",
         "ladder": [0.1, 0.2, 0.4, 0.8, 1.6],
