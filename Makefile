@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 # less than half of the steps that are the default
 demo: $(READY)
-	$(PY) -m gkfast train --data mnist --set encoder_steps=1200 --set steps=800 --set warmup=250 --set control_steps=1300
+	$(PY) -m gkfast train --data mnist --set encoder_steps=1200 --set steps=800 --set warmup=250 --set control_steps=1550
 
 # a process for each core, each with whole files, in the order of tests/conftest.py
 PYTEST := $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --benchmark-disable
