@@ -331,13 +331,10 @@ def _check_folder(options: argparse.Namespace) -> None:
 def _make_folder(out: str | None, name: str) -> Path:
     """The folder of --out, or the next free of runs/NAME-001, runs/NAME-002, ..."""
     if out is not None:
+        from gkfast.gan import files
+
         folder = Path(out)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"--out must be a folder that can be made, got {out!r} ({error.strerror}); name another one"
-            ) from error
+        files.make_folder(folder, out, "a folder that can be made")
         return folder
     taken = [int(path.name[len(name) + 1 :]) for path in Path("runs").glob(f"{name}-[0-9][0-9][0-9]")]
     number = max(taken, default=0) + 1

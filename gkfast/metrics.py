@@ -18,7 +18,6 @@ from torch import Tensor
 import gkfast
 from gkfast import checks, nn_checks, sample_checks
 from gkfast.gan.metrics import kid
-from gkfast.nn import mean_weights
 
 
 class _OfTwoSamples(Metric):
@@ -165,7 +164,7 @@ class MMD(_OfTwoSamples):
             sigma = [distance * float(scale) for scale in self.scales]
         else:
             sigma = nn_checks.constants("sigma", self.sigma)
-        options: dict[str, Any] = {"estimator": self.estimator, "weights": mean_weights(sigma)}
+        options: dict[str, Any] = {"estimator": self.estimator, "weights": "mean"}
         value: Tensor = gkfast.mmd2(fake, real, sigma, **options)
         return value
 

@@ -17,7 +17,6 @@ from gkfast.arguments import under_autocast
 from gkfast.checks import Estimator
 from gkfast.nn_bandwidth import Bandwidth as Bandwidth
 from gkfast.nn_bandwidth import Move, _Bandwidth, _kept, _samples
-from gkfast.nn_bandwidth import mean_weights as mean_weights
 from gkfast.one_step import DriftLoss as DriftLoss
 from gkfast.one_step import FrozenMMDLoss as FrozenMMDLoss
 from gkfast.one_step import LandmarkMMDLoss as LandmarkMMDLoss
@@ -184,7 +183,7 @@ class MMDLoss(torch.nn.Module):
         x, y = _samples("x", x, "y", y, "gkfast.mmd2")
         checks.estimator(self.estimator, x, y, False)
         sigma = self.bandwidth(x, y)
-        value: Tensor = gkfast.mmd2(x, y, sigma[None], weights=mean_weights(sigma), estimator=self.estimator)
+        value: Tensor = gkfast.mmd2(x, y, sigma[None], weights="mean", estimator=self.estimator)
         return (value.clamp(min=0) + 1e-8).sqrt() if self.root else value
 
     def extra_repr(self) -> str:

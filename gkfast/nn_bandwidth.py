@@ -1,7 +1,7 @@
 """The bandwidths of losses, given or found in the data, and the samples that losses take."""
 
 import math
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -15,11 +15,6 @@ from gkfast.arguments import under_autocast
 Bandwidth = float | Sequence[float] | Literal["median", "mean"]
 
 Move = Callable[[Tensor], Tensor]
-
-
-def mean_weights(sigma: Sized) -> list[float]:
-    """The weights of kernels that are averaged over their bandwidths."""
-    return [1 / len(sigma)] * len(sigma)
 
 
 def _kept(move: Move) -> Move:

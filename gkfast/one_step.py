@@ -9,7 +9,7 @@ from torch import Tensor
 import gkfast
 from gkfast import checks, nn_checks, one_step_checks
 from gkfast.arguments import prepare
-from gkfast.nn_bandwidth import Bandwidth, Move, _Bandwidth, _kept, _samples, mean_weights
+from gkfast.nn_bandwidth import Bandwidth, Move, _Bandwidth, _kept, _samples
 
 
 class DriftLoss(torch.nn.Module):
@@ -115,8 +115,7 @@ class _FrozenSide(torch.nn.Module):
         x, points = _samples("x", x, "the reference", points, "gkfast.mmd2")
         n = x.shape[0]
         checks.some_rows("x", x, 1 + self.drop, "MMD^2")
-        weights = mean_weights(self.numbers.sigma)
-        call, (x, z), bandwidths, options = prepare({"x": x, "y": points}, self.numbers.sigma, weights, None, None)
+        call, (x, z), bandwidths, options = prepare({"x": x, "y": points}, self.numbers.sigma, "mean", None, None)
         b = call.operand(self.numbers.coefficients.to(x), 1)
         scale = (1 / (n * n - n * self.drop), 0.0, -2 / n)
         operands = (x, z, x.new_ones(x.shape[:-1]), b, *bandwidths)
@@ -167,8 +166,7 @@ class FrozenMMDLoss(_FrozenSide):
         y, widths = _reference("y", y, sigma, scales)
         checks.unbiased_or_biased("estimator", estimator)
         checks.some_rows("y", y, 2 if estimator == "unbiased" else 1, f"the {estimator} estimator")
-        weights = mean_weights(widths)
-        square = gkfast.kernel_means(y.double(), y[:1].double(), widths, estimator="biased", weights=weights).xx
+        square = gkfast.kernel_means(y.double(), y[:1].double(), widths, estimator="biased", weights="mean").xx
         m, drop = len(y), int(estimator == "unbiased")
         share = torch.full_like(y[:, 0], 1 / m, dtype=torch.float64)
         if drop:
@@ -236,9 +234,7 @@ class LandmarkMMDLoss(_FrozenSide):
         self_normalized: bool = True,
     ) -> None:
         data, widths = _reference("data", data, sigma, scales)
-        found = gkfast.mean_embedding(
-            data, widths, weights=mean_weights(widths), landmarks=landmarks, method=method, seed=seed
-        )
+        found = gkfast.mean_embedding(data, widths, weights="mean", landmarks=landmarks, method=method, seed=seed)
         sigmas = torch.tensor(widths, dtype=torch.float64, device=data.device)
         super().__init__(found.landmarks, _Numbers(found.coefficients, found.square, sigmas), 0)
         self.error, self.ridge = found.error, found.ridge

@@ -15,7 +15,6 @@ from gkfast.gan import checkpoint, checks, files, metrics, own, pictures, report
 from gkfast.gan.data import Data
 from gkfast.gan.files import Samples
 from gkfast.gan.networks import Channels
-from gkfast.nn import mean_weights
 
 # of each sample that MMD^2, its variance and KID look at
 _ROWS = 2_500
@@ -119,11 +118,10 @@ def compare(real: Samples, fake: Samples, *, named: str | None = None, seed: int
 
 def _mmd2(fake: Tensor, real: Tensor, sigma: list[float], seed: int) -> tuple[float, float, float]:
     """The unbiased MMD^2, its standard error, and the p-value."""
-    weights = mean_weights(sigma)
-    estimate = gkfast.mmd2_and_variance(fake, real, sigma, weights=weights)
+    estimate = gkfast.mmd2_and_variance(fake, real, sigma, weights="mean")
     x, y = fake[: metrics._TESTED], real[: metrics._TESTED]
     test = gkfast.mmd_test(
-        x, y, sigma, weights=weights, permutations=metrics._PERMUTATIONS, seed=seed, null_statistics=True
+        x, y, sigma, weights="mean", permutations=metrics._PERMUTATIONS, seed=seed, null_statistics=True
     )
     # where the distributions are near each other the unbiased variance may fall below zero; it is at least that of
     # equal ones, which goes with the square of 1/N + 1/M

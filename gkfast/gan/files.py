@@ -95,14 +95,12 @@ def write(samples: Tensor, out: str, sampler: Sampler) -> None:
     write_bytes(path, text.getvalue().encode())
 
 
-def make_folder(folder: Path, out: str) -> None:
+def make_folder(folder: Path, out: str, what: str = "where a folder can be made") -> None:
     """The folder that --out asks for."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"--out must be where a folder can be made, got {out!r} ({error.strerror}); name another one"
-        ) from error
+        raise ValueError(f"--out must be {what}, got {out!r} ({error.strerror}); name another one") from error
 
 
 def _write_images(array: np.ndarray[Any, Any], path: Path, limits: tuple[float, float]) -> None:

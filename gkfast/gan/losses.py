@@ -19,7 +19,7 @@ import gkfast.checks
 import gkfast.distributed
 import gkfast.nn_checks
 from gkfast.gan import checks
-from gkfast.nn import ArticleRegularizer, KDERatioLoss, mean_weights
+from gkfast.nn import ArticleRegularizer, KDERatioLoss
 from gkfast.ops.torch_private import dispatch_modes, tracing_state, transforms
 
 Discriminator = Callable[[Tensor], Tensor]
@@ -134,7 +134,7 @@ def mmd(fake: Tensor, real: Tensor, sigma: float | Sequence[float]) -> Tensor:
     """
     sigmas = gkfast.nn_checks.constants("sigma", sigma)
     checks.samples(fake=fake, real=real)
-    return gkfast.distributed.mmd2(fake, real, sigmas, weights=mean_weights(sigmas))
+    return gkfast.distributed.mmd2(fake, real, sigmas, weights="mean")
 
 
 def log_kde_ratio(fake: Tensor, real: Tensor, sigma: float | Sequence[float]) -> Tensor:

@@ -13,7 +13,6 @@ import gkfast
 from gkfast.gan import checks, classifier, encoder
 from gkfast.gan.classifier import Classifier
 from gkfast.gan.data import Data, spiral_curve
-from gkfast.nn import mean_weights
 
 # samples drawn to evaluate: 10 000 for the Parzen window (Goodfellow et al. 2014), 26 000 for stacked digits and 2500
 # for the rest (Srivastava et al. 2017)
@@ -185,26 +184,26 @@ def two_sample(fake: Tensor, real: Tensor, sigma: Sequence[float], seed: int = 0
         fake[:_TESTED],
         real[:_TESTED],
         list(sigma),
-        weights=mean_weights(sigma),
+        weights="mean",
         permutations=_PERMUTATIONS,
         seed=seed,
     )
     found: dict[str, float] = {"mmd2": held_out_mmd2(fake, real, sigma), "p_value": float(test.p_value)}
     # the estimate of a variance needs four rows, and may fall below 0
     if min(len(fake), len(real)) >= 4:
-        spread = gkfast.mmd2_and_variance(fake.double(), real.double(), list(sigma), weights=mean_weights(sigma))
+        spread = gkfast.mmd2_and_variance(fake.double(), real.double(), list(sigma), weights="mean")
         found["mmd2_error"] = math.sqrt(max(float(spread.variance), 0.0))
     return found
 
 
 def held_out_mmd2(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> float:
     """The unbiased squared MMD to held-out data, averaged over fixed bandwidths; near 0 (also below) when equal."""
-    return float(gkfast.mmd2(fake.double(), real.double(), list(sigma), weights=mean_weights(sigma)))
+    return float(gkfast.mmd2(fake.double(), real.double(), list(sigma), weights="mean"))
 
 
 def mean_kernels(fake: Tensor, real: Tensor, sigma: Sequence[float]) -> dict[str, float]:
     """Mean kernel values, averaged over bandwidths: x is generated and y real (gkfast.kernel_means)."""
-    means = gkfast.kernel_means(fake, real, list(sigma), weights=mean_weights(sigma))
+    means = gkfast.kernel_means(fake, real, list(sigma), weights="mean")
     return {"k_xx": float(means.xx), "k_yy": float(means.yy), "k_xy": float(means.xy)}
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 import gkfast
 from gkfast.gan import objectives
 from gkfast.gan.data import Data
-from gkfast.nn import mean_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,7 +171,7 @@ def _witness(
     points: Tensor, fake: Tensor, real: Tensor, sigma: list[float], see: Callable[[Tensor], Tensor]
 ) -> np.ndarray[Any, Any]:
     points, fake, real = map(see, (points, fake, real))
-    values: np.ndarray[Any, Any] = gkfast.witness(points, fake, real, sigma, weights=mean_weights(sigma)).numpy()
+    values: np.ndarray[Any, Any] = gkfast.witness(points, fake, real, sigma, weights="mean").numpy()
     return values
 
 
