@@ -1,5 +1,7 @@
 """The drifting field, against the dense definition, scores, copies of rows and awkward input."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -103,9 +105,61 @@ def test_float32_keeps_the_contract(shape, exponent, powers, library, numpy_of):
     close(wide, exact, 1e-10)
 
 
+@pytest.fixture
+def sweeps(monkeypatch):
+    """Small problems are given to the sweeps of large ones."""
+    module = importlib.import_module("gkfast.kernels.cpu.drift")
+    return lambda: monkeypatch.setattr(module, "applies", lambda *_: False)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("skip", [False, True])
+def test_small_problems_have_the_field_of_large_ones(shape, dtype, skip, sweeps):
+    fake, real = samples(*shape, batch=(2,), dtype=dtype)
+    own = np.concatenate([fake, real[:, :1]], 1)
+    weights = np.random.default_rng(3).uniform(0.1, 3, real.shape[:-1]).astype(dtype)
+    options = {"sigma": (shape[2] / 3) ** 0.5, "real_weights": weights, "skip_self": skip}
+    calls = [dict(options, powers=powers) for powers in POWERS[:4]]
+    found = [gkfast.drift(fake, real, own, **call) for call in calls]
+    sweeps()
+    for field, call in zip(found, calls, strict=True):
+        close(field, gkfast.drift(fake, real, own, **call), 2e-6 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", ["one side far", "a row far", "uneven weights", "huge", "tiny", "one near pair"])
+def test_what_small_problems_leave_to_sweeps(case, dtype, monkeypatch):
+    module, fields = importlib.import_module("gkfast.kernels.cpu.drift"), []
+    small = module.small_drift
+    monkeypatch.setattr(module, "small_drift", lambda *a: fields.append(small(*a)) or fields[-1])
+    fake, real = samples(20, 30, 70, dtype=dtype)
+    sigma, weights = 4.0, np.ones(30, dtype)
+    if case == "one side far":
+        real += 8
+    elif case == "a row far":
+        fake[3] += 9
+    elif case == "uneven weights":
+        weights[::2] = 1e-12
+    elif case == "one near pair":
+        fake[7] = real[5] * dtype(1 + 1e-6)
+    else:
+        factor = dtype(10.0 ** ((1 if case == "huge" else -1) * (30 if dtype == np.float32 else 140)))
+        fake, real, sigma = fake * factor, real * factor, sigma * float(factor)
+    exact = gkfast.drift(
+        *(a.astype(float) for a in (fake, real)), real_weights=weights.astype(float), sigma=sigma, backend="reference"
+    )
+    found = gkfast.drift(fake, real, sigma=sigma, real_weights=weights)
+    close(found, exact, 1e-5 if dtype == np.float32 else 1e-11)
+    assert (fields[0] is None) == (case != "one near pair")
+
+
 @pytest.mark.parametrize("hostile", ["far from the origin", "two clusters", "duplicates", "an outlier"])
-@pytest.mark.parametrize("powers", [(0.5, 0.5), None])
-def test_hostile_data(hostile, powers):
+@pytest.mark.parametrize("powers", [(0.5, 0.5), (0.5, 0.5, "sweeps"), None])
+def test_hostile_data(hostile, powers, sweeps):
+    if powers is not None and len(powers) == 3:
+        powers = powers[:2]
+        sweeps()
     fake, real = samples(60, 80, 8, dtype=np.float32)
     if hostile == "far from the origin":
         fake, real = fake + np.float32(1000), real + np.float32(1000)
@@ -174,8 +228,9 @@ def test_awkward_input(library, numpy_of):
     assert np.isnan(numpy_of(gkfast.drift(library(fake), library(real), sigma=1.0))[2]).all()
 
 
-def test_same_bits_for_any_number_of_threads(threads):
-    fake, real = samples(500, 700, 40, dtype=np.float32)
+@pytest.mark.parametrize("shape", [(500, 700, 40), (60, 70, 40, (5,))])
+def test_same_bits_for_any_number_of_threads(threads, shape):
+    fake, real = samples(*shape, dtype=np.float32)
     found = []
     for count in (1, 2):
         threads(count)

@@ -57,11 +57,11 @@ def test_the_table_has_every_run_and_every_bar(tmp_path):
 
 
 def test_mnist_is_asked_for_a_lead_over_the_control():
-    def mnist(fid, recall=0.9, precision=0.9, coverage=0.8):
+    def mnist(fid, recall=0.9, precision=0.9, coverage=0.8, name="mnist"):
         runs = {"kernel": (fid, recall, precision, coverage), "rpgan": (40.0, 0.9, 0.9, 0.8)}
         names = ("fid", "manifold_recall", "manifold_precision", "coverage")
         return [
-            {"data": "mnist", "run": kind, "seed": 0} | dict(zip(names, values, strict=True))
+            {"data": name, "run": kind, "seed": 0} | dict(zip(names, values, strict=True))
             for kind, values in runs.items()
         ]
 
@@ -70,6 +70,8 @@ def test_mnist_is_asked_for_a_lead_over_the_control():
     assert not gan_quality.reached(mnist(22.1), "mnist")
     assert not gan_quality.reached(mnist(20.0, recall=0.89), "mnist")
     assert not gan_quality.reached(mnist(20.0, coverage=0.76), "mnist")
+    assert gan_quality.reached(mnist(28.0, name="mnist-600"), "mnist-600")
+    assert not gan_quality.reached(mnist(28.1, name="mnist-600"), "mnist-600")
 
 
 def test_equal_time_counts_every_stage(monkeypatch):
@@ -82,11 +84,11 @@ def test_equal_time_counts_every_stage(monkeypatch):
     assert gan_quality.stages(control) == {"adversary": 300}
     times = {"encoder": 0.02, "codes": 0.01, "adversary": 0.06, "own adversary": 0.05}
     monkeypatch.setattr(gan_quality, "step_times", lambda *_: times)
-    assert gan_quality.equal_steps(None, kernel, control, "rpgan") == (2 + 0.5 + 18) / 0.05
+    assert gan_quality.equal_steps(None, kernel, control, "mnist", "rpgan") == (2 + 0.5 + 18) / 0.05
     # another run with an encoder pays for it too
     other = gan_quality.settings_of(kernel, {"lam": 1.0, "code_steps": 0})
     times |= {"own encoder": 0.02, "own codes": 0.01}
-    assert gan_quality.equal_steps(None, kernel, other, "code") == round((2 + 0.5 + 18 - 2) / 0.05)
+    assert gan_quality.equal_steps(None, kernel, other, "mnist", "code") == round((2 + 0.5 + 18 - 2) / 0.05)
     # quality is drawn over the same seconds
     records = [{"stage": "codes", "step": 50}, {"stage": "rpgan+mmd", "step": 300}]
     summary = kernel.settings() | {"encoder_seconds": 1.0}
@@ -99,12 +101,12 @@ def test_every_stage_is_timed(tmp_path, monkeypatch):
         monkeypatch.setattr(gan_quality, name, value)
     kernel = Config.from_settings(data="digits", loss="rpgan+mmd", space="encoder", batch=16, code=3, code_steps=5)
     control = gan_quality.settings_of(kernel, {"loss": "rpgan"})
-    times = gan_quality.step_times(data.digits(), kernel, control, "rpgan")
+    times = gan_quality.step_times(data.digits(), kernel, control, "digits", "rpgan")
     assert times.keys() == {"encoder", "codes", "adversary", "own adversary"}
     assert all(seconds > 0 for seconds in times.values())
     # and kept
     monkeypatch.setattr(gan_quality, "stage_steps", None)
-    assert gan_quality.step_times(None, kernel, control, "rpgan") == times
+    assert gan_quality.step_times(None, kernel, control, "digits", "rpgan") == times
 
 
 def test_steps_with_and_without_gkfast(monkeypatch):

@@ -9,7 +9,7 @@ calls, threads, pool, memory   who runs which rows, in what memory
 compiled, passes, library      how code is compiled
 processor, disk, precompile    for which processors, where it is kept, all of it beforehand
 rbf, rbf_matmul, log_density, kernel_sums, drift   the operations; small_sets: kernel_sums of many tiny problems;
-    baselines: where some of their sums take k - 1
+    small_drift: drift of those whose kernels stay in the cache; baselines: where some of their sums take k - 1
 
 Shapes: x (B, N, D), y (B, M, D), v (B, M, E), sigma and weights (B, S) float64, a (B, N), b (B, M).
 """

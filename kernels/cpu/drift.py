@@ -10,6 +10,7 @@ from .compiled import inner
 from .gradients import _add_product, _add_pull
 from .memory import as_contiguous
 from .points import example_points, panel_width
+from .small_drift import applies, small_drift
 from .sweep import _finite
 from .tile import NO_DIAGONAL, ROWS, distances
 from .vector import at_least, cleared, exp2, fma, lane_of, load, splat, store, total
@@ -271,21 +272,27 @@ def drift(x, y, z, sigma, y_weights, z_weights, *, powers, skip_diagonal, in_flo
     float32 data are computed in float32 as far as that is right.
     """
     (batch, n, dims), real = x.shape, y.shape[1]
-    points = np.concatenate([y, z], 1)
-    with np.errstate(divide="ignore"):
-        # a row without weight has no share
-        logs = np.log2(np.concatenate([y_weights, z_weights], 1))
-    places, out, greatest = (real, real if skip_diagonal else -1), np.empty((batch, n, dims)), np.zeros(1)
-    if out.size == 0:
-        return out.astype(x.dtype)
+    if x.size == 0:
+        return np.zeros(x.shape, x.dtype)
+    weights = np.concatenate([y_weights, z_weights], 1)
+    places, greatest, sigma = (real, real if skip_diagonal else -1), np.zeros(1), as_contiguous(sigma)
+    powers = float(powers[0]), float(powers[1])
     for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
         if dtype == np.float32 and (x.dtype == np.float64 or in_float64):
             continue
-        arrays = tuple(as_contiguous(p.astype(dtype, copy=False)) for p in (x, points))
-        bandwidths = as_contiguous(sigma), np.ones((batch, 1)), NO_BASELINE
-        pairs, accuracy = n * points.shape[1], "exponent" if dtype == np.float32 else "density64"
+        points = tuple(as_contiguous(p.astype(dtype, copy=False)) for p in (x, y, z))
+        pairs, accuracy = n * weights.shape[1], "exponent" if dtype == np.float32 else "density64"
         work, limit = batch * pairs * (4 * dims + 60), limits(dtype, pairs, dims, accuracy, "gradient")
-        _drift(dtype, work, arrays, bandwidths, limit, logs, places, tuple(map(float, powers)), greatest, out)
+        if applies(points[0], weights.shape[1]):
+            field = small_drift(points, sigma, limit, weights, places, powers, work)
+            if field is not None:
+                return field.astype(x.dtype, copy=False)
+        arrays = points[0], np.concatenate(points[1:], 1)
+        with np.errstate(divide="ignore"):
+            # a row without weight has no share
+            logs = np.log2(weights)
+        bandwidths, out = (sigma, np.ones((batch, 1)), NO_BASELINE), np.empty((batch, n, dims))
+        _drift(dtype, work, arrays, bandwidths, limit, logs, places, powers, greatest, out)
         if greatest[0] <= _MOST_EXPONENT:
             break
     return out.astype(x.dtype)

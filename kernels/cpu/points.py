@@ -24,7 +24,7 @@ from .arrays import empty, fill, zeros
 from .calls import parallel_for
 from .compiled import inner
 from .tile import RESTART_EVERY, RESTART_TOTAL_EVERY, ROWS
-from .vector import BYTES, at_least, fma, load, splat, store, transpose
+from .vector import BYTES, at_least, fma, lane_of, load, splat, store, total, transpose
 
 
 class Points(NamedTuple):
@@ -56,17 +56,37 @@ def _example(dtype):
 @inner
 def _extend_range(x, low, high, largest):
     """Extends low (D,) and high (D,) by the finite values of x (N, D); whether all are finite."""
-    n, dims = x.shape
+    (n, dims), lanes = x.shape, panel_width(x) // 2
+    zero, infinite = splat(x.dtype.type(0)), splat(x.dtype.type(np.inf))
+    finite, whole = True, dims // lanes * lanes
+    for k in range(0, whole, lanes):
+        # without a test of each value, as long as all are finite; of the lower end the opposite
+        opposite, top, odd = zero - infinite, zero - infinite, zero
+        for i in range(n):
+            v = load(x, i * dims + k)
+            opposite, top, odd = at_least(opposite, zero - v), at_least(top, v), fma(v, zero, odd)
+        if total(odd) == 0:
+            for lane in range(lanes):
+                low[k + lane] = min(low[k + lane], -lane_of(opposite, lane))
+                high[k + lane] = max(high[k + lane], lane_of(top, lane))
+        else:
+            finite &= _extend_one_by_one(x, k, k + lanes, low, high, largest)
+    return finite & _extend_one_by_one(x, whole, dims, low, high, largest)
+
+
+@inner
+def _extend_one_by_one(x, first, stop, low, high, largest):
+    """`_extend_range` for coordinates from first to before stop."""
     odd = 0
-    for i in range(n):
+    for i in range(x.shape[0]):
         row = x[i]
         # without branches, so that it becomes vector code
-        for k in range(dims):
+        for k in range(first, stop):
             v, least, most = row[k], low[k], high[k]
             finite = abs(v) <= largest
             low[k] = v if finite & (v < least) else least
             high[k] = v if finite & (v > most) else most
-        for k in range(dims):
+        for k in range(first, stop):
             odd += np.int32(not (abs(row[k]) <= largest))
     return odd == 0
 
