@@ -76,7 +76,8 @@ BARS: dict[str, dict[str, tuple[bool, float]]] = {
         "reverse_kl": (False, 0.002),
         "mmd2": (False, 0.003),
     },
-    "grid": {"modes": (True, 24), "high_quality": (True, 0.94), "reverse_kl": (False, 0.003)},
+    # of 2500 samples, even the data have a reverse KL of 0.0048 on average; of all 10 000 one of 0.0012
+    "grid": {"modes": (True, 24), "high_quality": (True, 0.94), "reverse_kl_of_all": (False, 0.003)},
     "spiral": {"recall": (True, 1.0), "median_distance": (False, 0.018)},
     "digits": {"classes": (True, 10), "class_kl": (False, 0.01), "parzen": (True, 23)},
     "stacked": {"modes": (True, 950), "reverse_kl": (False, 0.2)},
@@ -92,7 +93,11 @@ _FEATURES = (
     *("fid", "kid", "manifold_precision", "manifold_recall", "coverage", "class_kl"),
     *("nearest_pixels", "nearest_features"),
 )
-FIGURES = {name: (*bars, *(_FEATURES if name in FRACTIONS else ()), *_COMMON) for name, bars in BARS.items()}
+_BESIDE = {"grid": ("reverse_kl",)}
+FIGURES = {
+    name: (*bars, *_BESIDE.get(name, ()), *(_FEATURES if name in FRACTIONS else ()), *_COMMON)
+    for name, bars in BARS.items()
+}
 # rounds of steps by which the time of a step is measured
 _ROUNDS, _STEPS = 8, 12
 

@@ -107,6 +107,7 @@ def evaluate(
     by_rows: list[tuple[Callable[[Tensor], dict[str, float]], Tensor]] = []
     if data.centres is not None:
         by_rows.append((partial(mode_metrics, centres=data.centres, std=data.std), counted))
+        by_rows.append((partial(_kl_of_all, centres=data.centres), fake))
     if data.plane is not None:
         by_rows.append((spiral_metrics, counted @ data.plane))
     known = None if judge is None else judge.classes
@@ -213,7 +214,8 @@ def mode_metrics(fake: Tensor, centres: Tensor, std: float) -> dict[str, float]:
     A sample is of high quality if it lies within 3 standard deviations of a centre (Srivastava et al. 2017).
     `modes` are the centres with one such sample or more; with thousands of samples nearly every GAN has them
     all, so `strict_modes` asks for a fifth of a fair share, N / K, of them. `high_quality` is their fraction,
-    and `reverse_kl` is KL(generated || uniform) over the nearest centres (Lin et al. 2018), in nats.
+    and `reverse_kl` is KL(generated || uniform) over the nearest centres (Lin et al. 2018), in nats. Perfect samples
+    score (K - 1) / 2N on average: 0.0048 for 2500 samples of 25 modes.
     """
     centres = centres.to(fake)
     distance, nearest = (fake[:, None] - centres).norm(dim=2).min(dim=1)
@@ -226,6 +228,11 @@ def mode_metrics(fake: Tensor, centres: Tensor, std: float) -> dict[str, float]:
         "high_quality": float(good.double().mean()),
         "reverse_kl": _kl(torch.bincount(nearest, minlength=K), torch.ones(K)),
     }
+
+
+def _kl_of_all(fake: Tensor, centres: Tensor) -> dict[str, float]:
+    nearest = torch.cdist(fake, centres.to(fake)).argmin(1)
+    return {"reverse_kl_of_all": _kl(torch.bincount(nearest, minlength=len(centres)), torch.ones(len(centres)))}
 
 
 def spiral_metrics(fake: Tensor) -> dict[str, float]:

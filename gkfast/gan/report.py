@@ -37,6 +37,7 @@ _METRICS: dict[str, tuple[str, str, str]] = {
     "modes": ("Modes", "with one good sample or more", ".0f"),
     "high_quality": ("High quality", "fraction of samples within 3 standard deviations of a mode", ".3f"),
     "reverse_kl": ("Reverse KL", "from the generated to the real mode frequencies, in nats", ".4f"),
+    "reverse_kl_of_all": ("Reverse KL of all", "the same of 10 000 samples: chance counts for less", ".4f"),
     "recall": ("Recall", "share of the spiral that is covered", ".3f"),
     "median_distance": ("Median distance", "of samples to the spiral", ".4f"),
     "mmd2": ("MMD²", "to held-out data in {raw}, unbiased; 0 where the distributions agree", ".5f"),
