@@ -117,12 +117,12 @@ def main() -> int:
     torch.set_num_threads(1)
     rows = [] if options.sweep else before(options.results, options.data.split(","))
     for name in options.data.split(","):
-        source, settings = OTHERS.get(name, (name, {}))
+        source, changed = OTHERS.get(name, (name, {}))
         real = data.load(source)
         tried = SWEEP[name] if options.sweep else controls(name)
         for seed in [0] if options.sweep else map(int, options.seeds.split(",")):
             config = Config.from_settings(
-                **{**DEFAULTS[source], **settings, "data": source, "seed": seed, "control": False}
+                **{**DEFAULTS[source], **changed, "data": source, "seed": seed, "control": False}
             )
             if options.steps is not None:
                 config = config.changed(steps=options.steps)

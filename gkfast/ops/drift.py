@@ -70,14 +70,13 @@ def by_operators(
     def log_sums(p: Tensor, q: Tensor, weights: Tensor, skip: bool) -> Tensor:
         return log_density(p, q, sigma, (0.0,), weights, leave_one_out=skip, **options)
 
-    ones, sides = (
-        torch.ones_like(x[..., 0], dtype=torch.float64),
-        ((y, y_weights, False), (z, z_weights, skip_diagonal)),
-    )
-    rows = torch.logaddexp(*(log_sums(x, p, a, skip) for p, a, skip in sides))
+    # z first, so that a row and its own column have the same place
+    both, both_weights = torch.cat([z, y], -2), torch.cat([z_weights, y_weights], -1)
+    rows = log_sums(x, both, both_weights, skip_diagonal)
+    ones = torch.ones_like(x[..., 0], dtype=torch.float64)
+    of_z, of_y = log_sums(both, x, ones, skip_diagonal).split([z.shape[-2], y.shape[-2]], -1)
     found = []
-    for points, weights, skip in sides:
-        columns = log_sums(points, x, ones, skip)
+    for points, weights, columns, skip in ((y, y_weights, of_y, False), (z, z_weights, of_z, skip_diagonal)):
         # a row without weight has no share, nor has one that meets none
         alive = (weights > 0) & (columns != -math.inf)
         shift = torch.where(alive, powers[1] * columns - weights.log(), math.inf)
@@ -97,5 +96,5 @@ def by_operators(
         # a pull is over sigma^2
         pull = pull.double() * wide
         found.append((pull[..., -1:], pull[..., :dims] * wide))
-    (of_y, pull), (of_z, push) = found
-    return of_z * pull - of_y * push
+    (y_sums, pull), (z_sums, push) = found
+    return z_sums * pull - y_sums * push
