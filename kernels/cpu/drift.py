@@ -57,7 +57,7 @@ def _log_sums(memory, start, stop, points, plan, column_log, places, sums):
     n, m, width = points[0].count, points[1].count, points[1].columns.shape[3]
     lanes, size = width // 2, tops.shape[2]
     d2, t = empty(memory, ROWS * _COLUMNS, column_log.dtype), empty(memory, _COLUMNS, column_log.dtype)
-    greatest, row_sums = empty(memory, ROWS, np.float64), empty(memory, ROWS, np.float64)
+    greatest, row_sums = empty(memory, step, np.float64), empty(memory, step, np.float64)
     real = column_log.dtype.type
     lowest = splat(real(-np.inf))
     for number in range(start, stop):
@@ -65,11 +65,13 @@ def _log_sums(memory, start, stop, points, plan, column_log, places, sums):
         c, near = splat(-plan.scale[b, 0]), (real(plan.slope[b]), real(plan.offset[b]))
         fill(tops[b, chunk], _LOWEST)
         fill(columns[b, chunk], 0)
-        for i0 in range(chunk * step, min(n, (chunk + 1) * step), ROWS):
-            height = min(ROWS, n - i0)
-            fill(greatest, -np.inf)
-            fill(row_sums, 0)
-            for j0 in range(0, m, _COLUMNS):
+        fill(greatest, -np.inf)
+        fill(row_sums, 0)
+        first, stop_row = chunk * step, min(n, (chunk + 1) * step)
+        # a block of columns stays in the second-level cache while the rows pass
+        for j0 in range(0, m, _COLUMNS):
+            for i0 in range(first, stop_row, ROWS):
+                height = min(ROWS, n - i0)
                 wide = _block(points, b, i0, j0, near, first_self, d2)
                 for r in range(height):
                     top_lanes = lowest
@@ -83,13 +85,14 @@ def _log_sums(memory, start, stop, points, plan, column_log, places, sums):
                         top = value if value > top or value != value else top
                     if top == -np.inf:
                         continue
-                    if top > greatest[r] or top != top:
-                        row_sums[r] *= 2.0 ** (greatest[r] - top) if greatest[r] > -np.inf else 1.0
-                        greatest[r] = top
-                    reference, part = splat(real(greatest[r])), splat(real(0))
+                    own = i0 - first + r
+                    if top > greatest[own] or top != top:
+                        row_sums[own] *= 2.0 ** (greatest[own] - top) if greatest[own] > -np.inf else 1.0
+                        greatest[own] = top
+                    reference, part = splat(real(greatest[own])), splat(real(0))
                     for j in range(0, wide, lanes):
                         part = part + exp2(load(t, j) - reference)
-                    row_sums[r] += np.float64(total(part))
+                    row_sums[own] += np.float64(total(part))
                 for j in range(0, wide, lanes):
                     at = (b * count + chunk) * size + j0 + j
                     before = load(tops, at)
@@ -101,8 +104,8 @@ def _log_sums(memory, start, stop, points, plan, column_log, places, sums):
                         part = part + exp2(load(d2, r * _COLUMNS + j) * c - top)
                     store(tops, at, top)
                     store(columns, at, part)
-            for r in range(height):
-                rows[b, i0 + r] = greatest[r] + np.log2(row_sums[r])
+        for i in range(first, stop_row):
+            rows[b, i] = greatest[i - first] + np.log2(row_sums[i - first])
 
 
 def _pulls_example(dtype):
