@@ -20,7 +20,7 @@ _BLOCK_ROWS, _COLUMNS = 8 * ROWS, 256
 # rows whose column sums are kept apart, at least, and how many such chunks there are at most
 _CHUNK_ROWS, _MOST_CHUNKS = 128, 32
 # the greatest exponent, |x_i - z_j|^2 / (2 sigma^2) of a point and those nearest to it, that float32 is enough for
-_MOST_EXPONENT = 128
+_MOST_EXPONENT = 64
 # below every exponent, and finite, lest the difference of two be NaN
 _LOWEST = -3e38
 
