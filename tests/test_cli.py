@@ -19,7 +19,7 @@ from PIL import Image
 
 import gkfast
 from gkfast.cli import main
-from gkfast.gan import encoder, metrics
+from gkfast.gan import config, encoder, metrics
 from gkfast.gan.checkpoint import Checkpoints, Signals
 from gkfast.gan.config import DEFAULTS
 from gkfast.gan.train import Training
@@ -538,3 +538,19 @@ def test_info_says_what_runs_here(capsys):
     assert re.search(r"vectors of (128|256|512) bits", lines["CPU"])
     assert lines["threads"].startswith(f"{torch.get_num_threads()}, ")
     assert re.search(r"\d+ files, [\d.]+ MiB", lines["cache"])
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "rate"),
+    [
+        ("ring", "mmd", 8e-3),
+        ("ring", "gan+mmd", 1e-3),
+        ("ring", "gmmn", 1e-3),
+        ("grid", "rpgan", 1e-3),
+        ("mnist", "rpgan+gmmn", 1e-3),
+        ("mnist", "rpgan", 4e-3),
+    ],
+)
+def test_rates_suit_the_loss(data, loss, rate):
+    assert config.resolve(None, {"data": data, "loss": loss}, []).recipe.generator_rate == rate
+    assert config.resolve(None, {"data": data, "loss": loss, "generator_rate": 0.5}, []).recipe.generator_rate == 0.5

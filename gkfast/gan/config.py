@@ -300,12 +300,15 @@ _MIXTURE = {
     "batch": 512,
     "units": 128,
     "layers": 3,
+    # a loss that has its minimum bears great rates: twice as much is too much
+    "generator_rate": 8e-3,
+    "control_rate": 1e-3,
     "final_rate": 0.0,
     "ema": 0.999,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "ring": _MIXTURE | {"steps": 24000},
-    "grid": _MIXTURE | {"steps": 20000},
+    "ring": _MIXTURE | {"steps": 8000},
+    "grid": _MIXTURE | {"steps": 16000},
     "spiral": {
         "loss": "gan+mmd",
         "ladder": [0.1, 0.2, 0.4, 0.8, 1.6],
@@ -432,12 +435,16 @@ def resolve(
     if chosen.get("encoder"):
         # it has no decoder, and the bandwidths are those of the default's code
         defaults = {**defaults, "space": "encoder", "code_steps": 0, "code_prior": "network"}
-    kernel = objectives.split_name(str(chosen.get("loss", defaults.get("loss", Config.loss))))[1]
+    usual = str(defaults.get("loss", Config.loss))
+    loss = str(chosen.get("loss", usual))
+    kernel = objectives.split_name(loss)[1]
     # a function of the user's takes rows, unless an encoder is asked for
-    if kernel is None or (own.is_name(kernel) and not chosen.get("encoder")):
+    on_data = kernel is None or (own.is_name(kernel) and not chosen.get("encoder"))
+    if on_data:
         defaults = {**defaults, "space": "data"}
-        if before is None:
-            defaults |= _control_rates(defaults.get("control_rate", 0.0))
+    # the rates that suit a kernel alone suit no other loss
+    if before is None and (on_data or (loss != usual and objectives.split_name(usual)[0] is None)):
+        defaults = {**defaults, **_control_rates(defaults.get("control_rate", 0.0))}
     return Config.from_settings(**{**defaults, **chosen})
 
 
