@@ -335,7 +335,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "discriminator_rate": 2e-3,
         "warmup": 500,
         "control_rate": 2e-3,
-        "control_steps": 3400,
+        "control_steps": 4000,
         "r1": 1.0,
         "r2": 1.0,
         "steps": 2000,
