@@ -165,11 +165,12 @@ def test_no_operation_returns_what_numba_runs_python_to_make(rng):
         assert np.isfinite(value).all()
     assert np.isfinite(gkfast.mmd2(x, x + 1, 1.0))
     assert np.isfinite(gkfast.log_density(x, x, 1.0)).all()
+    assert np.isfinite(gkfast.drift(x, x + 1, sigma=1.0)).all()
     entries = [
         dispatcher
         for dispatcher in compiled._dispatchers
         if dispatcher.__module__.startswith("gkfast.") and not dispatcher.targetoptions.get("no_cpython_wrapper")
     ]
     kinds = {str(code.signature.return_type) for entry in entries for code in entry.overloads.values()}
-    assert len(entries) == 9
+    assert len(entries) == 10
     assert kinds == {"none", "bool"}
