@@ -94,7 +94,7 @@ def curves_figure(histories: Mapping[str, Sequence[Mapping[str, float]]], rows: 
         axis.set_ylabel(unit, color=_GREY, fontsize=8.5)
         axis.grid(axis="y", color="#e6e9ed", linewidth=0.8)
         _hide(axis, "top", "right", "left")
-        axis.tick_params(which="minor", length=0)
+        axis.tick_params(which="minor", colors=_GREY, length=0)
         axis.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
         axis.spines["bottom"].set_color("#c5ccd3")
     return figure
@@ -118,13 +118,16 @@ def quality_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) 
             axis.plot(*points.mean(0).T, "o-", color=colour, label=heading(loss), linewidth=1.8, markersize=4)
         if name != "modes":
             axis.set_yscale("log")
+            # 20 and 30, not powers of ten
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
         axis.set_title(names[name], loc="left", fontsize=11, color=_INK)
         axis.set_xlabel("seconds of training, all stages counted", color=_GREY)
         axis.set_ylabel(units[name], color=_GREY, fontsize=8.5)
         axis.set_xlim(left=0)
         axis.grid(axis="y", which="both", color="#e6e9ed", linewidth=0.8)
         _hide(axis, "top", "right", "left")
-        axis.tick_params(which="minor", length=0)
+        axis.tick_params(which="minor", colors=_GREY, length=0)
         axis.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
     return figure
 

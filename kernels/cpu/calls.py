@@ -18,7 +18,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from .arrays import MEMORY, emit_memory, emit_release, release, type_of, within
-from .compiled import compiled, compiling, inner
+from .compiled import compiled, compiling, inner, undisturbed
 from .memory import acquire_arena, release_arena
 from .threads import thread_team
 from .vector import emit_flush_subnormals
@@ -60,13 +60,16 @@ def operation(*loops: Any) -> Callable[[Callable[..., Any]], Any]:
             start(dtype, *loops)
             dispatcher.compile((typeof(EXAMPLE_RUN), typeof(arguments)))
 
+        def make(dtype: np.dtype, *arguments: Any) -> None:
+            with compiling():
+                compile_all(dtype, *arguments)
+                pointers[dtype] = (*pointers_of(dtype, *loops), *unused)
+
         def call(dtype: np.dtype, work: int, *arguments: Any) -> Any:
             if getattr(_own, "only_compiling", False):
                 return compile_all(dtype, *arguments)
             if dtype not in pointers:
-                with compiling():
-                    compile_all(dtype, *arguments)
-                    pointers[dtype] = (*pointers_of(dtype, *loops), *unused)
+                undisturbed(lambda: make(dtype, *arguments))
             arena = acquire_arena()
             result = dispatcher((pointers[dtype], thread_team(work), arena), arguments)
             release_arena(arena)
@@ -104,9 +107,14 @@ def start(dtype: Any, *codes: Any) -> None:
 @cache
 def pointers_of(dtype: Any, *codes: Any) -> tuple[int, ...]:
     """Of all codes that have a pointer, 0 for None; compiled or loaded if need be, before anyone waits for one."""
-    with compiling():
-        start(dtype, *codes)
-        return tuple(0 if code is None else code.pointer(dtype) for code in codes)
+
+    def find() -> tuple[int, ...]:
+        with compiling():
+            start(dtype, *codes)
+            return tuple(0 if code is None else code.pointer(dtype) for code in codes)
+
+    found: tuple[int, ...] = undisturbed(find)
+    return found
 
 
 def _give_pointer(code: Any, dispatcher: Any, example: Callable[[Any], tuple[Any, ...]]) -> None:

@@ -26,7 +26,8 @@ if config.DISABLE_JIT:
     )
 
 _this_process = threading.RLock()
-_busy = False
+# the thread that compiles
+_busy: int | None = None
 _told = False
 _dispatchers: list[Any] = []
 
@@ -106,18 +107,60 @@ def compiling() -> Iterator[None]:
     """
     global _busy
     with _this_process:
-        if _busy:
+        if _busy is not None:
             yield
             return
-        _busy = True
+        _busy = threading.get_ident()
         try:
             with _uncollected(), _lightly(), shortcuts(), in_background():
                 yield
                 disk.keep()
         finally:
-            _busy = False
+            _busy = None
             disk.release()
     _tell_once()
+
+
+def undisturbed(work: Callable[[], Any]) -> Any:
+    """work(), by another thread if this is the main one, on which Python runs signal handlers.
+
+    What a handler raises in the middle of Numba may leave its tables, which are filled once, half filled for good.
+    Here it is raised when the work has ended.
+    """
+    if threading.current_thread() is not threading.main_thread() or _busy == threading.get_ident():
+        return work()
+    ended, found = threading.Event(), []
+
+    def run() -> None:
+        try:
+            found.append((work(), None))
+        except BaseException as error:
+            found.append((None, error))
+        finally:
+            ended.set()
+
+    raised: BaseException | None = None
+    thread = threading.Thread(target=run, name="gkfast compiles")
+    while True:
+        try:
+            if thread.ident is None:
+                thread.start()
+            ended.wait()
+            thread.join()
+            break
+        except RuntimeError:
+            if thread.ident is None:
+                # no thread can be started
+                return work()
+            raise
+        except BaseException as error:
+            raised = raised or error
+    if raised is not None:
+        raise raised
+    value, error = found[0]
+    if error is not None:
+        raise error
+    return value
 
 
 @contextmanager
