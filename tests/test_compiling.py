@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from numba.core.registry import cpu_target
 
 from gkfast.kernels.cpu import calls, disk, library
 from gkfast.kernels.cpu.calls import by_pointer, pointers_of
-from gkfast.kernels.cpu.compiled import compiled, compiling
+from gkfast.kernels.cpu.compiled import compiled, compiling, undisturbed
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_ctrl_c_while_it_compiles_leaves_nothing_half_done(first, tmp_path):
         assert "Exception ignored" not in done.stderr
         return map(int, done.stdout.split())
 
-    ended, count = run(4)
+    ended, count = run(12)
     assert ended > 0
     assert count > 0
     paths = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -214,3 +215,36 @@ def test_ctrl_c_while_it_compiles_leaves_nothing_half_done(first, tmp_path):
     assert [path.name for path in paths if not path.suffix] == ["lock"]
     # all that was compiled is there for the next process
     assert list(run(0)) == [0, 0]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers that send signals")
+@pytest.mark.parametrize("error", [RuntimeError("can't go on"), KeyboardInterrupt()])
+def test_what_a_handler_raises_waits_for_the_work(error):
+    done = []
+
+    def handler(*_):
+        raise error
+
+    def work():
+        time.sleep(0.3)
+        done.append(threading.current_thread())
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(type(error)) as caught:
+            undisturbed(work)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught.value is error
+    assert done[0] is not threading.main_thread()
+    assert not done[0].is_alive()
+
+
+def test_without_a_thread_the_work_is_done_here(monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert undisturbed(threading.current_thread) is threading.main_thread()

@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,38 +130,29 @@ def undisturbed(work: Callable[[], Any]) -> Any:
     """
     if threading.current_thread() is not threading.main_thread() or _busy == threading.get_ident():
         return work()
-    ended, found = threading.Event(), []
+    future: Future[Any] = Future()
 
     def run() -> None:
         try:
-            found.append((work(), None))
+            future.set_result(work())
         except BaseException as error:
-            found.append((None, error))
-        finally:
-            ended.set()
+            future.set_exception(error)
 
     raised: BaseException | None = None
     thread = threading.Thread(target=run, name="gkfast compiles")
-    while True:
+    while not future.done() or thread.is_alive():
         try:
             if thread.ident is None:
                 thread.start()
-            ended.wait()
+            wait([future])
             thread.join()
-            break
-        except RuntimeError:
-            if thread.ident is None:
-                # no thread can be started
-                return work()
-            raise
         except BaseException as error:
+            if thread.ident is None and str(error) == "can't start new thread":
+                return work()
             raised = raised or error
     if raised is not None:
         raise raised
-    value, error = found[0]
-    if error is not None:
-        raise error
-    return value
+    return future.result()
 
 
 @contextmanager
