@@ -45,17 +45,19 @@ CONTROLS: dict[str, dict[str, Any]] = {
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {"mnist-600": ("mnist", {"steps": 11_900})}
 
 # where the controls are tuned as the kernel's run is: the best of bench/results/gan_search.csv
-_BEST = {
-    **{"loss": "rpgan", "generator_rate": 4e-3, "discriminator_rate": 4e-3, "r1": 1.0, "r2": 1.0},
-    "warmup": 0,
-}
+_BEST = {"loss": "rpgan", "generator_rate": 4e-3, "discriminator_rate": 4e-3, "r1": 1.0, "r2": 1.0, "warmup": 0}
+
+
+def _at(rate: float, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with this rate of both networks."""
+    return {**settings, "generator_rate": rate, "discriminator_rate": rate}
+
+
 TUNED: dict[str, dict[str, dict[str, Any]]] = {
     **{name: {"rpgan": _BEST} for name in ("mnist", "mnist-600", "stacked-mnist")},
-    "digits": {"gan": CONTROLS["gan"], "rpgan": {**_BEST, "generator_rate": 2e-3, "discriminator_rate": 2e-3}},
+    "digits": {"gan": CONTROLS["gan"], "rpgan": _at(2e-3, _BEST)},
 }
-_LRS = {
-    f"rpgan-rate-{rate:g}": {**_BEST, "generator_rate": rate, "discriminator_rate": rate} for rate in (1e-3, 2e-3)
-}
+_LRS = {f"rpgan-rate-{rate:g}": _at(rate, _BEST) for rate in (1e-3, 2e-3)}
 SWEEP: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {
         **_LRS,
@@ -68,16 +70,11 @@ SWEEP: dict[str, dict[str, dict[str, Any]]] = {
     "mnist-600": _LRS,
     "stacked-mnist": _LRS,
     "digits": {
-        **{f"rpgan-rate-{r:g}-r-1": {**_BEST, "generator_rate": r, "discriminator_rate": r} for r in (1e-3, 4e-3)},
-        **{
-            f"rpgan-rate-{r:g}": {**_BEST, "generator_rate": r, "discriminator_rate": r, "r1": 0.1, "r2": 0.1}
-            for r in (5e-4, 1e-3, 2e-3, 4e-3)
-        },
+        **{f"rpgan-rate-{rate:g}-r-1": _at(rate, _BEST) for rate in (1e-3, 4e-3)},
+        **{f"rpgan-rate-{rate:g}": _at(rate, {**_BEST, "r1": 0.1, "r2": 0.1}) for rate in (5e-4, 1e-3, 2e-3, 4e-3)},
     },
     "grid": {
-        f"{loss}-rate-{r:g}": {**CONTROLS[loss], "generator_rate": r, "discriminator_rate": r}
-        for loss in CONTROLS
-        for r in (2e-3, 4e-3)
+        f"{loss}-rate-{rate:g}": _at(rate, settings) for loss, settings in CONTROLS.items() for rate in (2e-3, 4e-3)
     },
 }
 

@@ -155,10 +155,9 @@ def test_what_small_problems_leave_to_sweeps(case, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("hostile", ["far from the origin", "two clusters", "duplicates", "an outlier"])
-@pytest.mark.parametrize("powers", [(0.5, 0.5), (0.5, 0.5, "sweeps"), None])
-def test_hostile_data(hostile, powers, sweeps):
-    if powers is not None and len(powers) == 3:
-        powers = powers[:2]
+@pytest.mark.parametrize(("powers", "by_sweeps"), [((0.5, 0.5), False), ((0.5, 0.5), True), (None, False)])
+def test_hostile_data(hostile, powers, by_sweeps, sweeps):
+    if by_sweeps:
         sweeps()
     fake, real = samples(60, 80, 8, dtype=np.float32)
     if hostile == "far from the origin":

@@ -106,8 +106,8 @@ def evaluate(
     # functions of rows that were generated
     by_rows: list[tuple[Callable[[Tensor], dict[str, float]], Tensor]] = []
     if data.centres is not None:
-        by_rows.append((partial(mode_metrics, centres=data.centres, std=data.std), counted))
-        by_rows.append((partial(_kl_of_all, centres=data.centres), fake))
+        modes = partial(mode_metrics, centres=data.centres, std=data.std)
+        by_rows += [(modes, counted), (lambda rows: {"reverse_kl_of_all": modes(rows)["reverse_kl"]}, fake)]
     if data.plane is not None:
         by_rows.append((spiral_metrics, counted @ data.plane))
     known = None if judge is None else judge.classes
@@ -228,11 +228,6 @@ def mode_metrics(fake: Tensor, centres: Tensor, std: float) -> dict[str, float]:
         "high_quality": float(good.double().mean()),
         "reverse_kl": _kl(torch.bincount(nearest, minlength=K), torch.ones(K)),
     }
-
-
-def _kl_of_all(fake: Tensor, centres: Tensor) -> dict[str, float]:
-    nearest = torch.cdist(fake, centres.to(fake)).argmin(1)
-    return {"reverse_kl_of_all": _kl(torch.bincount(nearest, minlength=len(centres)), torch.ones(len(centres)))}
 
 
 def spiral_metrics(fake: Tensor) -> dict[str, float]:

@@ -278,8 +278,8 @@ def drift(x, y, z, sigma, y_weights, z_weights, *, powers, skip_diagonal, in_flo
     if x.size == 0:
         return np.zeros(x.shape, x.dtype)
     weights = np.concatenate([y_weights, z_weights], 1)
-    places, greatest, sigma = (real, real if skip_diagonal else -1), np.zeros(1), as_contiguous(sigma)
-    powers = float(powers[0]), float(powers[1])
+    bandwidths = as_contiguous(sigma), np.ones((batch, 1)), NO_BASELINE
+    places, greatest, powers = (real, real if skip_diagonal else -1), np.zeros(1), tuple(map(float, powers))
     for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
         if dtype == np.float32 and (x.dtype == np.float64 or in_float64):
             continue
@@ -287,14 +287,14 @@ def drift(x, y, z, sigma, y_weights, z_weights, *, powers, skip_diagonal, in_flo
         pairs, accuracy = n * weights.shape[1], "exponent" if dtype == np.float32 else "density64"
         work, limit = batch * pairs * (4 * dims + 60), limits(dtype, pairs, dims, accuracy, "gradient")
         if applies(points[0], weights.shape[1]):
-            field = small_drift(points, sigma, limit, weights, places, powers, work)
+            field = small_drift(points, bandwidths, limit, weights, places, powers, work)
             if field is not None:
                 return field.astype(x.dtype, copy=False)
         arrays = points[0], np.concatenate(points[1:], 1)
         with np.errstate(divide="ignore"):
             # a row without weight has no share
             logs = np.log2(weights)
-        bandwidths, out = (sigma, np.ones((batch, 1)), NO_BASELINE), np.empty((batch, n, dims))
+        out = np.empty((batch, n, dims))
         _drift(dtype, work, arrays, bandwidths, limit, logs, places, powers, greatest, out)
         if greatest[0] <= _MOST_EXPONENT:
             break

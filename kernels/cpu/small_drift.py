@@ -221,13 +221,6 @@ def _pull(w, line, points, b, near, tile, out):
 
 
 @inner
-def _ones(memory, shape):
-    array = empty(memory, shape, np.float64)
-    fill(array, 1)
-    return array
-
-
-@inner
 def _joined(memory, points, first, last):
     """x, and y and z together, of problems from first to before last."""
     x, y, z = points
@@ -240,7 +233,7 @@ def _joined(memory, points, first, last):
 
 
 @operation(*PACKING, _fields)
-def _small_drift(run, points, sigma, limit, weights, places, powers, out):
+def _small_drift(run, points, bandwidths, limit, weights, places, powers, out):
     """Fills in out (B, N, D); false if `drift` must do it."""
     (_, team, memory), (batch, n, dims), m = run, out.shape, weights.shape[1]
     # some problems at a time, whose points stay in the second-level cache
@@ -250,9 +243,9 @@ def _small_drift(run, points, sigma, limit, weights, places, powers, out):
         # in the memory of those before
         memory[1][0] = begin
         last = min(batch, first + step)
-        given, of_sigma = _joined(memory, points, first, last), part(sigma, first, last)
-        bandwidths = of_sigma, _ones(memory, of_sigma.shape), empty(memory, (last - first, 0), np.float64)
-        plan, packed = pack(run, given, bandwidths, limit, (False, False, True))
+        given = _joined(memory, points, first, last)
+        own = part(bandwidths[0], first, last), part(bandwidths[1], first, last), bandwidths[2]
+        plan, packed = pack(run, given, own, limit, (False, False, True))
         task = packed, plan, places, powers, part(weights, first, last), part(out, first, last)
         done, failed = empty(memory, last - first, np.bool_), np.int64(not plan.finite)
         for b in range(last - first):
@@ -266,8 +259,8 @@ def _small_drift(run, points, sigma, limit, weights, places, powers, out):
     return True
 
 
-def small_drift(points, sigma, limit, weights, places, powers, work):
+def small_drift(points, bandwidths, limit, weights, places, powers, work):
     """The field of points x, y and z, (B, N, D), or None where `drift` must do it."""
     x = points[0]
     out = np.empty(x.shape, x.dtype)
-    return out if _small_drift(x.dtype, work, points, sigma, limit, weights, places, powers, out) else None
+    return out if _small_drift(x.dtype, work, points, bandwidths, limit, weights, places, powers, out) else None
